@@ -1,0 +1,201 @@
+"""Every model by name: its module, arguments, image sizes and preprocessing."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import difflib
+import fnmatch
+import functools
+from typing import Any
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nfnets import nf_resnet
+from nfnets import nfnet
+from nfnets import utils
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """What belongs to a model's name."""
+
+  module: Callable[..., hk.Module]
+  kwargs: Mapping[str, Any]
+  train_size: int  # Pixels, of square images.
+  test_size: int
+  eval_preproc: str  # As `nfnets.data.preprocess.preprocess_eval` names it.
+
+
+def _table() -> dict[str, Entry]:
+  table = {}
+  for variant, row in nfnet.NFNet.variant_dict.items():
+    table[f'nfnet_{variant.lower()}'] = Entry(
+        nfnet.NFNet,
+        {'variant': variant},
+        row['train_imsize'],
+        row['test_imsize'],
+        'resize_crop_1' if variant == 'digits' else 'resize_crop_32',
+    )
+  for variant in nf_resnet.NF_ResNet.variant_dict:
+    table[f'nf_{variant.lower()}'] = Entry(
+        nf_resnet.NF_ResNet, {'variant': variant}, 224, 224, 'crop_resize'
+    )
+  return table
+
+
+_TABLE = _table()
+
+
+def list_models(filter: str = '') -> list[str]:  # pylint: disable=redefined-builtin
+  """Returns the names of all models, or of those that match a pattern.
+
+  Args:
+    filter: a pattern with `*` and `?`; without these, a part of the name.
+  """
+  if not any(c in filter for c in '*?['):
+    filter = f'*{filter}*'
+  return [name for name in _TABLE if fnmatch.fnmatchcase(name, filter)]
+
+
+def get_entry(name: str) -> Entry:
+  """Returns the row of the table.
+
+  Raises:
+    ValueError: if there is no model of this name; the message lists the
+      closest names, or all.
+  """
+  if name not in _TABLE:
+    close = difflib.get_close_matches(name, _TABLE, n=5)
+    known = f'Did you mean {", ".join(close)}?' if close else ''
+    raise ValueError(
+        f'No model {name!r}. {known or "There are " + ", ".join(_TABLE) + "."}'
+    )
+  return _TABLE[name]
+
+
+def create_model(name: str, num_classes: int = 1000, **overrides) -> 'Model':
+  """Builds a model.
+
+  Args:
+    name: one of `list_models()`.
+    num_classes: size of the logits.
+    **overrides: arguments of the network's class, such as `activation`.
+
+  Raises:
+    ValueError: for an unknown name.
+    TypeError: for an argument that the network does not have.
+  """
+  entry = get_entry(name)
+  kwargs = {**entry.kwargs, 'num_classes': num_classes, **overrides}
+
+  def forward(images, is_training):
+    return entry.module(**kwargs)(images, is_training=is_training)
+
+  # A wrong argument should fail here, not when the network is first called.
+  hk.transform_with_state(lambda: entry.module(**kwargs) and None).init(None)
+  return Model(name, num_classes, entry, hk.transform_with_state(forward))
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A network, its image sizes and its preprocessing.
+
+  Images are normalized, float32 [B, H, W, 3] (see `preprocess`); parameters
+  and state are Haiku's trees, {module: {name: array}}.
+  """
+
+  name: str
+  num_classes: int
+  entry: Entry = dataclasses.field(repr=False)
+  transformed: hk.TransformedWithState = dataclasses.field(repr=False)
+
+  @property
+  def train_size(self) -> int:
+    """Side of the training images, in pixels."""
+    return self.entry.train_size
+
+  @property
+  def test_size(self) -> int:
+    """Side of the test images, in pixels."""
+    return self.entry.test_size
+
+  def init(
+      self, rng: jax.Array, image_size: int | tuple[int, int] | None = None
+  ) -> tuple[hk.MutableParams, hk.MutableState]:
+    """Returns new parameters and state.
+
+    Args:
+      rng: a key of `jax.random`.
+      image_size: side or (height, width) in pixels; the training size if None.
+        No parameter's shape depends on it.
+    """
+    size = self.train_size if image_size is None else image_size
+    h, w = (size, size) if isinstance(size, int) else size
+    images = jax.ShapeDtypeStruct((1, h, w, 3), jnp.float32)
+    init = functools.partial(self.transformed.init, is_training=True)
+    # Compiled, so that the forward pass of `init` is dropped as unused.
+    return jax.jit(lambda rng: init(rng, jnp.zeros(images.shape)))(rng)
+
+  def apply(
+      self,
+      params: hk.Params,
+      state: hk.State,
+      rng: jax.Array | None,
+      images: jax.Array,
+      is_training: bool,
+  ) -> tuple[dict[str, Any], hk.State]:
+    """Returns the network's outputs and its new state.
+
+    Args:
+      params: parameters.
+      state: state, empty for networks without BatchNorm.
+      rng: a key for dropout and stochastic depth; None in evaluation.
+      images: [B, H, W, 3], normalized.
+      is_training: whether dropout and stochastic depth act.
+    """
+    return self.transformed.apply(params, state, rng, images, is_training)
+
+  @functools.cached_property
+  def _jitted(self) -> Callable[..., dict[str, Any]]:
+    def outputs(keys, params, state, images):
+      out, _ = self.apply(params, state, None, images, is_training=False)
+      return {key: out[key] for key in keys}
+
+    return jax.jit(outputs, static_argnums=0)
+
+  def logits(
+      self, params: hk.Params, images: jax.Array, state: hk.State | None = None
+  ) -> jax.Array:
+    """Returns logits [B, num_classes] for images [B, H, W, 3]."""
+    return self._jitted(('logits',), params, state or {}, images)['logits']
+
+  def features(
+      self, params: hk.Params, images: jax.Array, state: hk.State | None = None
+  ) -> list[jax.Array]:
+    """Returns the five maps [B, h, w, c] at strides 2, 4, 8, 16 and 32."""
+    return self._jitted(('features',), params, state or {}, images)['features']
+
+  def embed(
+      self, params: hk.Params, images: jax.Array, state: hk.State | None = None
+  ) -> jax.Array:
+    """Returns pooled features [B, C], what the last layer sees."""
+    return self._jitted(('pool',), params, state or {}, images)['pool']
+
+  def preprocess(self, image: bytes | np.ndarray) -> np.ndarray:
+    """Prepares one image as in the published evaluation.
+
+    Needs TensorFlow, whose decoder and resizing these are.
+
+    Args:
+      image: an encoded JPEG or PNG, or uint8 [H, W, 3].
+
+    Returns:
+      float32 [test_size, test_size, 3], normalized.
+    """
+    from nfnets.data import preprocess  # pylint: disable=g-import-not-at-top
+
+    size = (self.test_size, self.test_size)
+    image = preprocess.preprocess_eval(image, size, self.entry.eval_preproc)
+    return np.asarray(utils.normalize(image))
