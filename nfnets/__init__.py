@@ -1,7 +1,5 @@
 """Normalizer-free networks in JAX and Haiku."""
 
-from nfnets.zoo import create_model
-from nfnets.zoo import list_models
-from nfnets.zoo import Model
+from nfnets.zoo import Model, create_model, list_models
 
 __all__ = ['Model', 'create_model', 'list_models']

@@ -28,26 +28,26 @@ def _scaled(fn: Activation, gamma: float) -> Activation:
 # released weights were trained with the tanh form of GELU; `gelu_erf` is the
 # exact form, with the gamma that PyTorch ports of these networks use.
 nonlinearities: dict[str, Activation] = {
-    'identity': lambda x: x,
-    'celu': _scaled(jax.nn.celu, 1.270926833152771),
-    'elu': _scaled(jax.nn.elu, 1.2716004848480225),
-    'gelu': _scaled(jax.nn.gelu, 1.7015043497085571),
-    'gelu_erf': _scaled(
-        functools.partial(jax.nn.gelu, approximate=False), 1.7015043497085571
-    ),
-    'glu': _scaled(jax.nn.glu, 1.8484294414520264),
-    'leaky_relu': _scaled(jax.nn.leaky_relu, 1.70590341091156),
-    'log_sigmoid': _scaled(jax.nn.log_sigmoid, 1.9193484783172607),
-    'log_softmax': _scaled(jax.nn.log_softmax, 1.0002083778381348),
-    'relu': _scaled(jax.nn.relu, 1.7139588594436646),
-    'relu6': _scaled(jax.nn.relu6, 1.7131484746932983),
-    'selu': _scaled(jax.nn.selu, 1.0008515119552612),
-    'sigmoid': _scaled(jax.nn.sigmoid, 4.803835391998291),
-    'silu': _scaled(jax.nn.silu, 1.7881293296813965),
-    'swish': _scaled(jax.nn.swish, 1.7881293296813965),
-    'soft_sign': _scaled(jax.nn.soft_sign, 2.338853120803833),
-    'softplus': _scaled(jax.nn.softplus, 1.9203323125839233),
-    'tanh': _scaled(jnp.tanh, 1.5939117670059204),
+  'identity': lambda x: x,
+  'celu': _scaled(jax.nn.celu, 1.270926833152771),
+  'elu': _scaled(jax.nn.elu, 1.2716004848480225),
+  'gelu': _scaled(jax.nn.gelu, 1.7015043497085571),
+  'gelu_erf': _scaled(
+    functools.partial(jax.nn.gelu, approximate=False), 1.7015043497085571
+  ),
+  'glu': _scaled(jax.nn.glu, 1.8484294414520264),
+  'leaky_relu': _scaled(jax.nn.leaky_relu, 1.70590341091156),
+  'log_sigmoid': _scaled(jax.nn.log_sigmoid, 1.9193484783172607),
+  'log_softmax': _scaled(jax.nn.log_softmax, 1.0002083778381348),
+  'relu': _scaled(jax.nn.relu, 1.7139588594436646),
+  'relu6': _scaled(jax.nn.relu6, 1.7131484746932983),
+  'selu': _scaled(jax.nn.selu, 1.0008515119552612),
+  'sigmoid': _scaled(jax.nn.sigmoid, 4.803835391998291),
+  'silu': _scaled(jax.nn.silu, 1.7881293296813965),
+  'swish': _scaled(jax.nn.swish, 1.7881293296813965),
+  'soft_sign': _scaled(jax.nn.soft_sign, 2.338853120803833),
+  'softplus': _scaled(jax.nn.softplus, 1.9203323125839233),
+  'tanh': _scaled(jnp.tanh, 1.5939117670059204),
 }
 
 
@@ -59,7 +59,7 @@ def get_nonlinearity(name: str) -> Activation:
   """
   if name not in nonlinearities:
     raise ValueError(
-        f'No activation {name!r}; there are {", ".join(sorted(nonlinearities))}.'
+      f'No activation {name!r}; there are {", ".join(sorted(nonlinearities))}.'
     )
   return nonlinearities[name]
 
@@ -86,10 +86,10 @@ class WSConv2D(hk.Conv2D):
   """
 
   def __init__(
-      self,
-      output_channels: int,
-      kernel_shape: int | Sequence[int],
-      **kwargs,
+    self,
+    output_channels: int,
+    kernel_shape: int | Sequence[int],
+    **kwargs,
   ):
     w_init = hk.initializers.VarianceScaling(1.0, 'fan_in', 'normal')
     super().__init__(output_channels, kernel_shape, w_init=w_init, **kwargs)
@@ -100,7 +100,7 @@ class WSConv2D(hk.Conv2D):
     var = jnp.var(weight, axis=(0, 1, 2), keepdims=True)
     fan_in = math.prod(weight.shape[:-1])
     gain = hk.get_parameter(
-        'gain', shape=weight.shape[-1:], dtype=weight.dtype, init=jnp.ones
+      'gain', shape=weight.shape[-1:], dtype=weight.dtype, init=jnp.ones
     )
     scale = jax.lax.rsqrt(jnp.maximum(var * fan_in, eps)) * gain
     return (weight - mean) * scale
@@ -109,25 +109,25 @@ class WSConv2D(hk.Conv2D):
     in_channels = inputs.shape[-1]
     if in_channels % self.feature_group_count:
       raise ValueError(
-          f'{self.module_name}: {in_channels} input channels cannot be split '
-          f'into {self.feature_group_count} groups.'
+        f'{self.module_name}: {in_channels} input channels cannot be split '
+        f'into {self.feature_group_count} groups.'
       )
     shape = self.kernel_shape + (
-        in_channels // self.feature_group_count,
-        self.output_channels,
+      in_channels // self.feature_group_count,
+      self.output_channels,
     )
     weight = hk.get_parameter('w', shape, inputs.dtype, init=self.w_init)
     weight = self.standardize_weight(weight, eps)
     bias = hk.get_parameter(
-        'bias', (self.output_channels,), inputs.dtype, init=jnp.zeros
+      'bias', (self.output_channels,), inputs.dtype, init=jnp.zeros
     )
     out = conv.conv2d(
-        inputs,
-        weight,
-        stride=self.stride,
-        padding=self.padding,
-        rate=self.kernel_dilation,
-        groups=self.feature_group_count,
+      inputs,
+      weight,
+      stride=self.stride,
+      padding=self.padding,
+      rate=self.kernel_dilation,
+      groups=self.feature_group_count,
     )
     return out + bias
 
@@ -140,13 +140,13 @@ class SqueezeExcite(hk.Module):
   """
 
   def __init__(
-      self,
-      in_ch: int,
-      out_ch: int,
-      se_ratio: float = 0.5,
-      hidden_ch: int | None = None,
-      activation: Activation = jax.nn.relu,
-      name: str | None = None,
+    self,
+    in_ch: int,
+    out_ch: int,
+    se_ratio: float = 0.5,
+    hidden_ch: int | None = None,
+    activation: Activation = jax.nn.relu,
+    name: str | None = None,
   ):
     super().__init__(name=name)
     if hidden_ch is None:
@@ -175,10 +175,10 @@ class StochDepth(hk.Module):
   """
 
   def __init__(
-      self,
-      drop_rate: float,
-      scale_by_keep: bool = False,
-      name: str | None = None,
+    self,
+    drop_rate: float,
+    scale_by_keep: bool = False,
+    name: str | None = None,
   ):
     super().__init__(name=name)
     if not 0 <= drop_rate < 1:
@@ -213,8 +213,8 @@ def signal_metrics(x: jax.Array, i: int) -> dict[str, jax.Array]:
     and W, and `avg_var_{i}`, that of the variance. Scalars.
   """
   return {
-      f'avg_sq_mean_{i}': jnp.mean(jnp.square(jnp.mean(x, axis=(0, 1, 2)))),
-      f'avg_var_{i}': channel_variance(x),
+    f'avg_sq_mean_{i}': jnp.mean(jnp.square(jnp.mean(x, axis=(0, 1, 2)))),
+    f'avg_var_{i}': channel_variance(x),
   }
 
 
@@ -227,61 +227,61 @@ def count_conv_flops(in_ch: int, module: hk.Conv2D, h: int, w: int) -> int:
 
 def _nfnet_row(width, depth, train_imsize, test_imsize, drop_rate, level):
   return {
-      'width': width,
-      'depth': depth,
-      'train_imsize': train_imsize,
-      'test_imsize': test_imsize,
-      'RA_level': level,
-      'drop_rate': drop_rate,
+    'width': width,
+    'depth': depth,
+    'train_imsize': train_imsize,
+    'test_imsize': test_imsize,
+    'RA_level': level,
+    'drop_rate': drop_rate,
   }
 
 
 # NFNets, table 1, and the published settings. `RA_level` is RandAugment's:
 # layers, then two digits of magnitude.
 _F_ROWS = {
-    'F0': (192, 256, 0.2, '405'),
-    'F1': (224, 320, 0.3, '410'),
-    'F2': (256, 352, 0.4, '410'),
-    'F3': (320, 416, 0.4, '415'),
-    'F4': (384, 512, 0.5, '415'),
-    'F5': (416, 544, 0.5, '415'),
-    'F6': (448, 576, 0.5, '415'),
-    'F7': (480, 608, 0.5, '415'),
+  'F0': (192, 256, 0.2, '405'),
+  'F1': (224, 320, 0.3, '410'),
+  'F2': (256, 352, 0.4, '410'),
+  'F3': (320, 416, 0.4, '415'),
+  'F4': (384, 512, 0.5, '415'),
+  'F5': (416, 544, 0.5, '415'),
+  'F6': (448, 576, 0.5, '415'),
+  'F7': (480, 608, 0.5, '415'),
 }
 nfnet_params: dict[str, dict] = {}
 for _suffix, _width in (
-    ('', [256, 512, 1536, 1536]),
-    ('+', [384, 768, 2048, 2048]),
+  ('', [256, 512, 1536, 1536]),
+  ('+', [384, 768, 2048, 2048]),
 ):
   for _n, (_name, _row) in enumerate(_F_ROWS.items(), start=1):
     _depth = [_n, 2 * _n, 6 * _n, 3 * _n]
     nfnet_params[_name + _suffix] = _nfnet_row(_width, _depth, *_row)
 # A small network of the same kind for 32x32 images, 0.27 M parameters.
 nfnet_params['digits'] = {
-    **_nfnet_row([32, 64, 128, 128], [1, 1, 2, 1], 32, 32, 0.0, None),
-    'group_width': 16,
+  **_nfnet_row([32, 64, 128, 128], [1, 1, 2, 1], 32, 32, 0.0, None),
+  'group_width': 16,
 }
 
 # NF-ResNets, appendix E: EfficientNet-like scaling of a RegNet. Rows: widths,
 # depths, training and test image size in pixels, dropout rate.
 _REGNET_ROWS = {
-    'B0': ([48, 104, 208, 440], [1, 3, 6, 6], 192, 224, 0.2),
-    'B1': ([48, 104, 208, 440], [2, 4, 7, 7], 224, 256, 0.2),
-    'B2': ([56, 112, 232, 488], [2, 4, 8, 8], 240, 272, 0.3),
-    'B3': ([56, 128, 248, 528], [2, 5, 9, 9], 288, 320, 0.3),
-    'B4': ([64, 144, 288, 616], [2, 6, 11, 11], 320, 384, 0.4),
-    'B5': ([80, 168, 336, 704], [3, 7, 14, 14], 384, 456, 0.4),
-    'B6': ([88, 184, 376, 792], [3, 8, 16, 16], 448, 528, 0.5),
-    'B7': ([96, 208, 416, 880], [4, 10, 19, 19], 512, 600, 0.5),
-    'B8': ([104, 232, 456, 968], [4, 11, 22, 22], 600, 672, 0.5),
+  'B0': ([48, 104, 208, 440], [1, 3, 6, 6], 192, 224, 0.2),
+  'B1': ([48, 104, 208, 440], [2, 4, 7, 7], 224, 256, 0.2),
+  'B2': ([56, 112, 232, 488], [2, 4, 8, 8], 240, 272, 0.3),
+  'B3': ([56, 128, 248, 528], [2, 5, 9, 9], 288, 320, 0.3),
+  'B4': ([64, 144, 288, 616], [2, 6, 11, 11], 320, 384, 0.4),
+  'B5': ([80, 168, 336, 704], [3, 7, 14, 14], 384, 456, 0.4),
+  'B6': ([88, 184, 376, 792], [3, 8, 16, 16], 448, 528, 0.5),
+  'B7': ([96, 208, 416, 880], [4, 10, 19, 19], 512, 600, 0.5),
+  'B8': ([104, 232, 456, 968], [4, 11, 22, 22], 600, 672, 0.5),
 }
 nf_regnet_params: dict[str, dict] = {
-    name: dict(
-        zip(
-            ('width', 'depth', 'train_imsize', 'test_imsize', 'drop_rate'),
-            row,
-            strict=True,
-        )
+  name: dict(
+    zip(
+      ('width', 'depth', 'train_imsize', 'test_imsize', 'drop_rate'),
+      row,
+      strict=True,
     )
-    for name, row in _REGNET_ROWS.items()
+  )
+  for name, row in _REGNET_ROWS.items()
 }

@@ -46,13 +46,13 @@ def lowering(name: str) -> Iterator[None]:
 
 
 def conv2d(
-    x: jax.Array,
-    w: jax.Array,
-    *,
-    stride: Sequence[int] = (1, 1),
-    padding: str | Sequence[tuple[int, int]] = 'SAME',
-    rate: Sequence[int] = (1, 1),
-    groups: int = 1,
+  x: jax.Array,
+  w: jax.Array,
+  *,
+  stride: Sequence[int] = (1, 1),
+  padding: str | Sequence[tuple[int, int]] = 'SAME',
+  rate: Sequence[int] = (1, 1),
+  groups: int = 1,
 ) -> jax.Array:
   """Convolves images with a kernel.
 
@@ -71,31 +71,31 @@ def conv2d(
 
   def plain(x, w, groups):
     return lax.conv_general_dilated(
-        x,
-        w,
-        window_strides=stride,
-        padding=padding,
-        rhs_dilation=rate,
-        dimension_numbers=_DIMENSION_NUMBERS,
-        feature_group_count=groups,
+      x,
+      w,
+      window_strides=stride,
+      padding=padding,
+      rhs_dilation=rate,
+      dimension_numbers=_DIMENSION_NUMBERS,
+      feature_group_count=groups,
     )
 
   split = _lowering == 'split' or (
-      _lowering == 'auto' and jax.default_backend() == 'cpu'
+    _lowering == 'auto' and jax.default_backend() == 'cpu'
   )
   if not split:
     return plain(x, w, groups)
   if groups > 1:
     return jnp.concatenate(
-        [
-            plain(x_group, w_group, 1)
-            for x_group, w_group in zip(
-                jnp.split(x, groups, axis=3),
-                jnp.split(w, groups, axis=3),
-                strict=True,
-            )
-        ],
-        axis=3,
+      [
+        plain(x_group, w_group, 1)
+        for x_group, w_group in zip(
+          jnp.split(x, groups, axis=3),
+          jnp.split(w, groups, axis=3),
+          strict=True,
+        )
+      ],
+      axis=3,
     )
   if w.shape[:2] == (1, 1) and isinstance(padding, str):
     # A 1x1 kernel needs no padding, so a stride only drops rows and columns.

@@ -15,28 +15,28 @@ class NF_ResNet(hk.Module):  # pylint: disable=invalid-name
   """Normalizer-free pre-activation ResNet."""
 
   variant_dict = {
-      'ResNet50': {'depth': [3, 4, 6, 3]},
-      'ResNet101': {'depth': [3, 4, 23, 3]},
-      'ResNet152': {'depth': [3, 8, 36, 3]},
-      'ResNet200': {'depth': [3, 24, 36, 3]},
-      'ResNet288': {'depth': [24, 24, 24, 24]},
-      'ResNet600': {'depth': [50, 50, 50, 50]},
+    'ResNet50': {'depth': [3, 4, 6, 3]},
+    'ResNet101': {'depth': [3, 4, 23, 3]},
+    'ResNet152': {'depth': [3, 8, 36, 3]},
+    'ResNet200': {'depth': [3, 24, 36, 3]},
+    'ResNet288': {'depth': [24, 24, 24, 24]},
+    'ResNet600': {'depth': [50, 50, 50, 50]},
   }
 
   def __init__(
-      self,
-      num_classes: int,
-      variant: str = 'ResNet50',
-      width: int = 4,
-      alpha: float = 0.2,
-      stochdepth_rate: float = 0.1,
-      drop_rate: float | None = None,
-      activation: str = 'relu',
-      fc_init: hk.initializers.Initializer | None = None,
-      skipinit_gain: hk.initializers.Initializer = jnp.zeros,
-      use_se: bool = False,
-      se_ratio: float = 0.25,
-      name: str = 'NF_ResNet',
+    self,
+    num_classes: int,
+    variant: str = 'ResNet50',
+    width: int = 4,
+    alpha: float = 0.2,
+    stochdepth_rate: float = 0.1,
+    drop_rate: float | None = None,
+    activation: str = 'relu',
+    fc_init: hk.initializers.Initializer | None = None,
+    skipinit_gain: hk.initializers.Initializer = jnp.zeros,
+    use_se: bool = False,
+    se_ratio: float = 0.25,
+    name: str = 'NF_ResNet',
   ):
     """Builds the modules.
 
@@ -74,23 +74,23 @@ class NF_ResNet(hk.Module):  # pylint: disable=invalid-name
     index, num_blocks = 0, sum(self.depth_pattern)
     expected_var = 1.0
     for out_ch, depth, stride in zip(
-        self.width_pattern, self.depth_pattern, (1, 2, 2, 2), strict=True
+      self.width_pattern, self.depth_pattern, (1, 2, 2, 2), strict=True
     ):
       blocks = []
       for block_index in range(depth):
         blocks.append(
-            NFResBlock(
-                in_ch,
-                out_ch,
-                stride=stride if block_index == 0 else 1,
-                alpha=alpha,
-                beta=expected_var**-0.5,
-                activation=self.activation,
-                skipinit_gain=skipinit_gain,
-                stochdepth_rate=stochdepth_rate * index / num_blocks,
-                use_se=use_se,
-                se_ratio=se_ratio,
-            )
+          NFResBlock(
+            in_ch,
+            out_ch,
+            stride=stride if block_index == 0 else 1,
+            alpha=alpha,
+            beta=expected_var**-0.5,
+            activation=self.activation,
+            skipinit_gain=skipinit_gain,
+            stochdepth_rate=stochdepth_rate * index / num_blocks,
+            use_se=use_se,
+            se_ratio=se_ratio,
+          )
         )
         # A stage's first block starts from the variance that the previous
         # stage reached; its shortcut is activated, which sets that back to 1.
@@ -106,10 +106,10 @@ class NF_ResNet(hk.Module):  # pylint: disable=invalid-name
     self.fc = hk.Linear(num_classes, w_init=fc_init, name='linear')
 
   def __call__(
-      self,
-      x: jax.Array,
-      is_training: bool = True,
-      return_metrics: bool = False,
+    self,
+    x: jax.Array,
+    is_training: bool = True,
+    return_metrics: bool = False,
   ) -> dict[str, jax.Array]:
     """Computes logits, and what lies before them.
 
@@ -162,19 +162,19 @@ class NFResBlock(hk.Module):
   """Pre-activation bottleneck block: 1x1, 3x3, 1x1."""
 
   def __init__(
-      self,
-      in_ch: int,
-      out_ch: int,
-      bottleneck_ratio: float = 0.25,
-      stride: int = 1,
-      beta: float = 1.0,
-      alpha: float = 0.2,
-      activation: base.Activation = base.nonlinearities['relu'],
-      skipinit_gain: hk.initializers.Initializer = jnp.zeros,
-      stochdepth_rate: float = 0.0,
-      use_se: bool = False,
-      se_ratio: float = 0.25,
-      name: str | None = None,
+    self,
+    in_ch: int,
+    out_ch: int,
+    bottleneck_ratio: float = 0.25,
+    stride: int = 1,
+    beta: float = 1.0,
+    alpha: float = 0.2,
+    activation: base.Activation = base.nonlinearities['relu'],
+    skipinit_gain: hk.initializers.Initializer = jnp.zeros,
+    stochdepth_rate: float = 0.0,
+    use_se: bool = False,
+    se_ratio: float = 0.25,
+    name: str | None = None,
   ):
     super().__init__(name=name)
     self.in_ch, self.out_ch = in_ch, out_ch
@@ -190,13 +190,13 @@ class NFResBlock(hk.Module):
     self.conv_shortcut = None
     if stride > 1 or in_ch != out_ch:
       self.conv_shortcut = base.WSConv2D(
-          out_ch, 1, stride=stride, name='conv_shortcut'
+        out_ch, 1, stride=stride, name='conv_shortcut'
       )
     self.se = base.SqueezeExcite(out_ch, out_ch, se_ratio) if use_se else None
     self.stoch_depth = base.StochDepth(stochdepth_rate)
 
   def __call__(
-      self, x: jax.Array, is_training: bool
+    self, x: jax.Array, is_training: bool
   ) -> tuple[jax.Array, jax.Array]:
     """Returns the output and the residual branch, [B, H', W', out_ch]."""
     out = self.activation(x) * self.beta
@@ -210,9 +210,7 @@ class NFResBlock(hk.Module):
     branch = out if self.se is None else 2 * self.se(out) * out
 
     out = self.stoch_depth(branch, is_training)
-    gain = hk.get_parameter(
-        'skip_gain', (), out.dtype, init=self.skipinit_gain
-    )
+    gain = hk.get_parameter('skip_gain', (), out.dtype, init=self.skipinit_gain)
     return shortcut + out * self.alpha * gain, branch
 
   def count_flops(self, h: int, w: int) -> int:

@@ -20,20 +20,20 @@ class NFNet(hk.Module):
   variant_dict = base.nfnet_params
 
   def __init__(
-      self,
-      num_classes: int,
-      variant: str = 'F0',
-      width: float = 1.0,
-      se_ratio: float = 0.5,
-      alpha: float = 0.2,
-      stochdepth_rate: float = 0.1,
-      drop_rate: float | None = None,
-      activation: str = 'gelu',
-      fc_init: hk.initializers.Initializer | None = None,
-      final_conv_mult: float = 2,
-      final_conv_ch: int | None = None,
-      use_two_convs: bool = True,
-      name: str = 'NFNet',
+    self,
+    num_classes: int,
+    variant: str = 'F0',
+    width: float = 1.0,
+    se_ratio: float = 0.5,
+    alpha: float = 0.2,
+    stochdepth_rate: float = 0.1,
+    drop_rate: float | None = None,
+    activation: str = 'gelu',
+    fc_init: hk.initializers.Initializer | None = None,
+    final_conv_mult: float = 2,
+    final_conv_ch: int | None = None,
+    use_two_convs: bool = True,
+    name: str = 'NFNet',
   ):
     """Builds the modules.
 
@@ -69,10 +69,10 @@ class NFNet(hk.Module):
 
     stem_ch = self.width_pattern[0] // 2
     self.stem = [
-        base.WSConv2D(ch, 3, stride=stride, name=f'stem_conv{i}')
-        for i, (ch, stride) in enumerate(
-            [(16, 2), (32, 1), (64, 1), (stem_ch, 2)]
-        )
+      base.WSConv2D(ch, 3, stride=stride, name=f'stem_conv{i}')
+      for i, (ch, stride) in enumerate(
+        [(16, 2), (32, 1), (64, 1), (stem_ch, 2)]
+      )
     ]
 
     self.stages = []
@@ -80,23 +80,23 @@ class NFNet(hk.Module):
     expected_var = 1.0
     in_ch = stem_ch
     for out_ch, depth, stride in zip(
-        self.width_pattern, self.depth_pattern, (1, 2, 2, 2), strict=True
+      self.width_pattern, self.depth_pattern, (1, 2, 2, 2), strict=True
     ):
       blocks = []
       for block_index in range(depth):
         blocks.append(
-            NFBlock(
-                in_ch,
-                out_ch,
-                stride=stride if block_index == 0 else 1,
-                group_size=params.get('group_width', 128),
-                alpha=alpha,
-                beta=expected_var**-0.5,
-                se_ratio=se_ratio,
-                activation=self.activation,
-                use_two_convs=use_two_convs,
-                stochdepth_rate=stochdepth_rate * index / num_blocks,
-            )
+          NFBlock(
+            in_ch,
+            out_ch,
+            stride=stride if block_index == 0 else 1,
+            group_size=params.get('group_width', 128),
+            alpha=alpha,
+            beta=expected_var**-0.5,
+            se_ratio=se_ratio,
+            activation=self.activation,
+            use_two_convs=use_two_convs,
+            stochdepth_rate=stochdepth_rate * index / num_blocks,
+          )
         )
         # A stage's first block starts from the variance that the previous
         # stage reached; its shortcut is activated, which sets that back to 1.
@@ -115,10 +115,10 @@ class NFNet(hk.Module):
     self.fc = hk.Linear(num_classes, w_init=fc_init, name='linear')
 
   def __call__(
-      self,
-      x: jax.Array,
-      is_training: bool = True,
-      return_metrics: bool = False,
+    self,
+    x: jax.Array,
+    is_training: bool = True,
+    return_metrics: bool = False,
   ) -> dict[str, jax.Array]:
     """Computes logits, and what lies before them.
 
@@ -181,19 +181,19 @@ class NFBlock(hk.Module):
   """Residual block: 1x1, two grouped 3x3, 1x1, squeeze and excite."""
 
   def __init__(
-      self,
-      in_ch: int,
-      out_ch: int,
-      expansion: float = 0.5,
-      se_ratio: float = 0.5,
-      stride: int = 1,
-      beta: float = 1.0,
-      alpha: float = 0.2,
-      activation: base.Activation = base.nonlinearities['gelu'],
-      group_size: int = 128,
-      use_two_convs: bool = True,
-      stochdepth_rate: float = 0.0,
-      name: str | None = None,
+    self,
+    in_ch: int,
+    out_ch: int,
+    expansion: float = 0.5,
+    se_ratio: float = 0.5,
+    stride: int = 1,
+    beta: float = 1.0,
+    alpha: float = 0.2,
+    activation: base.Activation = base.nonlinearities['gelu'],
+    group_size: int = 128,
+    use_two_convs: bool = True,
+    stochdepth_rate: float = 0.0,
+    name: str | None = None,
   ):
     super().__init__(name=name)
     self.in_ch, self.out_ch = in_ch, out_ch
@@ -204,19 +204,19 @@ class NFBlock(hk.Module):
     groups = int(out_ch * expansion) // group_size
     if groups < 1:
       raise ValueError(
-          f'{out_ch} channels leave {int(out_ch * expansion)} inside the '
-          f'block, less than one group of {group_size}; use a larger width.'
+        f'{out_ch} channels leave {int(out_ch * expansion)} inside the '
+        f'block, less than one group of {group_size}; use a larger width.'
       )
     self.width = groups * group_size
 
     self.conv0 = base.WSConv2D(self.width, 1, name='conv0')
     self.conv1 = base.WSConv2D(
-        self.width, 3, stride=stride, feature_group_count=groups, name='conv1'
+      self.width, 3, stride=stride, feature_group_count=groups, name='conv1'
     )
     self.conv1b = None
     if use_two_convs:
       self.conv1b = base.WSConv2D(
-          self.width, 3, feature_group_count=groups, name='conv1b'
+        self.width, 3, feature_group_count=groups, name='conv1b'
       )
     self.conv2 = base.WSConv2D(out_ch, 1, name='conv2')
     self.conv_shortcut = None
@@ -226,7 +226,7 @@ class NFBlock(hk.Module):
     self.stoch_depth = base.StochDepth(stochdepth_rate)
 
   def __call__(
-      self, x: jax.Array, is_training: bool
+    self, x: jax.Array, is_training: bool
   ) -> tuple[jax.Array, jax.Array]:
     """Returns the output and the residual branch, [B, H', W', out_ch]."""
     out = self.activation(x) * self.beta
@@ -258,6 +258,6 @@ class NFBlock(hk.Module):
     flops += base.count_conv_flops(self.width, self.conv2, out_h, out_w)
     if self.conv_shortcut is not None:
       flops += base.count_conv_flops(
-          self.in_ch, self.conv_shortcut, out_h, out_w
+        self.in_ch, self.conv_shortcut, out_h, out_w
       )
     return flops + self.se.count_flops()

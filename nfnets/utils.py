@@ -26,16 +26,16 @@ def normalize(images):
 
 
 def flatten_haiku_tree(
-    tree: Mapping[str, Mapping[str, Any]],
+  tree: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
   """Flattens {module: {name: array}} to {'module.name': array}.
 
   The `/~/` and `/` of module names become `.`.
   """
   return {
-      f'{module}/{name}'.replace('/~/', '.').replace('/', '.'): value
-      for module, leaves in tree.items()
-      for name, value in leaves.items()
+    f'{module}/{name}'.replace('/~/', '.').replace('/', '.'): value
+    for module, leaves in tree.items()
+    for name, value in leaves.items()
   }
 
 
@@ -78,7 +78,7 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def topk_correct(
-    logits: jax.Array, labels: jax.Array, topk: tuple[int, ...] = (1, 5)
+  logits: jax.Array, labels: jax.Array, topk: tuple[int, ...] = (1, 5)
 ) -> dict[str, jax.Array]:
   """Tells whose label is among the k highest logits.
 
@@ -94,37 +94,34 @@ def topk_correct(
   num_classes = logits.shape[-1]
   of_label = jnp.take_along_axis(logits, labels[:, None], axis=-1)
   lower = jnp.sum(logits < of_label, axis=-1)
-  return {
-      f'top_{k}_acc': jnp.float32(lower >= num_classes - k) for k in topk
-  }
+  return {f'top_{k}_acc': jnp.float32(lower >= num_classes - k) for k in topk}
 
 
 def ema_decay(step: jax.Array, decay: float) -> jax.Array:
-  """Returns the decay at a step: min(decay, (1 + step) / (10 + step))."""
+  """Returns the decay of an average at a step, from 0.
+
+  min(decay, (1 + step) / (10 + step)), as TensorFlow 1's
+  ExponentialMovingAverage with `num_updates`: early values are forgotten soon.
+  """
   step = jnp.asarray(step, jnp.float32)
   return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
-def ema_update(average: Any, value: Any, step: jax.Array, decay: float) -> Any:
+def ema_update(average: Any, value: Any, decay: jax.typing.ArrayLike) -> Any:
   """Takes a tree of values into their exponential moving average.
-
-  The decay warms up, as that of TensorFlow 1's ExponentialMovingAverage with
-  `num_updates`, so that early values are forgotten soon.
 
   Args:
     average: tree of float32 arrays.
-    value: the same tree, at this step.
-    step: number of the update, from 0.
-    decay: the decay that is reached late in training.
+    value: the same tree, as it is now.
+    decay: how much of the average stays, such as `ema_decay` gives.
 
   Returns:
-    The average after this update. Integers are copied from `value`.
+    decay * average + (1 - decay) * value. Integers are copied from `value`.
   """
-  rate = ema_decay(step, decay)
 
   def update(old, new):
     if not jnp.issubdtype(new.dtype, jnp.floating):
       return new
-    return old - (1 - rate) * (old - new)
+    return old - (1 - decay) * (old - new)
 
   return jax.tree.map(update, average, value)

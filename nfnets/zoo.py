@@ -12,9 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nfnets import nf_resnet
-from nfnets import nfnet
-from nfnets import utils
+from nfnets import nf_resnet, nfnet, utils
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +30,15 @@ def _table() -> dict[str, Entry]:
   table = {}
   for variant, row in nfnet.NFNet.variant_dict.items():
     table[f'nfnet_{variant.lower()}'] = Entry(
-        nfnet.NFNet,
-        {'variant': variant},
-        row['train_imsize'],
-        row['test_imsize'],
-        'resize_crop_1' if variant == 'digits' else 'resize_crop_32',
+      nfnet.NFNet,
+      {'variant': variant},
+      row['train_imsize'],
+      row['test_imsize'],
+      'resize_crop_1' if variant == 'digits' else 'resize_crop_32',
     )
   for variant in nf_resnet.NF_ResNet.variant_dict:
     table[f'nf_{variant.lower()}'] = Entry(
-        nf_resnet.NF_ResNet, {'variant': variant}, 224, 224, 'crop_resize'
+      nf_resnet.NF_ResNet, {'variant': variant}, 224, 224, 'crop_resize'
     )
   return table
 
@@ -70,7 +68,7 @@ def get_entry(name: str) -> Entry:
     close = difflib.get_close_matches(name, _TABLE, n=5)
     known = f'Did you mean {", ".join(close)}?' if close else ''
     raise ValueError(
-        f'No model {name!r}. {known or "There are " + ", ".join(_TABLE) + "."}'
+      f'No model {name!r}. {known or "There are " + ", ".join(_TABLE) + "."}'
     )
   return _TABLE[name]
 
@@ -122,7 +120,7 @@ class Model:
     return self.entry.test_size
 
   def init(
-      self, rng: jax.Array, image_size: int | tuple[int, int] | None = None
+    self, rng: jax.Array, image_size: int | tuple[int, int] | None = None
   ) -> tuple[hk.MutableParams, hk.MutableState]:
     """Returns new parameters and state.
 
@@ -139,12 +137,12 @@ class Model:
     return jax.jit(lambda rng: init(rng, jnp.zeros(images.shape)))(rng)
 
   def apply(
-      self,
-      params: hk.Params,
-      state: hk.State,
-      rng: jax.Array | None,
-      images: jax.Array,
-      is_training: bool,
+    self,
+    params: hk.Params,
+    state: hk.State,
+    rng: jax.Array | None,
+    images: jax.Array,
+    is_training: bool,
   ) -> tuple[dict[str, Any], hk.State]:
     """Returns the network's outputs and its new state.
 
@@ -166,19 +164,19 @@ class Model:
     return jax.jit(outputs, static_argnums=0)
 
   def logits(
-      self, params: hk.Params, images: jax.Array, state: hk.State | None = None
+    self, params: hk.Params, images: jax.Array, state: hk.State | None = None
   ) -> jax.Array:
     """Returns logits [B, num_classes] for images [B, H, W, 3]."""
     return self._jitted(('logits',), params, state or {}, images)['logits']
 
   def features(
-      self, params: hk.Params, images: jax.Array, state: hk.State | None = None
+    self, params: hk.Params, images: jax.Array, state: hk.State | None = None
   ) -> list[jax.Array]:
     """Returns the five maps [B, h, w, c] at strides 2, 4, 8, 16 and 32."""
     return self._jitted(('features',), params, state or {}, images)['features']
 
   def embed(
-      self, params: hk.Params, images: jax.Array, state: hk.State | None = None
+    self, params: hk.Params, images: jax.Array, state: hk.State | None = None
   ) -> jax.Array:
     """Returns pooled features [B, C], what the last layer sees."""
     return self._jitted(('pool',), params, state or {}, images)['pool']

@@ -1,0 +1,338 @@
+"""JAXline checkpoints on disk, by Orbax.
+
+A folder holds two series, `latest` and `best`, each with a folder per step.
+A step appears whole or not at all. The copy to the host is made when `save` is
+called and written in the background, so training may go on at once.
+"""
+
+from collections.abc import Callable
+from concurrent import futures
+import contextlib
+import io
+import os
+import pathlib
+import time
+import types
+from typing import Any
+import zlib
+
+from absl import logging
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from experiments import jaxline_compat
+
+_POLL_SECONDS = 1.0
+_SHOWN_DIFFERENCES = 5
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint cannot be used, written or waited for any longer."""
+
+
+class OrbaxCheckpointer:
+  """A `jaxline.utils.Checkpointer` that keeps its checkpoints on disk.
+
+  In the modes that only evaluate, `restore_path` waits for a checkpoint that it
+  has not named yet, for `config.eval_wait_minutes` at most.
+  """
+
+  def __init__(
+    self,
+    config: Any,
+    mode: str,
+    check_training: Callable[[], None] | None = None,
+  ):
+    """Opens the folder `config.checkpoint_dir`, or makes it in training.
+
+    Args:
+      config: JAXline's, with `checkpoint_dir`, `max_checkpoints_to_keep`,
+        `one_off_evaluate` and `eval_wait_minutes`.
+      mode: JAXline's mode: 'train', or one that evaluates.
+      check_training: is called while waiting for a checkpoint, and raises if
+        none will come, because training has ended. None if training happens
+        in another program.
+    """
+    self._root = pathlib.Path(config.checkpoint_dir).absolute()
+    self._is_training = mode == 'train'
+    self._keep = config.max_checkpoints_to_keep
+    self._one_off = config.one_off_evaluate
+    self._wait_minutes = config.eval_wait_minutes
+    self._check_training = check_training
+    self._states: dict[str, types.SimpleNamespace] = {}
+    self._managers: dict[str, ocp.CheckpointManager] = {}
+    self._last_path: str | None = None
+
+  def check_folder(self) -> None:
+    """Raises CheckpointError if there is nothing to evaluate or wait for."""
+    if not self._root.is_dir():
+      raise self._nothing_in(self._root)
+
+  def get_experiment_state(self, ckpt_series: str) -> types.SimpleNamespace:
+    """Returns what JAXline keeps its counters and the experiment in."""
+    return self._states.setdefault(ckpt_series, types.SimpleNamespace())
+
+  def save(self, ckpt_series: str) -> None:
+    """Copies the state to the host and begins to write it.
+
+    Raises:
+      CheckpointError: if this, or the save before it, could not be written.
+    """
+    state = self.get_experiment_state(ckpt_series)
+    step = int(state.global_step)
+    with self._writing(ckpt_series):
+      manager = self._manager(ckpt_series)
+      if step in manager.all_steps():
+        return  # The end of training coincides with a periodic save.
+      tree = _snapshot(state)
+      manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(tree),
+          checksums=ocp.args.JsonSave(_checksums(tree)),
+        ),
+      )
+
+  def can_be_restored(self, ckpt_series: str) -> bool:
+    """Tells whether there is a checkpoint."""
+    return self._latest_step(ckpt_series) is not None
+
+  def restore(self, ckpt_series: str) -> None:
+    """Reads the last checkpoint into the state and its experiment.
+
+    Raises:
+      CheckpointError: if it is damaged, or one of another model.
+    """
+    state = self.get_experiment_state(ckpt_series)
+    step = self._latest_step(ckpt_series)
+    path = self._root / ckpt_series / str(step)
+    tree = _read(path, _template(state))
+    state.experiment_module.restore_from_snapshot(tree.pop('experiment_module'))
+    for name, value in tree.items():
+      if name == 'train_step_rng' and self._is_training:
+        value = jaxline_compat.bcast_local_devices(value)
+      setattr(state, name, value.item() if value.ndim == 0 else value)
+    logging.info('Restored step %d from %s', step, path)
+
+  def restore_path(self, ckpt_series: str) -> str | None:
+    """Returns where the last checkpoint is.
+
+    Raises:
+      CheckpointError: if there is none that evaluation has not seen yet, and
+        none will come or none came in time.
+    """
+    if not self._is_training:
+      self._wait_for_news(ckpt_series)
+    step = self._latest_step(ckpt_series)
+    if step is None:
+      return None
+    self._last_path = str(self._root / ckpt_series / str(step))
+    return self._last_path
+
+  def wait_for_checkpointing_to_finish(self) -> None:
+    """Returns when everything has been written.
+
+    Raises:
+      CheckpointError: if something could not be.
+    """
+    for series, manager in self._managers.items():
+      with self._writing(series):
+        manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Finishes writing and releases the folder."""
+    self.wait_for_checkpointing_to_finish()
+    for manager in self._managers.values():
+      manager.close()
+    self._managers.clear()
+
+  def _manager(self, series: str) -> ocp.CheckpointManager:
+    if series not in self._managers:
+      self._managers[series] = ocp.CheckpointManager(
+        self._root / series,
+        options=ocp.CheckpointManagerOptions(
+          preservation_policy=preservation_policy.LatestN(self._keep),
+          # What a killed run left half written.
+          cleanup_tmp_directories=True,
+        ),
+      )
+    return self._managers[series]
+
+  def _latest_step(self, series: str) -> int | None:
+    # Not by the manager: another process may be the one that writes.
+    folder = self._root / series
+    if not folder.is_dir():
+      return None
+    return max(ocp.utils.checkpoint_steps(folder), default=None)
+
+  @contextlib.contextmanager
+  def _writing(self, series: str):
+    """Turns what goes wrong with files into one sentence."""
+    try:
+      yield
+    except (OSError, ValueError, RuntimeError) as error:
+      if isinstance(error, CheckpointError):
+        raise
+      raise CheckpointError(
+        f'Could not write a checkpoint to {self._root / series}: '
+        f'{_first_line(error)}'
+      ) from error
+
+  def _nothing_in(self, folder: pathlib.Path) -> CheckpointError:
+    return CheckpointError(
+      f'No checkpoint in {folder}. Train first, with the same command and '
+      '--jaxline_mode=train, or name another folder with '
+      '--config.checkpoint_dir.'
+    )
+
+  def _wait_for_news(self, series: str) -> None:
+    """Waits for a checkpoint other than the last one that was named."""
+    start, logged = time.time(), 0.0
+    since = time.strftime('%H:%M:%S', time.localtime(start))
+    folder = self._root / series
+    while True:
+      step = self._latest_step(series)
+      if step is not None and str(folder / str(step)) != self._last_path:
+        return
+      what = 'No checkpoint' if self._last_path is None else 'No new checkpoint'
+      if self._check_training is not None:
+        self._check_training()
+      elif self._one_off:
+        raise self._nothing_in(folder)
+      waited = time.time() - start
+      if waited > 60 * self._wait_minutes:
+        raise CheckpointError(
+          f'{what} in {folder} for {self._wait_minutes:g} minutes. Is '
+          'training running? --config.eval_wait_minutes sets how long '
+          'evaluation waits.'
+        )
+      if time.time() - logged > 60:
+        logged = time.time()
+        logging.info(
+          '%s in %s yet; waiting since %s, for %g minutes at most.',
+          what,
+          folder,
+          since,
+          self._wait_minutes,
+        )
+      time.sleep(_POLL_SECONDS)
+
+
+def _snapshot(state: types.SimpleNamespace) -> dict[str, Any]:
+  """Copies what a checkpoint holds to NumPy arrays."""
+  tree = {}
+  for name, value in vars(state).items():
+    if name == 'experiment_module':
+      value = value.snapshot_state()
+    elif isinstance(value, jax.Array):  # The key, one for each device.
+      value = jaxline_compat.get_first(value)
+    if value is not None and not isinstance(value, str):
+      tree[name] = jax.tree.map(np.asarray, value)
+  return tree
+
+
+def _template(state: types.SimpleNamespace) -> dict[str, Any]:
+  """Returns shapes and dtypes of what a checkpoint should hold."""
+  return {
+    'experiment_module': state.experiment_module.abstract_snapshot(),
+  }
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+  """Returns {name: leaf}, with names that lists and tuples do not change."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+    '.'.join(
+      str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k))))
+      for k in path
+    ): leaf
+    for path, leaf in leaves
+  }
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+  """Returns the CRC-32 of each array; Orbax would not notice a flipped bit."""
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    leaves = _named_leaves(tree)
+    sums = pool.map(
+      lambda x: zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8)),
+      leaves.values(),
+    )
+    return dict(zip(leaves, sums, strict=True))
+
+
+def _read(path: pathlib.Path, template: dict[str, Any]) -> dict[str, Any]:
+  """Reads and checks the checkpoint of one step."""
+  # Reading in parallel, Orbax prints a traceback for every array.
+  with (
+    contextlib.redirect_stderr(io.StringIO()),
+    ocp.Checkpointer(
+      ocp.CompositeCheckpointHandler(
+        state=ocp.StandardCheckpointHandler(),
+        checksums=ocp.JsonCheckpointHandler(),
+      )
+    ) as checkpointer,
+  ):
+    try:
+      metadata = checkpointer.metadata(path).item_metadata['state'].tree
+      full = jax.tree.map(
+        lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), dict(metadata)
+      )
+    except Exception as error:  # pylint: disable=broad-except
+      raise _damaged(path, error) from error
+    _check_same(path, full['experiment_module'], template['experiment_module'])
+    try:
+      restored = checkpointer.restore(
+        path,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(
+            jax.tree.map(lambda x: np.empty(x.shape, x.dtype), full | template)
+          ),
+          checksums=ocp.args.JsonRestore(),
+        ),
+      )
+    except Exception as error:  # pylint: disable=broad-except
+      raise _damaged(path, error) from error
+  tree, expected = restored['state'], restored['checksums']
+  for name, checksum in _checksums(tree).items():
+    if expected.get(name) != checksum:
+      raise _damaged(path, f'{name} has changed since it was written')
+  return tree
+
+
+def _check_same(path: pathlib.Path, found: Any, wanted: Any) -> None:
+  """Raises CheckpointError with the first differences, if there are any."""
+  show = lambda leaf: f'{leaf.dtype}{list(leaf.shape)}'
+  found = {k: show(v) for k, v in _named_leaves(found).items()}
+  wanted = {k: show(v) for k, v in _named_leaves(wanted).items()}
+  differences = [
+    f'  {name}: {found.get(name, "nothing")} in the checkpoint, '
+    f'{wanted.get(name, "nothing")} in this experiment'
+    for name in sorted(found.keys() | wanted.keys())
+    if found.get(name) != wanted.get(name)
+  ]
+  if differences:
+    hidden = len(differences) - _SHOWN_DIFFERENCES
+    more = f'\n  and {hidden} more' if hidden > 0 else ''
+    raise CheckpointError(
+      f'The checkpoint {path} is of another model or optimizer:\n'
+      + '\n'.join(differences[:_SHOWN_DIFFERENCES])
+      + more
+      + '\nContinue it with the config that wrote it, or choose a new folder '
+      'with --config.checkpoint_dir.'
+    )
+
+
+def _damaged(path: pathlib.Path, error: Any) -> CheckpointError:
+  return CheckpointError(
+    f'The checkpoint {path} is damaged: {_first_line(error)}\nDelete that '
+    'folder to go on from the checkpoint before it, if there is one.'
+  )
+
+
+def _first_line(error: Any) -> str:
+  """Returns the first line of a message, without TensorStore's long tail."""
+  lines = str(error).split(' [tensorstore_spec')[0].strip().splitlines()
+  return lines[0][:300] if lines else type(error).__name__

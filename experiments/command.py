@@ -1,0 +1,240 @@
+"""The command: reads the flags, runs JAXline, and ends with a line of JSON."""
+
+import functools
+import json
+import logging as stdlib_logging
+import pathlib
+import sys
+import textwrap
+import threading
+from typing import Any
+
+from absl import flags, logging
+import jax
+from jaxline import base_config, train
+import ml_collections
+
+from experiments import (
+  checkpoints,
+  configs,
+  experiment,
+  jaxline_compat,
+  progress,
+)
+from nfnets.data import dataset
+
+_USAGE = """\
+usage: python experiments/experiment.py --config=NAME [options]
+
+  --config=NAME        a recipe, or the path of a config file; recipes:
+{names}
+  --config.KEY=VALUE   another value of a setting, such as
+                       --config.training_steps=1000
+                       --config.checkpoint_dir=/data/runs/f0
+                       --config.experiment_kwargs.config.train_batch_size=256
+  --jaxline_mode=MODE  train (the default), eval, or train_eval_multithreaded
+
+Running the same command again continues from the last checkpoint. The last line
+of standard output is JSON; everything else goes to standard error.
+"""
+
+# Errors whose message says it all.
+_EXPECTED = (
+  checkpoints.CheckpointError,
+  dataset.DatasetError,
+  experiment.ConfigError,
+)
+_MODES = ('train', 'eval', 'train_eval_multithreaded')
+
+
+class UsageError(ValueError):
+  """The command line is wrong."""
+
+
+class _TrainingEndedError(Exception):
+  """There will be no more checkpoints to evaluate."""
+
+
+def main(argv: list[str]) -> int:
+  """Runs the command; returns its exit status.
+
+  0 is success, 1 a failure, 2 a wrong command.
+  """
+  if '--help' in argv or '-h' in argv:
+    print(_usage(), file=sys.stderr)
+    return 0
+  _set_up_logging()
+  try:
+    name, config, mode = _parse(argv)
+  except UsageError as error:
+    return _fail(error, 2)
+  try:
+    results = run(config, mode)
+  except _EXPECTED as error:
+    # A wrong setting is a wrong command.
+    return _fail(error, 2 if isinstance(error, experiment.ConfigError) else 1)
+  except KeyboardInterrupt:
+    return _fail('interrupted; the last checkpoint is kept', 130)
+  results = {'config': name, 'mode': mode, **results}
+  print(json.dumps(results), flush=True)
+  return 0
+
+
+def run(config: ml_collections.ConfigDict, mode: str) -> dict[str, Any]:
+  """Trains, evaluates, or both.
+
+  Args:
+    config: JAXline's; `training_steps` of 0 is set to the recipe's.
+    mode: 'train', 'eval' or 'train_eval_multithreaded'.
+
+  Returns:
+    The last metrics and where the results are.
+  """
+  settings = config.experiment_kwargs.config
+  experiment.check_config(settings)
+  _, num_examples = experiment.open_dataset(settings)
+  if not config.training_steps:
+    images = settings.num_epochs * num_examples
+    config.training_steps = max(1, int(images / settings.train_batch_size))
+  logging.info(
+    '%d steps of %d images (%d for training) on %d %s; results in %s',
+    config.training_steps,
+    settings.train_batch_size,
+    num_examples,
+    jax.device_count(),
+    jax.devices()[0].device_kind,
+    config.checkpoint_dir,
+  )
+  reporter = progress.Reporter(config.training_steps, settings.train_batch_size)
+  jaxline_compat.log_train_metrics_with(reporter.log)
+  experiment_class = functools.partial(experiment.Experiment, reporter=reporter)
+  if mode == 'train':
+    last = _train(experiment_class, config, reporter)
+  elif mode == 'eval':
+    last = _evaluate(experiment_class, config)
+  else:
+    last = _train_and_evaluate(experiment_class, config, reporter)
+  return {**last, 'checkpoint_dir': config.checkpoint_dir}
+
+
+def _train(experiment_class, config, reporter) -> dict[str, Any]:
+  checkpointer = checkpoints.OrbaxCheckpointer(config, 'train')
+  writer = progress.Writer(config, 'train', reporter)
+  try:
+    train.train(experiment_class, config, checkpointer, writer)
+  finally:
+    checkpointer.close()
+  return {'step': config.training_steps, **writer.last}
+
+
+def _evaluate(experiment_class, config, check_training=None) -> dict[str, Any]:
+  checkpointer = checkpoints.OrbaxCheckpointer(config, 'eval', check_training)
+  if check_training is None:
+    # Before anything is made in a folder that may be a misspelt one.
+    checkpointer.check_folder()
+  writer = progress.Writer(config, 'eval')
+  try:
+    train.evaluate(experiment_class, config, checkpointer, writer, 'eval')
+  except _TrainingEndedError:
+    pass
+  finally:
+    checkpointer.close()
+  return writer.last
+
+
+def _train_and_evaluate(experiment_class, config, reporter) -> dict[str, Any]:
+  """Trains in a thread and evaluates each new checkpoint in this one."""
+  trained, failure = {}, []
+
+  def target():
+    try:
+      trained.update(_train(experiment_class, config, reporter))
+    except BaseException as error:  # pylint: disable=broad-except
+      failure.append(error)
+
+  # A daemon, so that a failure of evaluation ends the program as well.
+  thread = threading.Thread(target=target, name='train', daemon=True)
+  thread.start()
+
+  def check_training():
+    if not thread.is_alive():
+      raise _TrainingEndedError
+
+  evaluated = _evaluate(experiment_class, config, check_training)
+  thread.join()
+  if failure:
+    raise failure[0]
+  return {**trained, **evaluated}
+
+
+def _parse(argv: list[str]) -> tuple[str, ml_collections.ConfigDict, str]:
+  """Returns the config's name, the config and the mode.
+
+  Raises:
+    UsageError: for anything that the command line has wrong.
+  """
+  name, args = None, [argv[0]]
+  for i, arg in enumerate(argv[1:], start=1):
+    if arg == '--config' and i + 1 < len(argv):
+      raise UsageError(f'Write --config={argv[i + 1]}, with an equals sign.')
+    if arg.startswith('--config='):
+      name = arg.removeprefix('--config=')
+      try:
+        arg = f'--config={configs.find(name)}'
+      except ValueError as error:
+        raise UsageError(str(error)) from error
+    args.append(arg)
+  if name is None:
+    raise UsageError(f'--config is missing.\n\n{_usage()}')
+  try:
+    rest = flags.FLAGS(args)[1:]
+  except (
+    flags.Error,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+  ) as error:
+    raise UsageError(str(error).strip('"\'')) from error
+  if rest:
+    raise UsageError(f'Unknown arguments: {" ".join(rest)}')
+  config = flags.FLAGS.config
+  mode = flags.FLAGS.jaxline_mode
+  if mode not in _MODES:
+    raise UsageError(
+      f'--jaxline_mode is {mode!r}; it must be one of {", ".join(_MODES)}.'
+    )
+  try:
+    base_config.validate_config(config)
+  except ValueError as error:
+    raise UsageError(str(error)) from error
+  if not config.get('checkpoint_dir'):
+    config.checkpoint_dir = f'runs/{pathlib.Path(name.split(":")[0]).stem}'
+  return name, config, mode
+
+
+def _usage() -> str:
+  """Returns the help text, with the names of the recipes in lines."""
+  names = textwrap.fill(', '.join(configs.names()), 54)
+  return _USAGE.format(names=textwrap.indent(names, ' ' * 23))
+
+
+def _fail(error: Any, status: int) -> int:
+  print(f'error: {error}', file=sys.stderr, flush=True)
+  return status
+
+
+def _set_up_logging() -> None:
+  """Logs to standard error, without what libraries tell of their workings."""
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
+  handler = logging.get_absl_handler()
+  handler.setFormatter(
+    stdlib_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S')
+  )
+
+  def is_ours(record: stdlib_logging.LogRecord) -> bool:
+    is_library = 'site-packages' in record.pathname
+    return record.levelno > stdlib_logging.INFO or not is_library
+
+  handler.addFilter(is_ours)

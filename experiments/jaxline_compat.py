@@ -1,0 +1,66 @@
+"""What JAXline 0.0.8 needs on today's JAX; the only place that knows its insides.
+
+JAXline is finished, not maintained. Importing this module replaces
+
+- `utils.bcast_local_devices`, which calls `jax.device_put_sharded`, gone since;
+- `utils.get_first`, which indexes an array that is spread over the devices, so
+  that all of them take part in reading from the first;
+- `utils.log_activity`, which logs the traceback of an error that the caller
+  reports anyway;
+- `train._log_outputs`, which prints a dictionary where a line can be read.
+"""
+
+import contextlib
+from typing import Any
+
+from absl import logging
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxline import train, utils
+import numpy as np
+
+AXIS = 'i'  # JAXline's name of the pmapped axis.
+
+
+def shard_local_devices(tree: Any) -> Any:
+  """Puts [devices, ...] arrays of the host on this host's devices, in order.
+
+  Returns at once; the copies go on in the background.
+  """
+  mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,))
+  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+def bcast_local_devices(tree: Any) -> Any:
+  """Copies a tree to each of this host's devices: [...] to [devices, ...]."""
+  n = jax.local_device_count()
+  return shard_local_devices(
+    jax.tree.map(
+      lambda x: np.broadcast_to(np.asarray(x)[None], (n, *np.shape(x))),
+      jax.device_get(tree),
+    )
+  )
+
+
+def get_first(tree: Any) -> Any:
+  """Copies the first device's part to the host: [devices, ...] to [...]."""
+  # A copy, not a view: the next step may be given the device's memory.
+  return jax.tree.map(lambda x: np.array(x.addressable_data(0))[0], tree)
+
+
+@contextlib.contextmanager
+def log_activity(activity_name: str):
+  """Logs when something begins and ends."""
+  logging.debug('%s starting', activity_name)
+  yield
+  logging.debug('%s finished', activity_name)
+
+
+def log_train_metrics_with(log_fn) -> None:
+  """Has (step, metrics) given to `log_fn` every `log_tensors_interval`."""
+  train._log_outputs = log_fn  # pylint: disable=protected-access
+
+
+utils.bcast_local_devices = bcast_local_devices
+utils.get_first = get_first
+utils.log_activity = log_activity

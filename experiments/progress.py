@@ -1,0 +1,113 @@
+"""What a run tells: log lines or a progress bar, and TensorBoard's scalars."""
+
+import datetime
+import sys
+from typing import Any
+
+from absl import logging
+from jaxline import platform
+import numpy as np
+import tqdm
+
+_SHOWN = (
+  ('train_loss', 'loss', '{:.3f}'),
+  ('top_1_acc', 'top-1', '{:.1%}'),
+  ('learning_rate', 'lr', '{:.3g}'),
+  ('grad_norm', 'grad', '{:.3g}'),
+  ('fraction_clipped', 'clipped', '{:.1%}'),
+  ('images_per_second', 'images/s', '{:.0f}'),
+)
+
+
+class Reporter:
+  """Shows training on a terminal as a bar, elsewhere as a line per interval."""
+
+  def __init__(self, training_steps: int, batch_size: int):
+    """Starts with nothing to show.
+
+    Args:
+      training_steps: the step at which training ends.
+      batch_size: images per step, over all devices.
+    """
+    self._training_steps = training_steps
+    self._batch_size = batch_size
+    self._bar: tqdm.tqdm | None = None
+
+  def log(self, step: int, scalars: dict[str, Any]) -> None:
+    """Logs one line, unless there is a bar."""
+    if self._bar is not None:
+      return
+    scalars = self.with_speed(step, scalars)
+    left = datetime.timedelta(seconds=round(scalars['seconds_left']))
+    logging.info(
+      'step %d/%d  %s  %s left',
+      step,
+      self._training_steps,
+      '  '.join(self._format(scalars)),
+      left,
+    )
+
+  def with_speed(self, step: int, scalars: dict[str, Any]) -> dict[str, float]:
+    """Adds images per second and the seconds that are left."""
+    scalars = {k: float(np.asarray(v)) for k, v in scalars.items()}
+    speed = scalars['steps_per_sec']
+    scalars['images_per_second'] = speed * self._batch_size
+    scalars['seconds_left'] = (self._training_steps - step) / speed
+    return scalars
+
+  def start_bar(self, step: int) -> bool:
+    """Begins a bar, if standard error is a terminal; tells whether it did."""
+    if sys.stderr.isatty():
+      self._bar = tqdm.tqdm(
+        total=self._training_steps,
+        initial=step,
+        unit='step',
+        dynamic_ncols=True,
+      )
+    return self._bar is not None
+
+  def update_bar(self, step: int, scalars: dict[str, Any]) -> None:
+    """Moves the bar."""
+    if self._bar is None:
+      return
+    scalars = self.with_speed(step, scalars)
+    shown = [text for text in self._format(scalars) if 'grad' not in text]
+    self._bar.set_postfix_str(', '.join(shown), refresh=False)
+    self._bar.update(step - self._bar.n)
+
+  def close(self) -> None:
+    """Ends the bar."""
+    if self._bar is not None:
+      self._bar.close()
+      self._bar = None
+
+  def _format(self, scalars: dict[str, float]) -> list[str]:
+    return [
+      f'{label} {form.format(scalars[key])}'
+      for key, label, form in _SHOWN
+      if key in scalars
+    ]
+
+
+class Writer:
+  """A JAXline writer: TensorBoard's scalars, and the last ones for the end."""
+
+  def __init__(self, config: Any, mode: str, reporter: Reporter | None = None):
+    """Opens `checkpoint_dir/mode`.
+
+    Args:
+      config: JAXline's.
+      mode: JAXline's mode.
+      reporter: adds the speed to what training writes.
+    """
+    self._tensorboard = platform.TensorBoardLogger(config, mode)
+    self._reporter = reporter
+    self.last: dict[str, float] = {}
+
+  def write_scalars(self, global_step: int, scalars: dict[str, Any]) -> None:
+    """Writes one point of each curve."""
+    if self._reporter is not None:
+      scalars = self._reporter.with_speed(global_step, scalars)
+    scalars = {k: float(np.asarray(v)) for k, v in scalars.items()}
+    self._tensorboard.write_scalars(global_step, scalars)
+    self.last = {'step': int(global_step), **scalars}

@@ -1,0 +1,123 @@
+"""The optimizers of the papers, composed of optax's parts."""
+
+from collections.abc import Callable
+import inspect
+from typing import Any
+
+import jax
+import optax
+
+from nfnets.optim import agc
+
+Mask = Callable[[optax.Params], Any]
+
+
+def _path(keys) -> tuple[str, str]:
+  """Returns (module, name) of a parameter in a tree of any depth."""
+  names = [str(getattr(k, 'key', getattr(k, 'name', k))) for k in keys]
+  return '/'.join(names[:-1]), names[-1]
+
+
+def decay_mask(params: optax.Params) -> Any:
+  """Returns a tree of bools: which parameters get weight decay.
+
+  All but gains, biases, scales and offsets, which are known by their names.
+  """
+
+  def decays(keys, _):
+    _, name = _path(keys)
+    is_bias = 'gain' in name or 'bias' in name
+    return not is_bias and name not in ('scale', 'offset', 'b')
+
+  return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def clip_mask(params: optax.Params) -> Any:
+  """Returns a tree of bools: which parameters are clipped by AGC.
+
+  All but the kernel of the last linear layer, `<network>/~/linear` (arXiv
+  2102.06171, section 4.1); those inside squeeze and excite are clipped.
+  """
+
+  def clips(keys, _):
+    module, name = _path(keys)
+    is_last = module.split('/~/')[1:] == ['linear'] or module == 'linear'
+    return not (is_last and name == 'w')
+
+  return jax.tree_util.tree_map_with_path(clips, params)
+
+
+def sgd_agc(
+  learning_rate: optax.ScalarOrSchedule,
+  momentum: float = 0.9,
+  nesterov: bool = True,
+  weight_decay: float = 2e-5,
+  clipping: float = 0.01,
+  eps: float = 1e-3,
+  mask: Mask = decay_mask,
+  clipping_mask: Mask = clip_mask,
+) -> optax.GradientTransformation:
+  """SGD with adaptive gradient clipping, as NFNets were trained.
+
+  Clips the raw gradient, adds weight_decay * parameter, takes the sum into the
+  momentum, and multiplies by minus the learning rate.
+
+  Args:
+    learning_rate: the rate, or a schedule.
+    momentum: decay of the momentum trace.
+    nesterov: whether the momentum is Nesterov's.
+    weight_decay: coefficient of the (coupled) decay.
+    clipping: of `adaptive_grad_clip`.
+    eps: of `adaptive_grad_clip`.
+    mask: from parameters to bools: which of them decay.
+    clipping_mask: which of them are clipped.
+
+  Returns:
+    An optax transformation whose `update` needs `params`.
+  """
+  return optax.chain(
+    optax.masked(agc.adaptive_grad_clip(clipping, eps), clipping_mask),
+    optax.add_decayed_weights(weight_decay, mask),
+    optax.trace(momentum, nesterov),
+    optax.scale_by_learning_rate(learning_rate),
+  )
+
+
+def make_optimizer(
+  name: str, learning_rate: optax.ScalarOrSchedule, **kwargs
+) -> optax.GradientTransformation:
+  """Builds an optimizer by name, with the decay mask of the papers.
+
+  Args:
+    name: 'sgd_agc', or any optimizer of optax, such as 'sgd' or 'adamw'.
+    learning_rate: the rate, or a schedule.
+    **kwargs: the optimizer's other arguments. `weight_decay` may be given to
+      all: where optax's optimizer has none, it is added to the gradient first,
+      as SGD in the papers has it.
+
+  Returns:
+    An optax transformation whose `update` needs `params`.
+
+  Raises:
+    ValueError: if there is no such optimizer, or it has no such argument.
+  """
+  make = sgd_agc if name == 'sgd_agc' else getattr(optax, name, None)
+  parameters = inspect.signature(make).parameters if callable(make) else {}
+  if 'learning_rate' not in parameters:
+    raise ValueError(
+      f"No optimizer {name!r}: it is 'sgd_agc' or one of optax's, such as "
+      "'sgd', 'adamw' or 'lamb'."
+    )
+  decay = None
+  if 'weight_decay' not in parameters and 'weight_decay' in kwargs:
+    decay = optax.add_decayed_weights(kwargs.pop('weight_decay'), decay_mask)
+  elif 'mask' in parameters:
+    kwargs['mask'] = decay_mask
+  unknown = sorted(set(kwargs) - set(parameters))
+  if unknown:
+    raise ValueError(
+      f'Optimizer {name!r} has no argument {", ".join(unknown)}; it has '
+      f'{", ".join(parameters)}.'
+    )
+  optimizer = make(learning_rate, **kwargs)
+  return optimizer if decay is None else optax.chain(decay, optimizer)

@@ -1,0 +1,36 @@
+"""Learning rate schedules: functions from the step to the rate."""
+
+import jax.numpy as jnp
+import optax
+
+
+def warmup_cosine(
+  peak: float, warmup_steps: float, total_steps: float, end: float = 0.0
+) -> optax.Schedule:
+  """Rises linearly from 0, then falls along half a cosine.
+
+  Args:
+    peak: the rate after the warm-up.
+    warmup_steps: length of the warm-up; need not be whole.
+    total_steps: the step at which `end` is reached; the rate stays there.
+    end: the last rate.
+
+  Returns:
+    A function from the step, from 0, to the rate.
+
+  Raises:
+    ValueError: if the warm-up is not shorter than the whole.
+  """
+  if not 0 <= warmup_steps < total_steps:
+    raise ValueError(
+      f'A warm-up of {warmup_steps} steps does not fit into {total_steps}.'
+    )
+
+  def schedule(step):
+    step = jnp.asarray(step, jnp.float32)
+    part = (step - warmup_steps) / (total_steps - warmup_steps)
+    cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(part, 0, 1)))
+    rise = peak * step / warmup_steps if warmup_steps else peak
+    return jnp.where(step < warmup_steps, rise, end + (peak - end) * cosine)
+
+  return schedule
