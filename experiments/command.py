@@ -4,6 +4,7 @@ import functools
 import json
 import logging as stdlib_logging
 import pathlib
+import runpy
 import sys
 import textwrap
 import threading
@@ -188,14 +189,14 @@ def _parse(argv: list[str]) -> tuple[str, ml_collections.ConfigDict, str]:
     raise UsageError(f'--config is missing.\n\n{_usage()}')
   try:
     rest = flags.FLAGS(args)[1:]
-  except (
-    flags.Error,
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-  ) as error:
-    raise UsageError(str(error).strip('"\'')) from error
+  except (AttributeError, KeyError) as error:
+    # ml_collections says no more than the name.
+    key = str(error).strip('"\'')
+    raise UsageError(
+      f'The config has no setting {key!r}. It has:\n{_settings(name)}'
+    ) from error
+  except (flags.Error, TypeError, ValueError) as error:
+    raise UsageError(str(error)) from error
   if rest:
     raise UsageError(f'Unknown arguments: {" ".join(rest)}')
   config = flags.FLAGS.config
@@ -211,6 +212,14 @@ def _parse(argv: list[str]) -> tuple[str, ml_collections.ConfigDict, str]:
   if not config.get('checkpoint_dir'):
     config.checkpoint_dir = f'runs/{pathlib.Path(name.split(":")[0]).stem}'
   return name, config, mode
+
+
+def _settings(name: str) -> str:
+  """Lists the settings of a config, with their values."""
+  path, _, argument = configs.find(name).partition(':')
+  module = runpy.run_path(path)
+  config = module['get_config'](*([argument] if argument else []))
+  return str(config)
 
 
 def _usage() -> str:

@@ -18,6 +18,7 @@ from jaxline import experiment
 from jaxline import utils as jaxline_utils
 import ml_collections
 import numpy as np
+import optax
 import tqdm
 
 # The command works from a clone that is not installed, too.
@@ -28,7 +29,7 @@ from experiments import jaxline_compat, progress
 from experiments import step as step_lib
 import nfnets
 from nfnets import optim, zoo
-from nfnets.data import dataset
+from nfnets.data import dataset, preprocess
 
 # pylint: enable=g-import-not-at-top
 
@@ -58,6 +59,12 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       raise ConfigError(
         f'{key} is {config[key]!r}; it must be one of {", ".join(known)}.'
       )
+  try:
+    size = (config.image_size, config.image_size)
+    preprocess.train_preprocessing(config.train_preproc, size)
+    preprocess.check_eval_mode(config.eval_preproc)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
   if config.augment_name:
     raise ConfigError(
       f'augment_name is {config.augment_name!r}, but no augmentation beyond '
@@ -68,7 +75,14 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       f'train_batch_size is {config.train_batch_size}, which '
       f'{jax.device_count()} devices do not divide.'
     )
-  for key in ('train_batch_size', 'eval_batch_size', 'num_epochs', 'lr'):
+  for key in (
+    'train_batch_size',
+    'eval_batch_size',
+    'image_size',
+    'eval_image_size',
+    'num_epochs',
+    'lr',
+  ):
     if config[key] <= 0:
       raise ConfigError(f'{key} is {config[key]}; it must be positive.')
   if config.sam_rho < 0 or not 0 < config.sam_fraction <= 1:
@@ -122,6 +136,26 @@ def create_model(config: ml_collections.ConfigDict) -> nfnets.Model:
     raise ConfigError(f'model or model_kwargs: {error}') from error
 
 
+def create_optimizer(
+  config: ml_collections.ConfigDict, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """Builds the optimizer that the settings name.
+
+  Raises:
+    ConfigError: if there is no such optimizer, or no such argument of it.
+  """
+  try:
+    optimizer = optim.make_optimizer(
+      config.optimizer.name, schedule, **config.optimizer.kwargs
+    )
+  except (TypeError, ValueError) as error:
+    raise ConfigError(
+      f'optimizer: {error} A config file can set other arguments, with '
+      "optimizer = {'name': ..., 'kwargs': {...}}."
+    ) from error
+  return optim.sam(optimizer, config.sam_rho) if config.sam_rho else optimizer
+
+
 class Experiment(experiment.AbstractExperiment):
   """Image classification by one network on one dataset."""
 
@@ -155,11 +189,7 @@ class Experiment(experiment.AbstractExperiment):
     self._reporter = reporter
     self._model = create_model(config)
     self._schedule = self._make_schedule()
-    self._optimizer = optim.make_optimizer(
-      config.optimizer.name, self._schedule, **config.optimizer.kwargs
-    )
-    if config.sam_rho:
-      self._optimizer = optim.sam(self._optimizer, config.sam_rho)
+    self._optimizer = create_optimizer(config, self._schedule)
 
     self._data_seed = int(jax.random.randint(init_rng, (), 0, 2**31 - 1))
     self._init = functools.partial(

@@ -108,6 +108,6 @@ class Writer:
     """Writes one point of each curve."""
     if self._reporter is not None:
       scalars = self._reporter.with_speed(global_step, scalars)
-    scalars = {k: float(np.asarray(v)) for k, v in scalars.items()}
+    scalars = {k: np.asarray(v).item() for k, v in scalars.items()}
     self._tensorboard.write_scalars(global_step, scalars)
     self.last = {'step': int(global_step), **scalars}

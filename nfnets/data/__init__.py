@@ -1,0 +1,21 @@
+"""The input pipeline: TFDS datasets read with tf.data.
+
+This package is the only one that imports TensorFlow. Importing it hides every
+accelerator from TensorFlow, which would otherwise take the memory that JAX
+needs.
+"""
+
+import os
+
+# Both have to be set before TensorFlow is imported: log errors only, and do
+# without oneDNN, which nothing here uses and which announces itself at length.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+
+import tensorflow as tf  # noqa: E402
+
+for _kind in ('GPU', 'TPU'):
+  try:
+    tf.config.set_visible_devices([], _kind)
+  except RuntimeError:
+    pass  # The program has already used TensorFlow: its choice stands.

@@ -1,0 +1,97 @@
+"""Small TFDS datasets that the tests of nfnets.data share."""
+
+import contextlib
+import io
+import pathlib
+import sys
+import types
+
+# isort: off
+import nfnets.data  # noqa: F401  Keeps TensorFlow quiet; so it comes first.
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+# isort: on
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import tiny_imagenet  # noqa: E402
+
+NUM_TRAIN, NUM_TEST = 64, 37
+SHAPES = ((75, 100, 3), (100, 75, 3), (60, 100, 1), (20, 16, 3))
+
+
+def make_dataset(
+  name,
+  data_dir,
+  features,
+  examples,
+  supervised_keys=None,
+  file_format=None,
+  **download_config,
+):
+  """Prepares a TFDS dataset of {split: [example]} and returns its builder."""
+
+  def info(self):
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict(features),
+      supervised_keys=supervised_keys,
+    )
+
+  def splits(self, _):
+    return {k: enumerate(v) for k, v in examples.items()}
+
+  methods = {
+    'VERSION': tfds.core.Version('1.0.0'),
+    '_info': info,
+    '_split_generators': splits,
+    '_generate_examples': lambda self: None,
+  }
+  base = tfds.core.GeneratorBasedBuilder
+  cls = types.new_class(
+    name, (base,), {'skip_registration': True}, lambda ns: ns.update(methods)
+  )
+  builder = cls(data_dir=data_dir)
+  config = tfds.download.DownloadConfig(**download_config)
+  with contextlib.redirect_stdout(io.StringIO()):
+    builder.download_and_prepare(
+      download_config=config, file_format=file_format
+    )
+  return builder
+
+
+@pytest.fixture(scope='session', autouse=True)
+def no_cache_outside(tmp_path_factory):
+  """Keeps the tests' indices out of the user's own cache."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+    yield
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory):
+  return str(tmp_path_factory.mktemp('tensorflow_datasets'))
+
+
+@pytest.fixture(scope='session')
+def imagenet(data_dir):
+  """TFDS's own imagenet2012, with 64 training and 37 validation images."""
+  with contextlib.redirect_stderr(io.StringIO()):
+    return tiny_imagenet.make(data_dir, NUM_TRAIN, NUM_TEST, SHAPES)
+
+
+@pytest.fixture
+def sharded(tmp_path):
+  """50 examples in 5 shards; example i is labelled i % 10, its pixels are i."""
+  images = np.arange(50, dtype=np.uint8)[:, None, None, None]
+  images = np.broadcast_to(images, (50, 6, 5, 1))
+  return make_dataset(
+    'Sharded',
+    tmp_path / 'tfds',
+    {
+      'image': tfds.features.Image(shape=(6, 5, 1), encoding_format='png'),
+      'label': tfds.features.ClassLabel(num_classes=10),
+    },
+    {'train': [{'image': x, 'label': x[0, 0, 0] % 10} for x in images]},
+    num_shards=5,
+  )

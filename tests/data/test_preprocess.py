@@ -1,0 +1,175 @@
+"""Tests of the image preprocessings."""
+
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nfnets.data import preprocess
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
+JPEG = (GOLDEN / 'image_210x150.jpg').read_bytes()
+MODES = ('crop_resize', 'resize_crop_32', 'resize_crop_0.9', 'resize_crop_1')
+
+
+@pytest.mark.parametrize('mode', MODES[:3])
+def test_eval_agrees_with_the_published_preprocessing(mode):
+  with np.load(GOLDEN / 'golden_eval_preprocess.npz') as golden:
+    expected = golden[f'{mode}@64']
+    normalized = golden[f'{mode}@64_normalized']
+  image = preprocess.preprocess_eval(JPEG, (64, 64), mode).numpy()
+  assert image.dtype == np.float32
+  np.testing.assert_allclose(image, expected, atol=0.255)
+  np.testing.assert_allclose(
+    preprocess.normalize(image), normalized, atol=0.005
+  )
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_eval_is_the_same_inside_tf_data(mode):
+  dataset = tf.data.Dataset.from_tensors(JPEG)
+  dataset = dataset.map(lambda x: preprocess.preprocess_eval(x, (48, 64), mode))
+  inside = next(dataset.as_numpy_iterator())
+  eager = preprocess.preprocess_eval(JPEG, (48, 64), mode)
+  np.testing.assert_array_equal(inside, eager)
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_eval_reads_png_and_arrays_like_the_jpeg(mode):
+  pixels = tf.io.decode_jpeg(JPEG)
+  jpeg, png, array = (
+    preprocess.preprocess_eval(image, (40, 40), mode).numpy()
+    for image in (JPEG, tf.io.encode_png(pixels).numpy(), pixels.numpy())
+  )
+  np.testing.assert_array_equal(png, array)
+  # A JPEG decoder interpolates colours a little differently along a crop.
+  np.testing.assert_array_equal(jpeg[1:-1, 1:-1], png[1:-1, 1:-1])
+  np.testing.assert_allclose(jpeg, png, atol=8)
+
+
+@pytest.mark.parametrize(
+  'shape', [(1, 1, 1), (1, 1, 3), (3, 200, 3), (90, 2, 1)]
+)
+@pytest.mark.parametrize(
+  'encode', [tf.io.encode_jpeg, tf.io.encode_png, lambda x: x]
+)
+def test_grey_and_odd_and_tiny_images_come_out_in_size(shape, encode):
+  pixels = np.full(shape, 77, np.uint8)
+  image = encode(pixels)
+  seed = tf.constant([1, 2], tf.int64)
+  results = [preprocess.preprocess_eval(image, (32, 24), m) for m in MODES]
+  results.append(preprocess.train_crop_flip(image, (32, 24), seed))
+  results.append(preprocess.train_shift(image, (32, 24), seed, 0))
+  for result in results:
+    assert result.shape == (32, 24, 3)
+    np.testing.assert_allclose(result, 77, atol=1)
+
+
+@pytest.mark.parametrize(
+    'mode',
+    ['', 'squish', 'resize_crop', 'resize_crop_0', 'resize_crop_1.5',
+     'resize_crop_-3', 'resize_crop_32 ', 'crop_flip'],
+)  # fmt: skip
+def test_unknown_eval_mode_is_refused_with_the_known_ones(mode):
+  with pytest.raises(ValueError, match="'crop_resize' or 'resize_crop_P'"):
+    preprocess.preprocess_eval(JPEG, (64, 64), mode)
+
+
+@pytest.mark.parametrize('mode', ['', 'shift', 'shift_-1', 'shift_x', 'flip'])
+def test_unknown_training_mode_is_refused_with_the_known_ones(mode):
+  with pytest.raises(ValueError, match="'crop_flip' or 'shift_K'"):
+    preprocess.train_preprocessing(mode, (64, 64))
+
+
+def test_float_image_is_refused():
+  with pytest.raises(TypeError, match='uint8, not of float32'):
+    preprocess.preprocess_eval(
+      np.zeros((8, 8, 3), np.float32), (8, 8), MODES[0]
+    )
+
+
+def test_random_crops_keep_to_their_limits_and_spread_over_them():
+  window = tf.function(
+    lambda seed: preprocess.random_window(
+      tf.constant([300, 400]), (192, 192), seed
+    )
+  )
+  windows = np.array([window(np.array([7, i])) for i in range(2000)])
+  top, left, height, width = windows.T
+  assert (top >= 0).all() and (left >= 0).all()
+  assert (top + height <= 300).all() and (left + width <= 400).all()
+  area = height * width / (300 * 400)
+  # From 0.1 on, because that much of the "object" has to be covered.
+  assert 0.098 < area.min() < 0.11 and 0.9 < area.max() <= 1
+  aspect = width / height
+  assert 0.74 < aspect.min() < 0.78 and 1.3 < aspect.max() < 1.35
+  # The aspect ratio is uniform, and the height uniform in what then fits.
+  rng = np.random.default_rng(0)
+  ratio = rng.uniform(3 / 4, 4 / 3, 20_000)
+  highest = np.minimum(300, 400 / ratio)
+  expected = rng.uniform(np.sqrt(0.08 * 300 * 400 / ratio), highest)
+  covered = expected**2 * ratio / (300 * 400)
+  covered = covered[covered >= 0.1]
+  assert abs(area.mean() - covered.mean()) < 0.015
+  assert abs(area.std() - covered.std()) < 0.015
+  assert abs(aspect.mean() - ratio.mean()) < 0.02
+  assert abs(np.mean(top / np.maximum(300 - height, 1)) - 0.5) < 0.05
+
+
+def test_crop_that_fails_falls_back_to_the_centre_crop():
+  # No crop of this strip has an aspect ratio of 3/4 to 4/3 and 8 % of it.
+  strip = np.random.default_rng(0).integers(0, 255, (8, 400, 3)).astype('uint8')
+  crop = preprocess.train_crop_flip(strip, (16, 16), np.array([1, 2]))
+  centre = preprocess.preprocess_eval(strip, (16, 16), 'crop_resize').numpy()
+  same = np.allclose(crop, centre, atol=1e-2)
+  assert same or np.allclose(crop, centre[:, ::-1], atol=1e-2)
+
+
+def test_half_of_the_images_are_flipped():
+  # A ramp that rises from left to right in every crop of it.
+  ramp = np.tile(
+    np.arange(0, 240, 2, dtype=np.uint8)[None, :, None], (90, 1, 3)
+  )
+  crop = tf.function(lambda s: preprocess.train_crop_flip(ramp, (8, 8), s))
+  crops = np.array([crop(np.array([5, i])) for i in range(1000)])
+  flipped = crops[:, 4, 0, 0] > crops[:, 4, -1, 0]
+  assert 0.45 < flipped.mean() < 0.55
+
+
+def test_crops_are_resized_without_antialiasing():
+  # Two pixels of every eight are white. Sampling gives full contrast where an
+  # average would give grey.
+  stripes = np.zeros((128, 128, 3), np.uint8)
+  stripes[:, 3::8] = stripes[:, 4::8] = 255
+  small = preprocess.preprocess_eval(stripes, (16, 16), 'resize_crop_1')
+  assert small.numpy().min() > 250
+
+
+def test_shifts_are_uniform_and_leave_black_behind():
+  size, pixels = 16, 3
+  white = np.full((size, size, 1), 255, np.uint8)
+  shift = tf.function(
+    lambda s: preprocess.train_shift(white, (size, size), s, pixels)
+  )
+  seen = set()
+  for i in range(600):
+    image = shift(np.array([3, i])).numpy()
+    rows = np.flatnonzero(image[:, size // 2, 0])
+    columns = np.flatnonzero(image[size // 2, :, 0])
+    dy = rows[0] if rows[0] else rows[-1] - size + 1
+    dx = columns[0] if columns[0] else columns[-1] - size + 1
+    seen.add((int(dy), int(dx)))
+    assert image.sum() == 3 * 255 * (size - abs(dy)) * (size - abs(dx))
+  shifts = range(-pixels, pixels + 1)
+  assert seen == {(dy, dx) for dy in shifts for dx in shifts}
+
+
+def test_the_same_seed_gives_the_same_image():
+  for mode in ('crop_flip', 'shift_3'):
+    process = preprocess.train_preprocessing(mode, (32, 32))
+    one, again, other = (
+      process(JPEG, np.array([9, i])).numpy() for i in (4, 4, 5)
+    )
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - other).max() > 10
