@@ -304,7 +304,10 @@ def _read(path: pathlib.Path, template: dict[str, Any]) -> dict[str, Any]:
 
 def _check_same(path: pathlib.Path, found: Any, wanted: Any) -> None:
   """Raises CheckpointError with the first differences, if there are any."""
-  show = lambda leaf: f'{leaf.dtype}{list(leaf.shape)}'
+
+  def show(leaf):
+    return f'{leaf.dtype}{list(leaf.shape)}'
+
   found = {k: show(v) for k, v in _named_leaves(found).items()}
   wanted = {k: show(v) for k, v in _named_leaves(wanted).items()}
   differences = [

@@ -1,4 +1,4 @@
-"""What JAXline 0.0.8 needs on today's JAX; the only place that knows its insides.
+"""What JAXline 0.0.8 needs on today's JAX; nothing else knows its insides.
 
 JAXline is finished, not maintained. Importing this module replaces
 

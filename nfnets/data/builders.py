@@ -231,8 +231,8 @@ def _not_prepared(
   return (
     f'The dataset {builder.name} is not prepared: looked for it in '
     f'{builder.data_path}.\n{how}\n\n  {command}\n\nIf it is somewhere else, '
-    'set --config.experiment_kwargs.config.data_dir=DIR or TFDS_DATA_DIR. To try things out without '
-    'it, use --config=digits.'
+    'set TFDS_DATA_DIR or --config.experiment_kwargs.config.data_dir=DIR. To '
+    'try things out without it, use --config=digits.'
   )
 
 

@@ -116,5 +116,6 @@ def prepare(data_dir: str | None = None) -> None:
     if not is_prepared(builder):
       raise DatasetError(
         f'The digits dataset cannot be written to {final} ({error}). Choose '
-        'another folder with --config.experiment_kwargs.config.data_dir=DIR or TFDS_DATA_DIR.'
+        'another folder with TFDS_DATA_DIR or '
+        '--config.experiment_kwargs.config.data_dir=DIR.'
       ) from error
