@@ -114,7 +114,8 @@ class OrbaxCheckpointer:
       if name == 'train_step_rng' and self._is_training:
         value = jaxline_compat.bcast_local_devices(value)
       setattr(state, name, value.item() if value.ndim == 0 else value)
-    logging.info('Restored step %d from %s', step, path)
+    what = 'Continuing from' if self._is_training else 'Evaluating'
+    logging.info('%s step %d of %s', what, step, path.parent)
 
   def restore_path(self, ckpt_series: str) -> str | None:
     """Returns where the last checkpoint is.

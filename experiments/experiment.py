@@ -10,6 +10,7 @@ import functools
 import pathlib
 import sys
 import threading
+import time
 from typing import Any
 
 from absl import logging
@@ -218,6 +219,7 @@ class Experiment(experiment.AbstractExperiment):
     self._batches = None
     self._next_batch = None
     self._in_flight = collections.deque()
+    self._periodic_actions = ()
 
   def abstract_snapshot(self) -> dict[str, Any]:
     """Returns shapes and dtypes of what a checkpoint of this holds."""
@@ -231,14 +233,15 @@ class Experiment(experiment.AbstractExperiment):
     with contextlib.ExitStack() as stack:
       if state.global_step >= config.training_steps:
         logging.info('Nothing to do: step %d was reached.', state.global_step)
-      else:
-        self._start_batches(state.global_step)
-        stack.callback(self._stop_batches)
+        return
+      self._start_batches(state.global_step)
+      stack.callback(self._stop_batches)
       if reporter is not None and reporter.start_bar(state.global_step):
         stack.callback(reporter.close)
         bar = jaxline_utils.PeriodicAction(reporter.update_bar, 'secs', 1.0)
-        periodic_actions = (*periodic_actions, bar)
         stack.callback(bar.wait_to_finish)
+        periodic_actions = (*periodic_actions, bar)
+      self._periodic_actions = periodic_actions
       super().train_loop(config, state, periodic_actions, writer)
 
   def step(
@@ -252,6 +255,13 @@ class Experiment(experiment.AbstractExperiment):
       self._train_state, metrics = self._train_step(
         self._train_state, self._next_batch, rng
       )
+    if not self._in_flight and self._periodic_actions:
+      # The first step compiles, which the speed should not include.
+      jax.block_until_ready(metrics)
+      step = int(self._train_state.step.addressable_data(0)[0])
+      for action in self._periodic_actions:
+        action.update_time(time.time() - 1e-3, step)
+      self._periodic_actions = ()
     self._in_flight.append(metrics)
     # While the devices work on this batch, the next one is sent.
     self._next_batch = self._send(next(self._batches))

@@ -38,21 +38,20 @@ class Reporter:
     if self._bar is not None:
       return
     scalars = self.with_speed(step, scalars)
-    left = datetime.timedelta(seconds=round(scalars['seconds_left']))
     logging.info(
-      'step %d/%d  %s  %s left',
-      step,
-      self._training_steps,
-      '  '.join(self._format(scalars)),
-      left,
+      'step %d/%d  %s', step, self._training_steps, '  '.join(_show(scalars))
     )
 
   def with_speed(self, step: int, scalars: dict[str, Any]) -> dict[str, float]:
-    """Adds images per second and the seconds that are left."""
-    scalars = {k: float(np.asarray(v)) for k, v in scalars.items()}
+    """Adds images per second and the seconds that are left.
+
+    At a run's first step there is no speed yet, and nothing is added.
+    """
+    scalars = {k: np.asarray(v).item() for k, v in scalars.items()}
     speed = scalars['steps_per_sec']
-    scalars['images_per_second'] = speed * self._batch_size
-    scalars['seconds_left'] = (self._training_steps - step) / speed
+    if speed > 0:
+      scalars['images_per_second'] = speed * self._batch_size
+      scalars['seconds_left'] = (self._training_steps - step) / speed
     return scalars
 
   def start_bar(self, step: int) -> bool:
@@ -71,8 +70,7 @@ class Reporter:
     if self._bar is None:
       return
     scalars = self.with_speed(step, scalars)
-    shown = [text for text in self._format(scalars) if 'grad' not in text]
-    self._bar.set_postfix_str(', '.join(shown), refresh=False)
+    self._bar.set_postfix_str('  '.join(_show(scalars)), refresh=False)
     self._bar.update(step - self._bar.n)
 
   def close(self) -> None:
@@ -81,12 +79,18 @@ class Reporter:
       self._bar.close()
       self._bar = None
 
-  def _format(self, scalars: dict[str, float]) -> list[str]:
-    return [
-      f'{label} {form.format(scalars[key])}'
-      for key, label, form in _SHOWN
-      if key in scalars
-    ]
+
+def _show(scalars: dict[str, float]) -> list[str]:
+  """Returns what people read of the metrics."""
+  shown = [
+    f'{label} {form.format(scalars[key])}'
+    for key, label, form in _SHOWN
+    if key in scalars
+  ]
+  if 'seconds_left' in scalars:
+    left = datetime.timedelta(seconds=round(scalars['seconds_left']))
+    shown.append(f'{left} left')
+  return shown
 
 
 class Writer:
