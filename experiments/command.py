@@ -92,8 +92,7 @@ def run(config: ml_collections.ConfigDict, mode: str) -> dict[str, Any]:
     The last metrics and where the results are.
   """
   settings = config.experiment_kwargs.config
-  experiment.check_config(settings)
-  _, num_examples = experiment.open_dataset(settings)
+  num_examples = experiment.check(settings)
   if not config.training_steps:
     images = settings.num_epochs * num_examples
     config.training_steps = max(1, int(images / settings.train_batch_size))

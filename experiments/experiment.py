@@ -137,6 +137,35 @@ def create_model(config: ml_collections.ConfigDict) -> nfnets.Model:
     raise ConfigError(f'model or model_kwargs: {error}') from error
 
 
+def create_schedule(
+  config: ml_collections.ConfigDict, steps_per_epoch: float
+) -> optax.Schedule:
+  """Builds the learning rate schedule that the settings describe.
+
+  Raises:
+    ConfigError: if there is no such schedule, or its times do not fit.
+  """
+  peak = config.lr
+  if config.lr_scale_by_bs:
+    peak *= config.train_batch_size / 256
+  if config.lr_schedule.name == 'constant':
+    return optax.constant_schedule(peak)
+  if config.lr_schedule.name != 'warmup_cosine':
+    raise ConfigError(
+      f'lr_schedule.name is {config.lr_schedule.name!r}; it must be '
+      'warmup_cosine or constant.'
+    )
+  try:
+    return optim.warmup_cosine(
+      peak,
+      config.lr_schedule.warmup_epochs * steps_per_epoch,
+      config.num_epochs * steps_per_epoch,
+      config.lr_schedule.end,
+    )
+  except ValueError as error:
+    raise ConfigError(f'lr_schedule: {error}') from error
+
+
 def create_optimizer(
   config: ml_collections.ConfigDict, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
@@ -155,6 +184,27 @@ def create_optimizer(
       "optimizer = {'name': ..., 'kwargs': {...}}."
     ) from error
   return optim.sam(optimizer, config.sam_rho) if config.sam_rho else optimizer
+
+
+def check(config: ml_collections.ConfigDict) -> int:
+  """Finds out all that is wrong, before anything is made or compiled.
+
+  Args:
+    config: the experiment's.
+
+  Returns:
+    The number of training examples.
+
+  Raises:
+    ConfigError: for settings that are wrong.
+    nfnets.data.dataset.DatasetError: if the dataset cannot be used.
+  """
+  check_config(config)
+  _, num_examples = open_dataset(config)
+  create_model(config)
+  steps_per_epoch = num_examples / config.train_batch_size
+  create_optimizer(config, create_schedule(config, steps_per_epoch))
+  return num_examples
 
 
 class Experiment(experiment.AbstractExperiment):
@@ -189,7 +239,7 @@ class Experiment(experiment.AbstractExperiment):
     self._steps_per_epoch = num_examples / config.train_batch_size
     self._reporter = reporter
     self._model = create_model(config)
-    self._schedule = self._make_schedule()
+    self._schedule = create_schedule(config, self._steps_per_epoch)
     self._optimizer = create_optimizer(config, self._schedule)
 
     self._data_seed = int(jax.random.randint(init_rng, (), 0, 2**31 - 1))
@@ -383,24 +433,6 @@ class Experiment(experiment.AbstractExperiment):
     )
 
   # What both need.
-
-  def _make_schedule(self):
-    config = self.config
-    scale = config.train_batch_size / 256 if config.lr_scale_by_bs else 1.0
-    peak = config.lr * scale
-    if config.lr_schedule.name == 'constant':
-      return lambda step: np.float32(peak)
-    if config.lr_schedule.name != 'warmup_cosine':
-      raise ConfigError(
-        f'lr_schedule.name is {config.lr_schedule.name!r}; it must be '
-        'warmup_cosine or constant.'
-      )
-    return optim.warmup_cosine(
-      peak,
-      config.lr_schedule.warmup_epochs * self._steps_per_epoch,
-      config.num_epochs * self._steps_per_epoch,
-      config.lr_schedule.end,
-    )
 
   def _batch_kwargs(self, batch_size: int) -> dict[str, Any]:
     return {

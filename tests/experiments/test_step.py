@@ -1,0 +1,242 @@
+"""Tests of the steps, without JAXline and without data."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import jaxline_compat
+from experiments import step as step_lib
+from experiments.configs import digits
+import nfnets
+from nfnets import optim, utils
+
+_SIZE = 16
+_BATCH = 8
+_LR = 0.1
+
+
+def _config(**settings):
+  config = digits.get_config().experiment_kwargs.config
+  config.update(settings)
+  return config
+
+
+def _batch(seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+    'images': rng.uniform(0, 255, (_BATCH, _SIZE, _SIZE, 3)).astype(np.float32),
+    'labels': rng.integers(10, size=_BATCH, dtype=np.int32),
+  }
+
+
+def _optimizer(name='sgd_agc'):
+  return optim.make_optimizer(name, _LR)
+
+
+@functools.cache
+def _model():
+  # Without random regularizers, and small, to compile soon.
+  return nfnets.create_model(
+    'nfnet_digits', 10, stochdepth_rate=0.0, use_two_convs=False
+  )
+
+
+@functools.cache
+def _params():
+  params, _ = _model().init(jax.random.key(0), _SIZE)
+  # Skip gains of zero would leave most gradients zero.
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: x + 0.5 if path[-1].key == 'skip_gain' else x, params
+  )
+
+
+def _state(optimizer, use_ema=False):
+  copies = [jax.tree.map(jnp.array, _params()) for _ in range(2)]
+  return step_lib.TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=copies[0],
+    state={},
+    opt_state=optimizer.init(_params()),
+    ema_params=copies[1] if use_ema else None,
+    ema_state={} if use_ema else None,
+  )
+
+
+def _pmapped(config, optimizer, devices):
+  step = step_lib.make_train_step(
+    _model(), optimizer, lambda _: _LR, config, axis_name='i'
+  )
+  return jax.pmap(
+    step,
+    axis_name='i',
+    devices=jax.devices()[:devices],
+    donate_argnums=0,
+    out_axes=(0, None),
+  )
+
+
+def _spread(tree, devices, copies):
+  """Splits a batch over devices, or copies a state to each."""
+  if copies:
+    return jax.tree.map(lambda x: jnp.stack([x] * devices), tree)
+  return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), tree)
+
+
+def _rngs(devices, seed=0):
+  return jax.random.split(jax.random.PRNGKey(seed), devices)
+
+
+def _run(devices, num_steps, config, optimizer):
+  step = _pmapped(config, optimizer, devices)
+  state = _spread(_state(optimizer, config.use_ema), devices, copies=True)
+  history, states = [], []
+  for i in range(num_steps):
+    batch = _spread(_batch(i), devices, copies=False)
+    state, metrics = step(state, batch, _rngs(devices, i))
+    history.append(metrics)
+    states.append(jaxline_compat.get_first(state))
+  return states[-1], jax.device_get(history), states
+
+
+@pytest.fixture(scope='module')
+def one_device():
+  return _run(1, 5, _config(use_ema=True), _optimizer())
+
+
+@pytest.mark.parametrize('devices', [2, 4])
+def test_the_number_of_devices_does_not_matter(one_device, devices):
+  state, history, _ = _run(devices, 5, _config(use_ema=True), _optimizer())
+  wanted, wanted_history, _ = one_device
+  for got, want in zip(
+    jax.tree.leaves(state.params), jax.tree.leaves(wanted.params), strict=True
+  ):
+    difference = np.linalg.norm(got - want)
+    assert difference <= 1e-5 * max(np.linalg.norm(want), 1e-3)
+  chex.assert_trees_all_close(history, wanted_history, rtol=1e-4, atol=1e-6)
+
+
+def test_the_average_follows_its_recursion(one_device):
+  _, history, states = one_device
+  average = _params()
+  for step, state in enumerate(states):
+    decay = (1 + step) / (10 + step)
+    average = jax.tree.map(
+      lambda old, new, d=decay: d * old + (1 - d) * new, average, state.params
+    )
+    chex.assert_trees_all_close(state.ema_params, average, rtol=1e-5, atol=1e-6)
+    assert int(state.step) == step + 1
+  assert len(history) == 5
+
+
+def test_a_step_uses_its_memory_again():
+  optimizer = _optimizer()
+  step = _pmapped(_config(), optimizer, 1)
+  state = _spread(_state(optimizer), 1, copies=True)
+  step(state, _spread(_batch(), 1, copies=False), _rngs(1))
+  deleted = [x.is_deleted() for x in jax.tree.leaves(state.params)]
+  assert all(deleted)
+
+
+def test_images_with_the_batch_last_are_the_same_images():
+  batch, params = _batch(), _params()
+  transposed = {**batch, 'images': batch['images'].transpose(1, 2, 3, 0)}
+  sums = []
+  for transpose, b in ((False, batch), (True, transposed)):
+    step = step_lib.make_eval_step(_model(), _config(transpose=transpose))
+    sums.append(jax.jit(step)(params, {}, {**b, 'mask': np.ones(_BATCH)}))
+  chex.assert_trees_all_close(*sums, rtol=1e-6)
+
+
+def test_bfloat16_keeps_float32_weights():
+  optimizer = _optimizer()
+  step = step_lib.make_train_step(
+    _model(), optimizer, lambda _: _LR, _config(bfloat16=True, use_ema=True)
+  )
+  state = _state(optimizer, use_ema=True)
+  compiled = jax.jit(step).lower(state, _batch(), jax.random.PRNGKey(0))
+  after, metrics = jax.eval_shape(step, state, _batch(), jax.random.PRNGKey(0))
+  dtypes = {x.dtype for x in jax.tree.leaves((after.params, after.ema_params))}
+  assert dtypes == {jnp.dtype('float32')}
+  assert {x.dtype for x in metrics.values()} == {jnp.dtype('float32')}
+  convolutions = [
+    line
+    for line in compiled.as_text().splitlines()
+    if 'stablehlo.convolution' in line or 'stablehlo.dot_general' in line
+  ]
+  assert convolutions
+  assert all(line.rstrip().endswith('bf16>') for line in convolutions)
+
+
+def test_padding_counts_nothing():
+  batch = _batch()
+  batch['images'][5:] = np.nan
+  mask = (np.arange(_BATCH) < 5).astype(np.float32)
+  step = jax.jit(step_lib.make_eval_step(_model(), _config()))
+  sums = step(_params(), {}, {**batch, 'mask': mask})
+  logits = _model().logits(_params(), utils.normalize(batch['images'][:5]))
+  logits = np.asarray(logits, np.float64)
+  log_z = np.log(np.sum(np.exp(logits), axis=-1))
+  losses = log_z - logits[np.arange(5), batch['labels'][:5]]
+  np.testing.assert_allclose(sums['loss'], losses.sum(), rtol=1e-5)
+  right = np.sum(np.argmax(logits, axis=-1) == batch['labels'][:5])
+  assert (sums['top_1_acc'], sums['num_examples']) == (right, 5)
+
+
+def test_sam_ascends_on_each_device_and_descends_together():
+  devices, rho = 2, 0.05
+  config = _config(sam_rho=rho, sam_fraction=0.5, label_smoothing=0.0)
+  base = optax.sgd(_LR)
+  batch, params = _batch(), _params()
+
+  @jax.jit
+  def gradient(params, images, labels):
+    def loss(params):
+      images_in = utils.normalize(images)
+      out, _ = _model().apply(params, {}, None, images_in, is_training=True)
+      log_probs = jax.nn.log_softmax(out['logits'])
+      return -jnp.mean(log_probs[jnp.arange(len(labels)), labels])
+
+    return jax.grad(loss)(params)
+
+  total = jax.tree.map(jnp.zeros_like, params)
+  half = _BATCH // devices
+  for d in range(devices):
+    images = batch['images'][d * half : (d + 1) * half]
+    labels = batch['labels'][d * half : (d + 1) * half]
+    ascent = gradient(params, images[: half // 2], labels[: half // 2])
+    norm = optax.tree.norm(ascent)
+    worse = jax.tree.map(lambda p, g, n=norm: p + rho * g / n, params, ascent)
+    descent = gradient(worse, images, labels)
+    total = jax.tree.map(jnp.add, total, descent)
+  want = jax.tree.map(lambda p, g: p - _LR * g / devices, params, total)
+
+  state, *_ = _run(devices, 1, config, optim.sam(base, rho))
+  chex.assert_trees_all_close(state.params, want, rtol=1e-4, atol=2e-6)
+  plain = jax.tree.map(
+    lambda p, g: p - _LR * g, params, gradient(params, **batch)
+  )
+  with pytest.raises(AssertionError):
+    chex.assert_trees_all_close(state.params, plain, rtol=1e-4, atol=2e-6)
+
+
+def test_what_is_logged_is_what_was_computed(one_device):
+  _, history, _ = one_device
+  params, batch = _params(), _batch()
+  # Without random regularizers, training computes the same as evaluation.
+  logits = _model().logits(params, utils.normalize(batch['images']))
+  logits = np.asarray(logits, np.float64)
+  log_probs = logits - np.log(np.sum(np.exp(logits), -1, keepdims=True))
+  targets = 0.9 * np.eye(10)[batch['labels']] + 0.01
+  loss = -np.mean(np.sum(targets * log_probs, -1))
+  first = history[0]
+  np.testing.assert_allclose(first['train_loss'], loss, rtol=1e-5)
+  top_1 = np.mean(np.argmax(logits, -1) == batch['labels'])
+  assert first['top_1_acc'] == top_1
+  np.testing.assert_allclose(first['learning_rate'], _LR, rtol=1e-6)
+  assert 0 <= first['fraction_clipped'] <= 1
+  assert first['grad_norm'] > 0
