@@ -15,7 +15,7 @@ import numpy as np
 from nfnets import nf_resnet, nfnet, utils
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # Hashable, by identity.
 class Entry:
   """What belongs to a model's name."""
 

@@ -71,7 +71,9 @@ def adaptive_grad_clip(
   def update_fn(updates, state, params=None):
     del state
     if params is None:
-      raise ValueError(optax.NO_PARAMS_MSG)
+      raise ValueError(
+        'adaptive_grad_clip needs params: call update(grads, state, params).'
+      )
 
     num_units, num_clipped = 0, jnp.zeros((), jnp.float32)
 

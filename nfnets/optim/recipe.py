@@ -111,8 +111,9 @@ def make_optimizer(
   decay = None
   if 'weight_decay' not in parameters and 'weight_decay' in kwargs:
     decay = optax.add_decayed_weights(kwargs.pop('weight_decay'), decay_mask)
-  elif 'mask' in parameters:
-    kwargs['mask'] = decay_mask
+  for mask in ('mask', 'weight_decay_mask'):
+    if mask in parameters:
+      kwargs[mask] = decay_mask
   unknown = sorted(set(kwargs) - set(parameters))
   if unknown:
     raise ValueError(

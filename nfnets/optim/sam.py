@@ -51,7 +51,7 @@ def sam(
   def update_fn(updates, state, params=None, *, grad_fn=None, **extra: Any):
     del extra
     if params is None:
-      raise ValueError(optax.NO_PARAMS_MSG)
+      raise ValueError('sam needs params: update(grads, state, params, ...).')
     if grad_fn is None:
       raise ValueError(
         'sam needs the descent gradient: call update(ascent_gradient, state, '

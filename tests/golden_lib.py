@@ -1,0 +1,172 @@
+"""What the tests of the networks share: golden files, trees and distances.
+
+The golden files hold what the published networks compute for the parameters
+and images that `reference_params` makes from names and shapes.
+"""
+
+from collections.abc import Callable
+import functools
+import gzip
+import json
+import math
+import pathlib
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import reference_params
+
+from nfnets import conv, nf_resnet, nfnet
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+# For jax.jit, where compiling takes longer than running.
+QUICK = {'xla_backend_optimization_level': 0}
+_CLASSES = {'NFNet': nfnet.NFNet, 'NF_ResNet': nf_resnet.NF_ResNet}
+
+
+def load(name: str) -> dict[str, np.ndarray]:
+  """Returns the arrays of golden/golden_{name}.npz."""
+  with np.load(GOLDEN / f'golden_{name}.npz') as arrays:
+    return dict(arrays)
+
+
+@functools.cache
+def param_trees() -> dict[str, dict]:
+  """Returns {'class/variant': {num_params, params, state}}."""
+  with gzip.open(GOLDEN / 'param_trees.json.gz', 'rt') as f:
+    return json.load(f)
+
+
+def transform(model: str, num_classes: int = 1000, **kwargs) -> hk.Transformed:
+  """Returns (init, apply) of (images, is_training=False, metrics=False).
+
+  Args:
+    model: 'class/variant', as param_trees.json.gz names the networks.
+    num_classes: size of the logits.
+    **kwargs: other arguments of the class.
+  """
+  network, variant = model.split('/')
+
+  def forward(images, is_training=False, metrics=False):
+    module = _CLASSES[network](num_classes, variant=variant, **kwargs)
+    return module(images, is_training, metrics)
+
+  return hk.transform(forward)
+
+
+def init_shapes(transformed: hk.Transformed, size: int = 32):
+  """Returns the parameter tree, of ShapeDtypeStructs."""
+  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  return jax.eval_shape(transformed.init, jax.random.key(0), images)
+
+
+@functools.cache
+def model_shapes(model: str):
+  """Returns the parameter tree of a network with its default arguments."""
+  return init_shapes(transform(model))
+
+
+def reference_tree(transformed: hk.Transformed):
+  """Returns the reference parameters of a network."""
+  return reference_params.reference_params(init_shapes(transformed))
+
+
+def count_flops(model: str, h: int, w: int, **kwargs) -> tuple[list[int], int]:
+  """Returns the network's own count of its multiply-adds."""
+  network, variant = model.split('/')
+
+  def count():
+    module = _CLASSES[network](1000, variant=variant, **kwargs)
+    return module.count_flops(h, w)
+
+  return hk.testing.transform_and_run(count)()
+
+
+def rel_l2(actual, expected) -> float:
+  """Returns ||actual - expected|| / ||expected||, computed in float64."""
+  actual = np.asarray(actual, np.float64)
+  expected = np.asarray(expected, np.float64)
+  assert actual.shape == expected.shape
+  return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+
+
+def with_leaves(tree, change: Callable[[str, str, np.ndarray], np.ndarray]):
+  """Returns the tree with change(module, name, leaf) in every leaf's place."""
+  return {
+    module: {name: change(module, name, leaf) for name, leaf in leaves.items()}
+    for module, leaves in tree.items()
+  }
+
+
+def equations(jaxpr):
+  """Yields every equation of a jaxpr and of the jaxprs inside it."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for param in equation.params.values():
+      for inner in param if isinstance(param, (list, tuple)) else [param]:
+        inner = getattr(inner, 'jaxpr', inner)
+        if hasattr(inner, 'eqns'):
+          yield from equations(inner)
+
+
+def num_params(tree) -> int:
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def count_multiply_adds(transformed: hk.Transformed, h: int, w: int) -> int:
+  """Counts those of the convolutions and matrix products in the jaxpr."""
+  images = jax.ShapeDtypeStruct((1, h, w, 3), jnp.float32)
+  params = init_shapes(transformed)
+  with conv.lowering('plain'):
+    jaxpr = jax.make_jaxpr(lambda p, x: transformed.apply(p, None, x))(
+      params, images
+    )
+  total = 0
+  for equation in equations(jaxpr.jaxpr):
+    out = math.prod(equation.outvars[0].aval.shape)
+    if equation.primitive.name == 'conv_general_dilated':
+      total += out * math.prod(equation.invars[1].aval.shape[:3])
+    elif equation.primitive.name == 'dot_general':
+      (axes, _), _ = equation.params['dimension_numbers']
+      shape = equation.invars[0].aval.shape
+      total += out * math.prod(shape[axis] for axis in axes)
+  return total
+
+
+def check_outputs(model: str, golden: dict[str, np.ndarray], params=None):
+  """Compares logits, pool and signal metrics, to 1e-4 relative L2."""
+  transformed = transform(model)
+  if params is None:
+    params = reference_tree(transformed)
+  images = reference_params.reference_images(2, 64, 64)
+  apply = jax.jit(lambda p, x: transformed.apply(p, None, x, metrics=True))
+  out = apply(params, images)
+  for key in ('avg_sq_mean', 'avg_var', 'res_avg_var'):
+    names = [name for name in out if name.startswith(f'{key}_')]
+    out[key] = [out[f'{key}_{i}'] for i in range(len(names))]
+  for key in ('logits', 'pool', 'avg_sq_mean', 'avg_var', 'res_avg_var'):
+    assert rel_l2(out[key], golden[key]) < 1e-4, key
+
+
+def check_loss_and_gradients(model: str, golden: dict[str, np.ndarray], params):
+  """Compares the loss to 1e-4 and each gradient norm to 1e-3."""
+  transformed = transform(model, stochdepth_rate=0, drop_rate=0)
+  images = reference_params.reference_images(2, 64, 64)
+
+  def loss_fn(params):
+    out = transformed.apply(params, None, images, is_training=True)
+    log_probs = jax.nn.log_softmax(out['logits'])
+    return -(log_probs[0, 3] + log_probs[1, 7]) / 2
+
+  @jax.jit
+  def loss_and_norms(params):
+    loss, grads = jax.value_and_grad(loss_fn)(params)
+    return loss, jax.tree.map(lambda g: jnp.sqrt(jnp.sum(g**2)), grads)
+
+  loss, norms = loss_and_norms(params)
+  names = [tuple(name.split(':')) for name in golden['grad_names']]
+  np.testing.assert_allclose(loss, golden['loss'], rtol=1e-4)
+  assert set(names) == {(m, n) for m in norms for n in norms[m]}
+  actual = [norms[module][name] for module, name in names]
+  np.testing.assert_allclose(actual, golden['grad_norms'], rtol=1e-3)

@@ -1,0 +1,142 @@
+"""Both lowerings of a convolution are the same function."""
+
+import re
+
+import golden_lib
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_params
+
+from nfnets import conv
+
+
+def values_and_gradients(lowering, x, w, kwargs):
+  @jax.jit
+  def run(x, w):
+    out, vjp = jax.vjp(lambda x, w: conv.conv2d(x, w, **kwargs), x, w)
+    # A cotangent that differs at every position.
+    return out, *vjp(jnp.sin(jnp.arange(out.size)).reshape(out.shape))
+
+  with conv.lowering(lowering):
+    return run(x, w)
+
+
+CASES = [
+  # Kernel, groups, other arguments.
+  ((1, 1), 1, {}),
+  ((1, 1), 1, {'stride': (2, 2)}),
+  ((1, 1), 1, {'stride': (2, 3), 'padding': 'VALID'}),
+  ((1, 1), 1, {'stride': (2, 2), 'padding': ((1, 0), (2, 1))}),
+  ((1, 1), 1, {'rate': (2, 2)}),
+  ((1, 1), 4, {'stride': (2, 2)}),
+  ((3, 3), 1, {}),
+  ((3, 3), 2, {}),
+  ((3, 3), 4, {'stride': (2, 2)}),
+  ((3, 3), 8, {'stride': (2, 2), 'padding': 'VALID'}),
+  ((3, 3), 2, {'padding': ((1, 2), (0, 1))}),
+  ((3, 3), 4, {'rate': (2, 1)}),
+  ((3, 5), 2, {'stride': (1, 2)}),
+  ((1, 3), 2, {}),
+  ((7, 7), 1, {'stride': (2, 2)}),
+]
+
+
+@pytest.mark.parametrize(('kernel', 'groups', 'kwargs'), CASES)
+def test_split_equals_plain_in_values_and_gradients(kernel, groups, kwargs):
+  kwargs = {'groups': groups, **kwargs}
+  rng = np.random.default_rng(0)
+  x = np.float32(rng.standard_normal((2, 9, 12, 8)))
+  w = np.float32(rng.standard_normal((*kernel, 8 // groups, 16)))
+  split = values_and_gradients('split', x, w, kwargs)
+  plain = values_and_gradients('plain', x, w, kwargs)
+  for ours, theirs in zip(split, plain, strict=True):
+    assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+    assert golden_lib.rel_l2(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize('lowering', ['plain', 'split'])
+def test_convolution_agrees_with_its_definition(lowering):
+  rng = np.random.default_rng(0)
+  x = np.float32(rng.standard_normal((2, 7, 6, 4)))
+  w = np.float32(rng.standard_normal((3, 3, 2, 6)))
+  with conv.lowering(lowering):
+    out = conv.conv2d(x, w, stride=(2, 2), padding='VALID', groups=2)
+  expected = np.zeros((2, 3, 2, 6))
+  for i in range(3):
+    for j in range(2):
+      patch = np.float64(x[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3])
+      for k in range(6):
+        channels = slice(0, 2) if k < 3 else slice(2, 4)
+        product = patch[..., channels] * w[..., k]
+        expected[:, i, j, k] = product.sum((1, 2, 3))
+  np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def group_counts(groups, kernel=3):
+  """Returns feature_group_count of each convolution in the program."""
+  x = jnp.ones((1, 8, 8, 8))
+  w = jnp.ones((kernel, kernel, 8 // groups, 8))
+  # A new function each time: jax remembers what it traced.
+  program = jax.jit(lambda x, w: conv.conv2d(x, w, groups=groups)).lower(x, w)
+  counts = re.findall(r'feature_group_count = (\d+)', program.as_text())
+  return [int(count) for count in counts]
+
+
+def test_auto_splits_groups_on_cpu(monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'cpu')
+  assert group_counts(4) == [1, 1, 1, 1]
+  assert group_counts(1, kernel=1) == []  # A matrix product.
+
+
+@pytest.mark.parametrize('backend', ['gpu', 'tpu'])
+def test_auto_is_plain_on_accelerators(monkeypatch, backend):
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  assert group_counts(4) == [4]
+  assert group_counts(1, kernel=1) == [1]
+
+
+def test_named_lowering_holds_inside_its_context_only(monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'cpu')
+  with conv.lowering('plain'):
+    assert group_counts(2) == [2]
+    with conv.lowering('split'):
+      assert group_counts(2) == [1, 1]
+    assert group_counts(2) == [2]
+  assert group_counts(2) == [1, 1]
+
+
+def test_lowering_is_restored_after_an_exception(monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'cpu')
+  with pytest.raises(ZeroDivisionError), conv.lowering('plain'):
+    raise ZeroDivisionError
+  assert group_counts(2) == [1, 1]
+
+
+def test_unknown_lowering_is_answered_with_all_names():
+  with pytest.raises(ValueError, match="'fast'.*auto.*plain.*split"):
+    with conv.lowering('fast'):
+      pass
+
+
+def test_a_whole_network_is_the_same_under_both_lowerings():
+  transformed = golden_lib.transform(
+    'NFNet/digits', 10, drop_rate=0.0, stochdepth_rate=0.0
+  )
+  params = golden_lib.reference_tree(transformed)
+  images = reference_params.reference_images(2, 33, 32)
+
+  def run(lowering):
+    def loss(params):
+      out = transformed.apply(params, None, images, is_training=True)
+      return jnp.sum(jnp.square(out['logits'])), out
+
+    with conv.lowering(lowering):
+      gradient = jax.grad(loss, has_aux=True)
+      grads, out = jax.jit(gradient, compiler_options=golden_lib.QUICK)(params)
+    return out['logits'], out['features'], grads
+
+  split, plain = (jax.tree.leaves(run(name)) for name in ('split', 'plain'))
+  for ours, theirs in zip(split, plain, strict=True):
+    assert golden_lib.rel_l2(ours, theirs) < 1e-4

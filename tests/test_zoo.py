@@ -1,0 +1,203 @@
+"""Models by name."""
+
+import dataclasses
+import subprocess
+import sys
+
+import golden_lib
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_params
+
+import nfnets
+from nfnets import conv, zoo
+
+F_SIZES = {
+  'nfnet_f0': (192, 256),
+  'nfnet_f1': (224, 320),
+  'nfnet_f2': (256, 352),
+  'nfnet_f3': (320, 416),
+  'nfnet_f4': (384, 512),
+  'nfnet_f5': (416, 544),
+  'nfnet_f6': (448, 576),
+  'nfnet_f7': (480, 608),
+}
+RESNETS = [f'nf_resnet{depth}' for depth in (50, 101, 152, 200, 288, 600)]
+
+
+def test_all_networks_of_the_two_papers_are_listed():
+  names = nfnets.list_models()
+  assert len(set(names)) == len(names)
+  assert set(names) >= {*F_SIZES, *(f'{n}+' for n in F_SIZES), *RESNETS}
+  assert 'nfnet_digits' in names
+
+
+def test_list_is_filtered_by_part_or_pattern():
+  assert nfnets.list_models('nf_resnet') == RESNETS
+  assert nfnets.list_models('nfnet_f?') == list(F_SIZES)
+  assert nfnets.list_models('*f0+') == ['nfnet_f0+']
+  assert nfnets.list_models('f0') == ['nfnet_f0', 'nfnet_f0+']
+  assert nfnets.list_models('[') == nfnets.list_models('no such') == []
+
+
+@pytest.mark.parametrize('name', sorted(F_SIZES))
+def test_image_sizes_are_the_published_ones(name):
+  for suffix in ('', '+'):
+    model = nfnets.create_model(name + suffix)
+    assert (model.train_size, model.test_size) == F_SIZES[name]
+    assert model.name == name + suffix and model.num_classes == 1000
+
+
+def test_unknown_name_is_answered_with_close_ones():
+  with pytest.raises(ValueError, match="'nfnet_f9'. Did you mean .*nfnet_f"):
+    nfnets.create_model('nfnet_f9')
+  with pytest.raises(ValueError, match="'zzz'. There are .*nf_resnet600"):
+    nfnets.create_model('zzz')
+
+
+@pytest.mark.parametrize('name', ['nfnet_f0', 'nf_resnet50', 'nfnet_f1+'])
+def test_names_make_the_networks_with_these_parameters(name):
+  network = 'NFNet' if name.startswith('nfnet') else 'NF_ResNet'
+  variant = name.split('_')[1].replace('f', 'F').replace('resnet', 'ResNet')
+  model = nfnets.create_model(name)
+  params, state = jax.eval_shape(
+    lambda key: model.init(key, image_size=32), jax.random.key(0)
+  )
+  assert params == golden_lib.model_shapes(f'{network}/{variant}')
+  assert not state
+
+
+def test_overrides_reach_the_network():
+  model = nfnets.create_model(
+    'nfnet_digits', 7, final_conv_ch=40, use_two_convs=False
+  )
+  params, _ = jax.eval_shape(model.init, jax.random.key(0))
+  assert params['NFNet/~/linear']['w'].shape == (40, 7)
+  assert not any('conv1b' in module for module in params)
+
+
+def test_wrong_overrides_fail_when_the_model_is_made():
+  with pytest.raises(TypeError, match='depth'):
+    nfnets.create_model('nfnet_digits', depth=3)
+  with pytest.raises(ValueError, match="'geloo'"):
+    nfnets.create_model('nfnet_digits', activation='geloo')
+
+
+def test_model_is_immutable_and_hashable():
+  model = nfnets.create_model('nfnet_digits')
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    model.num_classes = 3
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    model.entry.test_size = 3
+  assert hash(model) == hash(dataclasses.replace(model))
+
+
+@pytest.fixture
+def plain():
+  """Makes the networks compile sooner."""
+  with conv.lowering('plain'):
+    yield
+
+
+@pytest.fixture(scope='module')
+def digits():
+  model = nfnets.create_model('nfnet_digits', 10, drop_rate=0.5)
+  init = jax.jit(
+    model.init,
+    static_argnums=1,
+    compiler_options=golden_lib.QUICK,
+  )
+  return model, init(jax.random.key(0))
+
+
+def test_init_is_reproducible_and_does_not_depend_on_the_image_size(digits):
+  model, (params, state) = digits
+  assert not state
+  assert round(golden_lib.num_params(params) / 1e6, 2) == 0.27
+  for size in (None, 64, (48, 80)):
+    shapes, _ = jax.eval_shape(
+      lambda key, size=size: model.init(key, size), jax.random.key(0)
+    )
+    assert shapes == jax.eval_shape(lambda: params)
+  kernels = [
+    leaves['w'] for leaves in params.values() if leaves.get('w') is not None
+  ]
+  assert all(jnp.std(kernel) > 0 for kernel in kernels)
+
+
+def test_apply_is_the_network_in_training_and_evaluation(digits, plain):
+  model, (params, state) = digits
+  params = reference_params.reference_params(params)
+  images = reference_params.reference_images(2, 32, 32)
+  transformed = golden_lib.transform('NFNet/digits', 10, drop_rate=0.5)
+  train = jax.jit(lambda rng: model.apply(params, state, rng, images, True))
+  expected = jax.jit(lambda: transformed.apply(params, None, images))()
+  out, new_state = train(jax.random.key(0))
+  assert not new_state
+  assert golden_lib.rel_l2(out['logits'], expected['logits']) > 0.01
+  logits = model.logits(params, images)
+  assert logits.shape == (2, 10)
+  assert golden_lib.rel_l2(logits, expected['logits']) < 1e-5
+  embedding = model.embed(params, images)
+  assert embedding.shape == (2, 256)
+  assert golden_lib.rel_l2(embedding, expected['pool']) < 1e-5
+  features = model.features(params, images)
+  assert [f.shape for f in features] == [
+    (2, 16, 16, 64),
+    (2, 8, 8, 32),
+    (2, 4, 4, 64),
+    (2, 2, 2, 128),
+    (2, 1, 1, 256),
+  ]
+  for ours, theirs in zip(features, expected['features'], strict=True):
+    assert golden_lib.rel_l2(ours, theirs) < 1e-5
+
+
+def test_preprocess_is_the_published_evaluation():
+  model = nfnets.create_model('nfnet_f0')
+  jpeg = (golden_lib.GOLDEN / 'image_210x150.jpg').read_bytes()
+  image = model.preprocess(jpeg)
+  assert image.shape == (256, 256, 3) and image.dtype == np.float32
+  # The golden files have another size.
+  golden = golden_lib.load('eval_preprocess')
+  for name, mode in (
+    ('nfnet_f0', 'resize_crop_32'),
+    ('nf_resnet50', 'crop_resize'),
+  ):
+    model = nfnets.create_model(name)
+    entry = dataclasses.replace(model.entry, test_size=64)
+    image = dataclasses.replace(model, entry=entry).preprocess(jpeg)
+    expected = golden[f'{mode}@64_normalized']
+    # 1e-3 of the range of 0-255, in units of the standard deviation.
+    np.testing.assert_allclose(image, expected, atol=0.255 / 57)
+
+
+def test_preprocess_takes_decoded_digits():
+  model = nfnets.create_model('nfnet_digits', 10)
+  assert (model.train_size, model.test_size) == (32, 32)
+  image = model.preprocess(np.full((8, 8, 1), 255, np.uint8))
+  assert image.shape == (32, 32, 3)
+  white = (1 - np.array([0.485, 0.456, 0.406])) / [0.229, 0.224, 0.225]
+  np.testing.assert_allclose(image, np.broadcast_to(white, image.shape), 1e-4)
+
+
+def test_library_does_not_import_tensorflow():
+  program = (
+    'import sys, nfnets, nfnets.optim, nfnets.utils\n'
+    "model = nfnets.create_model('nfnet_f0')\n"
+    "heavy = {'tensorflow', 'tensorflow_datasets', 'jaxline', 'sklearn'}\n"
+    'assert not heavy & set(sys.modules), heavy & set(sys.modules)\n'
+  )
+  root = golden_lib.GOLDEN.parents[1]
+  subprocess.run(
+    [sys.executable, '-c', program], cwd=root, check=True, timeout=120
+  )
+
+
+def test_table_and_models_agree():
+  for name in nfnets.list_models():
+    entry = zoo.get_entry(name)
+    assert entry.kwargs['variant'] in entry.module.variant_dict
+    assert entry.train_size <= entry.test_size
