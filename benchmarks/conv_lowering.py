@@ -11,6 +11,7 @@ standard output is JSON.
 
 import argparse
 import json
+import pathlib
 import resource
 import statistics
 import subprocess
@@ -21,8 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import nfnets
-from nfnets import conv, utils
+# For `experiments`, which is not installed.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import nfnets  # noqa: E402
+from nfnets import conv, utils  # noqa: E402
 
 _TIMM = """
 import statistics, sys, time, timm, torch
@@ -37,7 +41,8 @@ def train():
 def infer():
   with torch.inference_mode():
     model(x)
-for name, size, fn in (('train', train_size, train), ('infer', test_size, infer)):
+runs = (('train', train_size, train), ('infer', test_size, infer))
+for name, size, fn in runs:
   model.train(name == 'train')
   x = images(size)
   fn()
@@ -120,6 +125,13 @@ def _measure_step_memory(lowering: str, batch: int) -> None:
   print(json.dumps({'process': peak, 'program': program}))
 
 
+def _output(command: list[str]) -> str:
+  result = subprocess.run(
+    command, stdout=subprocess.PIPE, text=True, check=True
+  )
+  return result.stdout
+
+
 def _say(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
@@ -172,10 +184,7 @@ def main() -> None:
   for name in ('plain', 'split'):
     command = [sys.executable, __file__, f'--memory_of={name}']
     command.append(f'--batch={args.batch}')
-    output = subprocess.run(
-      command, stdout=subprocess.PIPE, text=True, check=True
-    ).stdout
-    results['step_bytes'][name] = json.loads(output.splitlines()[-1])
+    results['step_bytes'][name] = json.loads(_output(command).splitlines()[-1])
 
   _say(f'NFNet-F0, float32, batch {args.batch}, {jax.devices()[0].device_kind}')
   for what, size in (('train', args.train_size), ('infer', args.test_size)):

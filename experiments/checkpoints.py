@@ -151,12 +151,16 @@ class OrbaxCheckpointer:
 
   def _manager(self, series: str) -> ocp.CheckpointManager:
     if series not in self._managers:
+      folder = self._root / series
+      folder.mkdir(parents=True, exist_ok=True)
       self._managers[series] = ocp.CheckpointManager(
-        self._root / series,
+        folder,
         options=ocp.CheckpointManagerOptions(
           preservation_policy=preservation_policy.LatestN(self._keep),
           # What a killed run left half written.
           cleanup_tmp_directories=True,
+          create=False,
+          multiprocessing_options=_this_process_only(),
         ),
       )
     return self._managers[series]
@@ -221,6 +225,16 @@ class OrbaxCheckpointer:
       time.sleep(_POLL_SECONDS)
 
 
+def _this_process_only() -> ocp.options.MultiprocessingOptions:
+  """Has Orbax wait for no other process: each reads, and one writes."""
+  index = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=index,
+    active_processes={index},
+    barrier_sync_key_prefix=f'process_{index}',
+  )
+
+
 def _snapshot(state: types.SimpleNamespace) -> dict[str, Any]:
   """Copies what a checkpoint holds to NumPy arrays."""
   tree = {}
@@ -273,7 +287,8 @@ def _read(path: pathlib.Path, template: dict[str, Any]) -> dict[str, Any]:
       ocp.CompositeCheckpointHandler(
         state=ocp.StandardCheckpointHandler(),
         checksums=ocp.JsonCheckpointHandler(),
-      )
+      ),
+      multiprocessing_options=_this_process_only(),
     ) as checkpointer,
   ):
     try:

@@ -3,6 +3,7 @@
 import functools
 import json
 import logging as stdlib_logging
+import os
 import pathlib
 import runpy
 import sys
@@ -34,10 +35,23 @@ usage: python experiments/experiment.py --config=NAME [options]
                        --config.checkpoint_dir=/data/runs/f0
                        --config.experiment_kwargs.config.train_batch_size=256
   --jaxline_mode=MODE  train (the default), eval, or train_eval_multithreaded
+  --coordinator_address=HOST:PORT --num_processes=N --process_id=I
+                       for several hosts: the address of process 0, the same
+                       for all, and the number of each, from 0
 
 Running the same command again continues from the last checkpoint. The last line
 of standard output is JSON; everything else goes to standard error.
 """
+
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator_address', None, 'host:port of process 0, for several hosts.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many processes there are.', lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'The number of this process, from 0.', lower_bound=0
+)
 
 # Errors whose message says it all.
 _EXPECTED = (
@@ -69,6 +83,10 @@ def main(argv: list[str]) -> int:
     name, config, mode = _parse(argv)
   except UsageError as error:
     return _fail(error, 2)
+  if _COORDINATOR.value is not None:
+    jax.distributed.initialize(
+      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    )
   try:
     results = run(config, mode)
   except _EXPECTED as error:
@@ -77,7 +95,8 @@ def main(argv: list[str]) -> int:
   except KeyboardInterrupt:
     return _fail('interrupted; the last checkpoint is kept', 130)
   results = {'config': name, 'mode': mode, **results}
-  print(json.dumps(results), flush=True)
+  if jax.process_index() == 0:
+    print(json.dumps(results), flush=True)
   return 0
 
 
@@ -97,12 +116,14 @@ def run(config: ml_collections.ConfigDict, mode: str) -> dict[str, Any]:
     images = settings.num_epochs * num_examples
     config.training_steps = max(1, int(images / settings.train_batch_size))
   logging.info(
-    '%d steps of %d images (%d for training) on %d %s; results in %s',
+    '%d steps of %d images (%d for training) on %d %s device(s) of %d '
+    'process(es); results in %s',
     config.training_steps,
     settings.train_batch_size,
     num_examples,
     jax.device_count(),
     jax.devices()[0].device_kind,
+    jax.process_count(),
     config.checkpoint_dir,
   )
   reporter = progress.Reporter(config.training_steps, settings.train_batch_size)
@@ -229,6 +250,10 @@ def _usage() -> str:
 
 def _fail(error: Any, status: int) -> int:
   print(f'error: {error}', file=sys.stderr, flush=True)
+  if jax.distributed.is_initialized():
+    # An orderly end would wait for the other processes, which wait for this
+    # one; without it they notice within two minutes, and end too.
+    os._exit(status)
   return status
 
 

@@ -292,6 +292,7 @@ class Experiment(experiment.AbstractExperiment):
         stack.callback(bar.wait_to_finish)
         periodic_actions = (*periodic_actions, bar)
       self._periodic_actions = periodic_actions
+      logging.info('Compiling the first step; this can take minutes.')
       super().train_loop(config, state, periodic_actions, writer)
 
   def step(

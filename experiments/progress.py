@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from absl import logging
+import jax
 from jaxline import platform
 import numpy as np
 import tqdm
@@ -34,8 +35,8 @@ class Reporter:
     self._bar: tqdm.tqdm | None = None
 
   def log(self, step: int, scalars: dict[str, Any]) -> None:
-    """Logs one line, unless there is a bar."""
-    if self._bar is not None:
+    """Logs one line on the first host, unless there is a bar."""
+    if self._bar is not None or jax.process_index():
       return
     scalars = self.with_speed(step, scalars)
     logging.info(
@@ -56,7 +57,7 @@ class Reporter:
 
   def start_bar(self, step: int) -> bool:
     """Begins a bar, if standard error is a terminal; tells whether it did."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not jax.process_index():
       self._bar = tqdm.tqdm(
         total=self._training_steps,
         initial=step,
@@ -104,7 +105,9 @@ class Writer:
       mode: JAXline's mode.
       reporter: adds the speed to what training writes.
     """
-    self._tensorboard = platform.TensorBoardLogger(config, mode)
+    self._tensorboard = None
+    if not jax.process_index():
+      self._tensorboard = platform.TensorBoardLogger(config, mode)
     self._reporter = reporter
     self.last: dict[str, float] = {}
 
@@ -113,5 +116,6 @@ class Writer:
     if self._reporter is not None:
       scalars = self._reporter.with_speed(global_step, scalars)
     scalars = {k: np.asarray(v).item() for k, v in scalars.items()}
-    self._tensorboard.write_scalars(global_step, scalars)
+    if self._tensorboard is not None:
+      self._tensorboard.write_scalars(global_step, scalars)
     self.last = {'step': int(global_step), **scalars}

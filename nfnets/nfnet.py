@@ -234,7 +234,7 @@ class NFBlock(hk.Module):
     if self.conv_shortcut is not None:
       shortcut = out
       if self.stride > 1:
-        shortcut = hk.avg_pool(shortcut, (1, 2, 2, 1), (1, 2, 2, 1), 'SAME')
+        shortcut = base.avg_pool_2x2(shortcut)
       shortcut = self.conv_shortcut(shortcut)
 
     out = self.conv0(out)

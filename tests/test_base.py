@@ -246,3 +246,15 @@ def test_variant_tables_hold_the_published_settings():
     'test_imsize': 456,
     'drop_rate': 0.4,
   }
+
+
+@pytest.mark.parametrize('shape', [(64, 1, 1, 128), (2, 3, 5, 4), (2, 4, 1, 3)])
+def test_average_pooling_does_not_count_padding(shape):
+  x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+  got = jax.jit(base.avg_pool_2x2)(x)
+  _, h, w, _ = shape
+  for i in range(-(-h // 2)):
+    for j in range(-(-w // 2)):
+      window = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+      want = window.mean(axis=(1, 2), dtype=np.float64)
+      np.testing.assert_allclose(got[:, i, j], want, rtol=1e-5, atol=1e-6)

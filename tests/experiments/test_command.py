@@ -5,6 +5,7 @@ import os
 import pathlib
 import random
 import signal
+import socket
 import sys
 import time
 
@@ -178,6 +179,35 @@ def test_a_killed_run_always_goes_on(start_command, tmp_path):
   assert process.returncode == 0, log
   assert f'Continuing from step {step} of' in log
   assert json.loads(output)['step'] == step + 1
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(straight, start_command, tmp_path):
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{free.getsockname()[1]}'
+  processes = [
+    start_command(
+      *_SMALL,
+      _folder(tmp_path),
+      _steps(6),
+      f'--coordinator_address={address}',
+      '--num_processes=2',
+      f'--process_id={i}',
+    )
+    for i in range(2)
+  ]
+  results = [process.communicate(timeout=240) for process in processes]
+  assert [p.returncode for p in processes] == [0, 0], results
+  last = json.loads(results[0][0])
+  for key in ('train_loss', 'grad_norm'):
+    assert last[key] == pytest.approx(straight[1].json[key], rel=1e-4)
+  assert results[1][0] == ''  # The first process tells for all.
+  want, got = _arrays(straight[0], 6), _arrays(tmp_path, 6)
+  for key, value in want.items():
+    np.testing.assert_allclose(
+      got[key], value, rtol=1e-3, atol=1e-5, err_msg=key
+    )
 
 
 @pytest.fixture
