@@ -89,7 +89,8 @@ def topk_correct(
 
   Returns:
     {'top_{k}_acc': float32 [B] of zeros and ones} for each k. A class that ties
-    with the label counts as higher, so equal or NaN logits are never correct.
+    with the label counts as higher, so equal or NaN logits are correct only
+    where k covers all classes.
   """
   num_classes = logits.shape[-1]
   of_label = jnp.take_along_axis(logits, labels[:, None], axis=-1)

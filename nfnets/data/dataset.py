@@ -329,7 +329,7 @@ def _finish(
   options.deterministic = True
   # One thread per image is enough; those that wait for a disk do not count.
   options.threading.max_intra_op_parallelism = 1
-  cores = len(os.sched_getaffinity(0))
+  cores = os.cpu_count() or 1
   options.threading.private_threadpool_size = cores + PARALLEL_READS
   return dataset.with_options(options).prefetch(2)
 
