@@ -22,6 +22,8 @@ from nfnets import conv, nf_resnet, nfnet
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 # For jax.jit, where compiling takes longer than running.
 QUICK = {'xla_backend_optimization_level': 0}
+# Where rounding matters, whatever XLA_FLAGS the tests run under.
+FULL = {'xla_backend_optimization_level': 3}
 _CLASSES = {'NFNet': nfnet.NFNet, 'NF_ResNet': nf_resnet.NF_ResNet}
 
 
@@ -140,7 +142,10 @@ def check_outputs(model: str, golden: dict[str, np.ndarray], params=None):
   if params is None:
     params = reference_tree(transformed)
   images = reference_params.reference_images(2, 64, 64)
-  apply = jax.jit(lambda p, x: transformed.apply(p, None, x, metrics=True))
+  apply = jax.jit(
+    lambda p, x: transformed.apply(p, None, x, metrics=True),
+    compiler_options=FULL,
+  )
   out = apply(params, images)
   for key in ('avg_sq_mean', 'avg_var', 'res_avg_var'):
     names = [name for name in out if name.startswith(f'{key}_')]
@@ -159,7 +164,7 @@ def check_loss_and_gradients(model: str, golden: dict[str, np.ndarray], params):
     log_probs = jax.nn.log_softmax(out['logits'])
     return -(log_probs[0, 3] + log_probs[1, 7]) / 2
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=FULL)
   def loss_and_norms(params):
     loss, grads = jax.value_and_grad(loss_fn)(params)
     return loss, jax.tree.map(lambda g: jnp.sqrt(jnp.sum(g**2)), grads)
