@@ -9,6 +9,7 @@ both forms side by side.
 
 from collections.abc import Iterator, Sequence
 import contextlib
+import functools
 
 import jax
 from jax import lax
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 _DIMENSION_NUMBERS = ('NHWC', 'HWIO', 'NHWC')
 LOWERINGS = ('auto', 'plain', 'split')
 _lowering = 'auto'
+_in_loop = False
 
 
 @contextlib.contextmanager
@@ -45,6 +47,82 @@ def lowering(name: str) -> Iterator[None]:
     _lowering = previous
 
 
+@contextlib.contextmanager
+def in_loop() -> Iterator[None]:
+  """Says that what is traced here becomes the body of a loop.
+
+  XLA's CPU backend brings the convolutions of a program into the form that it
+  has fast code for, but not those in a loop, and the gradients of a convolution
+  are in another form: inside `jax.lax.scan` they are 50 times slower. Here, the
+  'split' lowering writes them in that form itself. Such convolutions have no
+  forward-mode derivative.
+
+  Yields:
+    Nothing.
+  """
+  global _in_loop
+  previous, _in_loop = _in_loop, True
+  try:
+    yield
+  finally:
+    _in_loop = previous
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv_with_gradients(x, w, stride, padding, rate):
+  """Convolves, with gradients that are [B, H, W, C] by [kh, kw, C, K], too."""
+  return lax.conv_general_dilated(
+    x,
+    w,
+    window_strides=stride,
+    padding=padding,
+    rhs_dilation=rate,
+    dimension_numbers=_DIMENSION_NUMBERS,
+  )
+
+
+def _conv_forward(x, w, stride, padding, rate):
+  return _conv_with_gradients(x, w, stride, padding, rate), (x, w)
+
+
+def _conv_backward(stride, padding, rate, residuals, grad):
+  x, w = residuals
+  sizes = x.shape[1:3]
+  if isinstance(padding, str):
+    kernel = [(k - 1) * r + 1 for k, r in zip(w.shape[:2], rate, strict=True)]
+    padding = lax.padtype_to_pads(sizes, kernel, stride, padding)
+  # Along each axis the output is at x's pixels 0, s, ..., last - low.
+  for_x, for_w = [], []
+  for size, out, k, s, r, (low, _) in zip(
+    sizes, grad.shape[1:3], w.shape[:2], stride, rate, padding, strict=True
+  ):
+    reach, last = (k - 1) * r, (out - 1) * s
+    for_x.append((reach - low, size - 1 - last + low))
+    for_w.append((low, reach + 1 + last - size - low))
+  grad_x = lax.conv_general_dilated(
+    grad,
+    jnp.flip(w, (0, 1)).transpose(0, 1, 3, 2),
+    window_strides=(1, 1),
+    padding=for_x,
+    lhs_dilation=stride,
+    rhs_dilation=rate,
+    dimension_numbers=_DIMENSION_NUMBERS,
+  )
+  # The images of the batch are the channels that are summed over.
+  grad_w = lax.conv_general_dilated(
+    x.transpose(3, 1, 2, 0),
+    grad.transpose(1, 2, 0, 3),
+    window_strides=rate,
+    padding=for_w,
+    rhs_dilation=stride,
+    dimension_numbers=_DIMENSION_NUMBERS,
+  )
+  return grad_x, grad_w.transpose(1, 2, 0, 3)
+
+
+_conv_with_gradients.defvjp(_conv_forward, _conv_backward)
+
+
 def conv2d(
   x: jax.Array,
   w: jax.Array,
@@ -68,8 +146,16 @@ def conv2d(
     [B, H', W', K], of x's dtype.
   """
   stride, rate = tuple(stride), tuple(rate)
+  if not isinstance(padding, str):
+    padding = tuple(map(tuple, padding))
+
+  split = _lowering == 'split' or (
+    _lowering == 'auto' and jax.default_backend() == 'cpu'
+  )
 
   def plain(x, w, groups):
+    if split and _in_loop:
+      return _conv_with_gradients(x, w, stride, padding, rate)
     return lax.conv_general_dilated(
       x,
       w,
@@ -80,9 +166,6 @@ def conv2d(
       feature_group_count=groups,
     )
 
-  split = _lowering == 'split' or (
-    _lowering == 'auto' and jax.default_backend() == 'cpu'
-  )
   if not split:
     return plain(x, w, groups)
   if groups > 1:

@@ -56,6 +56,35 @@ def test_split_equals_plain_in_values_and_gradients(kernel, groups, kwargs):
     assert golden_lib.rel_l2(ours, theirs) < 1e-5
 
 
+@pytest.mark.parametrize(('kernel', 'groups', 'kwargs'), CASES)
+def test_a_loop_changes_no_values_and_gradients(kernel, groups, kwargs):
+  kwargs = {'groups': groups, **kwargs}
+  rng = np.random.default_rng(0)
+  x = np.float32(rng.standard_normal((2, 9, 12, 8)))
+  w = np.float32(rng.standard_normal((*kernel, 8 // groups, 16)))
+  with conv.in_loop():
+    loop = values_and_gradients('split', x, w, kwargs)
+  plain = values_and_gradients('plain', x, w, kwargs)
+  for ours, theirs in zip(loop, plain, strict=True):
+    assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+    assert golden_lib.rel_l2(ours, theirs) < 1e-5
+
+
+def test_gradients_in_a_loop_have_the_form_that_is_fast():
+  """Batch, height, width, channels; of every convolution."""
+  x, w = jnp.ones((3, 2, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
+
+  def total(w, x):
+    with conv.lowering('split'), conv.in_loop():
+      grad = jax.grad(lambda w, x: jnp.sum(conv.conv2d(x, w) ** 2), (0, 1))
+      return jax.lax.scan(lambda t, x: (t + grad(w, x)[0], grad(w, x)[1]), w, x)
+
+  text = jax.jit(total).lower(w, x).as_text()
+  forms = re.findall(r'dim_numbers = (.*?), window', text)
+  assert len(forms) >= 3
+  assert set(forms) == {'[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]'}
+
+
 @pytest.mark.parametrize('lowering', ['plain', 'split'])
 def test_convolution_agrees_with_its_definition(lowering):
   rng = np.random.default_rng(0)
