@@ -15,7 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nfnets import conv
+from nfnets import conv, variants
+
+# Under their published names.
+nfnet_params = variants.nfnet_params
+nf_regnet_params = variants.nf_regnet_params
+resnet_params = variants.resnet_params
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -79,17 +84,24 @@ nonlinearities: dict[str, Activation] = {
 }
 
 
-def get_nonlinearity(name: str) -> Activation:
-  """Returns the scaled activation of this name.
+# The same without gamma, for the networks that do without scaled activations.
+unscaled_nonlinearities: dict[str, Activation] = {
+  name: getattr(jax.nn, name) for name in nonlinearities if name != 'gelu_erf'
+}
+
+
+def get_nonlinearity(name: str, scaled: bool = True) -> Activation:
+  """Returns the activation of this name, times its gamma if `scaled`.
 
   Raises:
     ValueError: if there is none; the message lists the names.
   """
-  if name not in nonlinearities:
+  table = nonlinearities if scaled else unscaled_nonlinearities
+  if name not in table:
     raise ValueError(
-      f'No activation {name!r}; there are {", ".join(sorted(nonlinearities))}.'
+      f'No activation {name!r}; there are {", ".join(sorted(table))}.'
     )
-  return nonlinearities[name]
+  return table[name]
 
 
 def get_variant(table: dict[str, dict], variant: str) -> dict:
@@ -101,6 +113,55 @@ def get_variant(table: dict[str, dict], variant: str) -> dict:
   if variant not in table:
     raise ValueError(f'No variant {variant!r}; there are {", ".join(table)}.')
   return table[variant]
+
+
+class Conv2D(hk.Conv2D):
+  """hk.Conv2D for images [B, H, W, C], computed by `nfnets.conv`.
+
+  Parameters: `w` [kh, kw, C, K] and, with a bias, `b` [K].
+  """
+
+  def __init__(
+    self,
+    output_channels: int,
+    kernel_shape: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    rate: int | Sequence[int] = 1,
+    padding: str | Sequence[tuple[int, int]] = 'SAME',
+    with_bias: bool = True,
+    w_init: hk.initializers.Initializer | None = None,
+    b_init: hk.initializers.Initializer | None = None,
+    name: str | None = None,
+  ):
+    super().__init__(
+      output_channels,
+      kernel_shape,
+      stride=stride,
+      rate=rate,
+      padding=padding,
+      with_bias=with_bias,
+      w_init=w_init,
+      b_init=b_init,
+      name=name,
+    )
+
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    shape = self.kernel_shape + (inputs.shape[-1], self.output_channels)
+    w_init = self.w_init
+    if w_init is None:
+      stddev = math.prod(shape[:-1]) ** -0.5
+      w_init = hk.initializers.TruncatedNormal(stddev)
+    weight = hk.get_parameter('w', shape, inputs.dtype, init=w_init)
+    out = conv.conv2d(
+      inputs,
+      weight,
+      stride=self.stride,
+      padding=self.padding,
+      rate=self.kernel_dilation,
+    )
+    if self.with_bias:
+      out += hk.get_parameter('b', shape[-1:], inputs.dtype, init=self.b_init)
+    return out
 
 
 class WSConv2D(hk.Conv2D):
@@ -237,6 +298,23 @@ class StochDepth(hk.Module):
     return x / keep_rate if self.scale_by_keep else x
 
 
+def call_block(
+  block: Callable[..., tuple[jax.Array, jax.Array]],
+  x: jax.Array,
+  is_training: bool,
+  remat: bool,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns block(x, is_training).
+
+  With `remat`, the backward pass keeps nothing of the block but its input, and
+  computes the rest again, standardized kernels included (Chen et al., "Training
+  Deep Nets with Sublinear Memory Cost", arXiv 1604.06174).
+  """
+  if not remat:
+    return block(x, is_training)
+  return hk.remat(lambda x: block(x, is_training))(x)
+
+
 def avg_pool_2x2(x: jax.Array) -> jax.Array:
   """Averages 2x2 windows with stride 2, without counting what pads odd sizes.
 
@@ -285,65 +363,3 @@ def count_conv_flops(in_ch: int, module: hk.Conv2D, h: int, w: int) -> int:
   out_h, out_w = -(-h // module.stride[0]), -(-w // module.stride[1])
   kernel = math.prod(module.kernel_shape) * in_ch // module.feature_group_count
   return out_h * out_w * kernel * module.output_channels
-
-
-def _nfnet_row(width, depth, train_imsize, test_imsize, drop_rate, level):
-  return {
-    'width': width,
-    'depth': depth,
-    'train_imsize': train_imsize,
-    'test_imsize': test_imsize,
-    'RA_level': level,
-    'drop_rate': drop_rate,
-  }
-
-
-# NFNets, table 1, and the published settings. `RA_level` is RandAugment's:
-# layers, then two digits of magnitude.
-_F_ROWS = {
-  'F0': (192, 256, 0.2, '405'),
-  'F1': (224, 320, 0.3, '410'),
-  'F2': (256, 352, 0.4, '410'),
-  'F3': (320, 416, 0.4, '415'),
-  'F4': (384, 512, 0.5, '415'),
-  'F5': (416, 544, 0.5, '415'),
-  'F6': (448, 576, 0.5, '415'),
-  'F7': (480, 608, 0.5, '415'),
-}
-nfnet_params: dict[str, dict] = {}
-for _suffix, _width in (
-  ('', [256, 512, 1536, 1536]),
-  ('+', [384, 768, 2048, 2048]),
-):
-  for _n, (_name, _row) in enumerate(_F_ROWS.items(), start=1):
-    _depth = [_n, 2 * _n, 6 * _n, 3 * _n]
-    nfnet_params[_name + _suffix] = _nfnet_row(_width, _depth, *_row)
-# A small network of the same kind for 32x32 images, 0.27 M parameters.
-nfnet_params['digits'] = {
-  **_nfnet_row([32, 64, 128, 128], [1, 1, 2, 1], 32, 32, 0.0, None),
-  'group_width': 16,
-}
-
-# NF-ResNets, appendix E: EfficientNet-like scaling of a RegNet. Rows: widths,
-# depths, training and test image size in pixels, dropout rate.
-_REGNET_ROWS = {
-  'B0': ([48, 104, 208, 440], [1, 3, 6, 6], 192, 224, 0.2),
-  'B1': ([48, 104, 208, 440], [2, 4, 7, 7], 224, 256, 0.2),
-  'B2': ([56, 112, 232, 488], [2, 4, 8, 8], 240, 272, 0.3),
-  'B3': ([56, 128, 248, 528], [2, 5, 9, 9], 288, 320, 0.3),
-  'B4': ([64, 144, 288, 616], [2, 6, 11, 11], 320, 384, 0.4),
-  'B5': ([80, 168, 336, 704], [3, 7, 14, 14], 384, 456, 0.4),
-  'B6': ([88, 184, 376, 792], [3, 8, 16, 16], 448, 528, 0.5),
-  'B7': ([96, 208, 416, 880], [4, 10, 19, 19], 512, 600, 0.5),
-  'B8': ([104, 232, 456, 968], [4, 11, 22, 22], 600, 672, 0.5),
-}
-nf_regnet_params: dict[str, dict] = {
-  name: dict(
-    zip(
-      ('width', 'depth', 'train_imsize', 'test_imsize', 'drop_rate'),
-      row,
-      strict=True,
-    )
-  )
-  for name, row in _REGNET_ROWS.items()
-}

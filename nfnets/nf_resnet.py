@@ -14,14 +14,7 @@ from nfnets import base
 class NF_ResNet(hk.Module):  # pylint: disable=invalid-name
   """Normalizer-free pre-activation ResNet."""
 
-  variant_dict = {
-    'ResNet50': {'depth': [3, 4, 6, 3]},
-    'ResNet101': {'depth': [3, 4, 23, 3]},
-    'ResNet152': {'depth': [3, 8, 36, 3]},
-    'ResNet200': {'depth': [3, 24, 36, 3]},
-    'ResNet288': {'depth': [24, 24, 24, 24]},
-    'ResNet600': {'depth': [50, 50, 50, 50]},
-  }
+  variant_dict = base.resnet_params
 
   def __init__(
     self,
@@ -37,6 +30,7 @@ class NF_ResNet(hk.Module):  # pylint: disable=invalid-name
     use_se: bool = False,
     se_ratio: float = 0.25,
     name: str = 'NF_ResNet',
+    remat: bool = False,
   ):
     """Builds the modules.
 
@@ -53,6 +47,8 @@ class NF_ResNet(hk.Module):  # pylint: disable=invalid-name
       use_se: whether blocks end with squeeze and excite.
       se_ratio: its hidden channels, as a part of its input.
       name: of the module.
+      remat: whether the backward pass computes each block again, instead of
+        keeping what it computed: less memory for a third more time.
 
     Raises:
       ValueError: for an unknown variant or activation.
@@ -60,6 +56,7 @@ class NF_ResNet(hk.Module):  # pylint: disable=invalid-name
     super().__init__(name=name)
     params = base.get_variant(self.variant_dict, variant)
     self.variant = variant
+    self.remat = remat
     self.activation = base.get_nonlinearity(activation)
     self.width_pattern = [int(w * width) for w in (64, 128, 256, 512)]
     self.depth_pattern = params['depth']
@@ -133,7 +130,7 @@ class NF_ResNet(hk.Module):  # pylint: disable=invalid-name
     index = 0
     for blocks in self.stages:
       for block in blocks:
-        out, branch = block(out, is_training)
+        out, branch = base.call_block(block, out, is_training, self.remat)
         if return_metrics:
           metrics[f'res_avg_var_{index}'] = base.channel_variance(branch)
           metrics.update(base.signal_metrics(out, index + 1))

@@ -1,6 +1,7 @@
 """Every model by name: its module, arguments, image sizes and preprocessing."""
 
 from collections.abc import Callable, Mapping
+import copy
 import dataclasses
 import difflib
 import fnmatch
@@ -12,7 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nfnets import nf_resnet, nfnet, utils
+from nfnets import (
+  fixup_resnet,
+  nf_regnet,
+  nf_resnet,
+  nfnet,
+  resnet,
+  skipinit_resnet,
+  utils,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # Hashable, by identity.
@@ -36,10 +45,25 @@ def _table() -> dict[str, Entry]:
       row['test_imsize'],
       'resize_crop_1' if variant == 'digits' else 'resize_crop_32',
     )
-  for variant in nf_resnet.NF_ResNet.variant_dict:
-    table[f'nf_{variant.lower()}'] = Entry(
-      nf_resnet.NF_ResNet, {'variant': variant}, 224, 224, 'crop_resize'
+  for variant, row in nf_regnet.NF_RegNet.variant_dict.items():
+    table[f'nf_regnet_{variant.lower()}'] = Entry(
+      nf_regnet.NF_RegNet,
+      {'variant': variant},
+      row['train_imsize'],
+      row['test_imsize'],
+      'crop_resize',
     )
+  for name, module, kwargs in (
+    ('nf_{}', nf_resnet.NF_ResNet, {}),
+    ('{}', resnet.ResNet, {'width': 4}),
+    ('{}_v1', resnet.ResNet, {'width': 4, 'preactivation': False}),
+    ('skipinit_{}', skipinit_resnet.SkipInit_ResNet, {}),
+    ('fixup_{}', fixup_resnet.FixUp_ResNet, {}),
+  ):
+    for variant in module.variant_dict:
+      table[name.format(variant.lower())] = Entry(
+        module, {'variant': variant, **kwargs}, 224, 224, 'crop_resize'
+      )
   return table
 
 
@@ -86,7 +110,10 @@ def create_model(name: str, num_classes: int = 1000, **overrides) -> 'Model':
     TypeError: for an argument that the network does not have.
   """
   entry = get_entry(name)
-  kwargs = {**entry.kwargs, 'num_classes': num_classes, **overrides}
+  # A copy, so that nobody can change a dictionary inside it later.
+  kwargs = copy.deepcopy(
+    {**entry.kwargs, 'num_classes': num_classes, **overrides}
+  )
 
   def forward(images, is_training):
     return entry.module(**kwargs)(images, is_training=is_training)
@@ -151,7 +178,8 @@ class Model:
       state: state, empty for networks without BatchNorm.
       rng: a key for dropout and stochastic depth; None in evaluation.
       images: [B, H, W, 3], normalized.
-      is_training: whether dropout and stochastic depth act.
+      is_training: whether dropout and stochastic depth act, and BatchNorm takes
+        the statistics of these images.
     """
     return self.transformed.apply(params, state, rng, images, is_training)
 
@@ -163,23 +191,44 @@ class Model:
 
     return jax.jit(outputs, static_argnums=0)
 
+  def _output(
+    self,
+    key: str,
+    params: hk.Params,
+    images: jax.Array,
+    state: hk.State | None,
+  ) -> Any:
+    try:
+      return self._jitted((key,), params, state or {}, images)[key]
+    except ValueError as error:
+      if state or not jax.eval_shape(self.init, jax.random.key(0))[1]:
+        raise
+      raise ValueError(
+        f'{self.name} has moving averages; pass the state that belongs to '
+        'the parameters: logits(params, images, state).'
+      ) from error
+
   def logits(
     self, params: hk.Params, images: jax.Array, state: hk.State | None = None
   ) -> jax.Array:
-    """Returns logits [B, num_classes] for images [B, H, W, 3]."""
-    return self._jitted(('logits',), params, state or {}, images)['logits']
+    """Returns logits [B, num_classes] for images [B, H, W, 3].
+
+    Networks with BatchNorm need the state that belongs to the parameters; they
+    raise a ValueError without.
+    """
+    return self._output('logits', params, images, state)
 
   def features(
     self, params: hk.Params, images: jax.Array, state: hk.State | None = None
   ) -> list[jax.Array]:
     """Returns the five maps [B, h, w, c] at strides 2, 4, 8, 16 and 32."""
-    return self._jitted(('features',), params, state or {}, images)['features']
+    return self._output('features', params, images, state)
 
   def embed(
     self, params: hk.Params, images: jax.Array, state: hk.State | None = None
   ) -> jax.Array:
     """Returns pooled features [B, C], what the last layer sees."""
-    return self._jitted(('pool',), params, state or {}, images)['pool']
+    return self._output('pool', params, images, state)
 
   def preprocess(self, image: bytes | np.ndarray) -> np.ndarray:
     """Prepares one image as in the published evaluation.

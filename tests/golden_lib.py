@@ -17,14 +17,32 @@ import jax.numpy as jnp
 import numpy as np
 import reference_params
 
-from nfnets import conv, nf_resnet, nfnet
+from nfnets import (
+  conv,
+  fixup_resnet,
+  nf_regnet,
+  nf_resnet,
+  nfnet,
+  resnet,
+  skipinit_resnet,
+)
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 # For jax.jit, where compiling takes longer than running.
 QUICK = {'xla_backend_optimization_level': 0}
 # Where rounding matters, whatever XLA_FLAGS the tests run under.
 FULL = {'xla_backend_optimization_level': 3}
-_CLASSES = {'NFNet': nfnet.NFNet, 'NF_ResNet': nf_resnet.NF_ResNet}
+_CLASSES = {
+  'NFNet': nfnet.NFNet,
+  'NF_ResNet': nf_resnet.NF_ResNet,
+  'NF_RegNet': nf_regnet.NF_RegNet,
+  # Its first argument is the width.
+  'ResNet': lambda num_classes, width=4, **kwargs: resnet.ResNet(
+    width, num_classes, **kwargs
+  ),
+  'SkipInit_ResNet': skipinit_resnet.SkipInit_ResNet,
+  'FixUp_ResNet': fixup_resnet.FixUp_ResNet,
+}
 
 
 def load(name: str) -> dict[str, np.ndarray]:
@@ -40,7 +58,9 @@ def param_trees() -> dict[str, dict]:
     return json.load(f)
 
 
-def transform(model: str, num_classes: int = 1000, **kwargs) -> hk.Transformed:
+def transform_with_state(
+  model: str, num_classes: int = 1000, **kwargs
+) -> hk.TransformedWithState:
   """Returns (init, apply) of (images, is_training=False, metrics=False).
 
   Args:
@@ -52,13 +72,31 @@ def transform(model: str, num_classes: int = 1000, **kwargs) -> hk.Transformed:
 
   def forward(images, is_training=False, metrics=False):
     module = _CLASSES[network](num_classes, variant=variant, **kwargs)
-    return module(images, is_training, metrics)
+    # Haiku's BatchNorm can only be initialized in training.
+    return module(images, is_training or hk.running_init(), metrics)
 
-  return hk.transform(forward)
+  return hk.transform_with_state(forward)
 
 
-def init_shapes(transformed: hk.Transformed, size: int = 32):
-  """Returns the parameter tree, of ShapeDtypeStructs."""
+def transform(model: str, num_classes: int = 1000, **kwargs) -> hk.Transformed:
+  """Returns the same without state, or with the reference state fixed."""
+  stateful = transform_with_state(model, num_classes, **kwargs)
+  state = {}
+  if model.startswith('ResNet/'):
+    _, shapes = init_shapes(stateful)
+    state = reference_params.reference_params(shapes)
+  return hk.Transformed(
+    init=lambda *args: stateful.init(*args)[0],
+    apply=lambda params, *args, **kwargs: stateful.apply(
+      params, state, *args, **kwargs
+    )[0],
+  )
+
+
+def init_shapes(
+  transformed: hk.Transformed | hk.TransformedWithState, size: int = 32
+):
+  """Returns what `init` does, with ShapeDtypeStructs for arrays."""
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   return jax.eval_shape(transformed.init, jax.random.key(0), images)
 
@@ -154,10 +192,17 @@ def check_outputs(model: str, golden: dict[str, np.ndarray], params=None):
     assert rel_l2(out[key], golden[key]) < 1e-4, key
 
 
-def check_loss_and_gradients(model: str, golden: dict[str, np.ndarray], params):
-  """Compares the loss to 1e-4 and each gradient norm to 1e-3."""
+def check_loss_and_gradients(
+  model: str, golden: dict[str, np.ndarray], params, dtype=np.float32
+):
+  """Compares the loss to 1e-4 and each gradient norm to 1e-3.
+
+  In float32 a CPU's way of rounding may decide on which side of zero the input
+  of a relu lies; float64 takes ten times as long.
+  """
   transformed = transform(model, stochdepth_rate=0, drop_rate=0)
   images = reference_params.reference_images(2, 64, 64)
+  images, params = jax.tree.map(dtype, (images, params))
 
   def loss_fn(params):
     out = transformed.apply(params, None, images, is_training=True)
@@ -169,7 +214,8 @@ def check_loss_and_gradients(model: str, golden: dict[str, np.ndarray], params):
     loss, grads = jax.value_and_grad(loss_fn)(params)
     return loss, jax.tree.map(lambda g: jnp.sqrt(jnp.sum(g**2)), grads)
 
-  loss, norms = loss_and_norms(params)
+  with jax.enable_x64(dtype == np.float64):
+    loss, norms = loss_and_norms(params)
   names = [tuple(name.split(':')) for name in golden['grad_names']]
   np.testing.assert_allclose(loss, golden['loss'], rtol=1e-4)
   assert set(names) == {(m, n) for m in norms for n in norms[m]}

@@ -63,6 +63,48 @@ def test_gelu_is_the_tanh_form_and_gelu_erf_the_exact_one():
   assert np.abs(tanh - x * cdf).max() > 1e-4
 
 
+# Their published gammas are checked above.
+@pytest.mark.parametrize('name', sorted(base.unscaled_nonlinearities))
+def test_unscaled_activation_is_the_other_over_its_gamma(name):
+  x = np.float32(np.random.default_rng(0).standard_normal((3, 8)))
+  unscaled = base.get_nonlinearity(name, scaled=False)(x)
+  scaled = base.get_nonlinearity(name)(x)
+  gamma = np.sum(scaled * unscaled) / np.sum(unscaled**2)
+  np.testing.assert_allclose(scaled, gamma * unscaled, rtol=1e-5, atol=1e-6)
+  assert gamma == 1 if name == 'identity' else gamma > 1
+
+
+def test_relu_without_gamma_is_relu():
+  relu = base.get_nonlinearity('relu', scaled=False)
+  np.testing.assert_array_equal(relu(np.array([-2.0, 3.0])), [0, 3])
+  with pytest.raises(ValueError, match="'gelu_erf'; there are celu.*tanh"):
+    base.get_nonlinearity('gelu_erf', scaled=False)
+
+
+@pytest.mark.parametrize(
+  ('args', 'kwargs'),
+  [
+    ((6, 3), {'stride': 2}),
+    ((6, 1), {'stride': 2, 'with_bias': False}),
+    ((4, (1, 3)), {'padding': 'VALID', 'b_init': jnp.ones}),
+    ((4, 3), {'rate': 2, 'w_init': jnp.ones}),
+  ],
+)
+def test_convolution_is_haikus(args, kwargs):
+  x = np.float32(np.random.default_rng(0).standard_normal((2, 9, 8, 5)))
+  results = []
+  for conv2d in (base.Conv2D, hk.Conv2D):
+    forward = hk.transform(
+      lambda x, c=conv2d: c(*args, **kwargs, name='conv')(x)
+    )
+    params = forward.init(jax.random.key(0), x)
+    results.append((params, jax.jit(forward.apply)(params, None, x)))
+  (params, out), (haiku_params, expected) = results
+  assert jax.tree.structure(params) == jax.tree.structure(haiku_params)
+  jax.tree.map(np.testing.assert_array_equal, params, haiku_params)
+  np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
 def ws_conv(params, x, *args, **kwargs):
   forward = hk.transform(lambda x: base.WSConv2D(*args, **kwargs, name='c')(x))
   return jax.jit(forward.apply)({'c': params}, None, x)

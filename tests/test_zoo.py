@@ -12,7 +12,7 @@ import pytest
 import reference_params
 
 import nfnets
-from nfnets import conv, zoo
+from nfnets import conv, resnet, zoo
 
 F_SIZES = {
   'nfnet_f0': (192, 256),
@@ -24,14 +24,42 @@ F_SIZES = {
   'nfnet_f6': (448, 576),
   'nfnet_f7': (480, 608),
 }
-RESNETS = [f'nf_resnet{depth}' for depth in (50, 101, 152, 200, 288, 600)]
+B_SIZES = {
+  'nf_regnet_b0': (192, 224),
+  'nf_regnet_b1': (224, 256),
+  'nf_regnet_b2': (240, 272),
+  'nf_regnet_b3': (288, 320),
+  'nf_regnet_b4': (320, 384),
+  'nf_regnet_b5': (384, 456),
+  'nf_regnet_b6': (448, 528),
+  'nf_regnet_b7': (512, 600),
+  'nf_regnet_b8': (600, 672),
+}
+DEPTHS = (50, 101, 152, 200, 288, 600)
+RESNETS = [f'nf_resnet{depth}' for depth in DEPTHS]
+BASELINES = {
+  name.format(depth)
+  for name in (
+    'resnet{}',
+    'resnet{}_v1',
+    'skipinit_resnet{}',
+    'fixup_resnet{}',
+  )
+  for depth in DEPTHS
+}
 
 
 def test_all_networks_of_the_two_papers_are_listed():
   names = nfnets.list_models()
   assert len(set(names)) == len(names)
-  assert set(names) >= {*F_SIZES, *(f'{n}+' for n in F_SIZES), *RESNETS}
-  assert 'nfnet_digits' in names
+  assert set(names) >= {
+    'nfnet_digits',
+    *F_SIZES,
+    *(f'{n}+' for n in F_SIZES),
+    *B_SIZES,
+    *RESNETS,
+    *BASELINES,
+  }
 
 
 def test_list_is_filtered_by_part_or_pattern():
@@ -50,6 +78,14 @@ def test_image_sizes_are_the_published_ones(name):
     assert model.name == name + suffix and model.num_classes == 1000
 
 
+@pytest.mark.parametrize('name', [*B_SIZES, *RESNETS, *sorted(BASELINES)])
+def test_other_models_are_evaluated_by_cropping(name):
+  entry = zoo.get_entry(name)
+  sizes = B_SIZES.get(name, (224, 224))
+  assert (entry.train_size, entry.test_size) == sizes
+  assert entry.eval_preproc == 'crop_resize'
+
+
 def test_unknown_name_is_answered_with_close_ones():
   with pytest.raises(ValueError, match="'nfnet_f9'. Did you mean .*nfnet_f"):
     nfnets.create_model('nfnet_f9')
@@ -57,16 +93,34 @@ def test_unknown_name_is_answered_with_close_ones():
     nfnets.create_model('zzz')
 
 
-@pytest.mark.parametrize('name', ['nfnet_f0', 'nf_resnet50', 'nfnet_f1+'])
-def test_names_make_the_networks_with_these_parameters(name):
-  network = 'NFNet' if name.startswith('nfnet') else 'NF_ResNet'
-  variant = name.split('_')[1].replace('f', 'F').replace('resnet', 'ResNet')
+@pytest.mark.parametrize(
+  ('name', 'published'),
+  [
+    ('nfnet_f0', 'NFNet/F0'),
+    ('nfnet_f1+', 'NFNet/F1+'),
+    ('nf_resnet50', 'NF_ResNet/ResNet50'),
+    ('nf_regnet_b3', 'NF_RegNet/B3'),
+    ('resnet101', 'ResNet/ResNet101'),
+    ('skipinit_resnet50', 'SkipInit_ResNet/ResNet50'),
+    ('fixup_resnet152', 'FixUp_ResNet/ResNet152'),
+  ],
+)
+def test_names_make_the_networks_with_these_parameters(name, published):
   model = nfnets.create_model(name)
-  params, state = jax.eval_shape(
+  shapes = jax.eval_shape(
     lambda key: model.init(key, image_size=32), jax.random.key(0)
   )
-  assert params == golden_lib.model_shapes(f'{network}/{variant}')
-  assert not state
+  published = golden_lib.param_trees()[published]
+  for tree, key in zip(shapes, ('params', 'state'), strict=True):
+    tree = golden_lib.with_leaves(tree, lambda *leaf: list(leaf[2].shape))
+    assert tree == published[key]
+
+
+def test_resnet_v1_is_post_activation():
+  model = nfnets.create_model('resnet50_v1')
+  params, _ = jax.eval_shape(model.init, jax.random.key(0))
+  assert 'ResNet/~/initial_bn' in params
+  assert golden_lib.num_params(params) == 25_557_032
 
 
 def test_overrides_reach_the_network():
@@ -83,6 +137,13 @@ def test_wrong_overrides_fail_when_the_model_is_made():
     nfnets.create_model('nfnet_digits', depth=3)
   with pytest.raises(ValueError, match="'geloo'"):
     nfnets.create_model('nfnet_digits', activation='geloo')
+  with pytest.raises(TypeError, match='decay'):
+    nfnets.create_model('resnet50', norm_kwargs={'decay': 0.9})
+
+
+@pytest.mark.parametrize('name', nfnets.list_models())
+def test_every_model_can_recompute_its_blocks(name):
+  nfnets.create_model(name, remat=True)
 
 
 def test_model_is_immutable_and_hashable():
@@ -92,6 +153,47 @@ def test_model_is_immutable_and_hashable():
   with pytest.raises(dataclasses.FrozenInstanceError):
     model.entry.test_size = 3
   assert hash(model) == hash(dataclasses.replace(model))
+
+
+def test_model_does_not_change_with_the_dictionaries_that_made_it():
+  kwargs = {'groups': 4}
+  model = nfnets.create_model(
+    'resnet50', 10, width=1, which_norm='GroupNorm', norm_kwargs=kwargs
+  )
+  kwargs['create_offset'] = False
+  params, _ = jax.eval_shape(lambda: model.init(jax.random.key(0), 32))
+  assert set(params['ResNet/~/final_bn']) == {'scale', 'offset'}
+
+
+def test_model_with_state_needs_it(monkeypatch):
+  table = resnet.ResNet.variant_dict
+  monkeypatch.setitem(table, 'ResNet50', {'depth': [1, 1, 1, 1]})
+  model = nfnets.create_model('resnet50', 10, width=1)
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), 32))
+  params, state = map(reference_params.reference_params, shapes)
+  images = reference_params.reference_images(2, 32, 32)
+  logits = model.logits(params, images, state)
+  pool = model.embed(params, images, state)
+  features = model.features(params, images, state)
+  out, new_state = model.apply(params, state, None, images, is_training=False)
+  assert golden_lib.rel_l2(logits, out['logits']) < 1e-5
+  assert golden_lib.rel_l2(pool, out['pool']) < 1e-5
+  assert len(features) == 5
+  for ours, theirs in zip(features, out['features'], strict=True):
+    assert golden_lib.rel_l2(ours, theirs) < 1e-5
+  jax.tree.map(np.testing.assert_array_equal, new_state, state)
+  for function in (model.logits, model.embed, model.features):
+    with pytest.raises(ValueError, match='resnet50 has moving averages; pass'):
+      function(params, images)
+
+
+def test_wrong_images_are_not_answered_as_missing_state():
+  model = nfnets.create_model('nfnet_digits', 10)
+  shapes, _ = jax.eval_shape(model.init, jax.random.key(0))
+  params = reference_params.reference_params(shapes)
+  with pytest.raises(ValueError) as error:
+    model.logits(params, np.zeros((2, 32, 32, 4), np.float32))
+  assert 'moving averages' not in str(error.value)
 
 
 @pytest.fixture
