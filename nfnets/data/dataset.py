@@ -5,22 +5,24 @@ nothing has to be replayed or saved. The global batch of step t holds the
 positions t * B to t * B + B - 1 of an endless sequence in which position q is
 example perm_e[q % N] of epoch e = q // N, with perm_e a permutation that
 follows from (seed, e). What happens to an example follows from (seed, e, its
-index). Batches may straddle two epochs; nothing is dropped or repeated.
+index). Batches may straddle two epochs; nothing is dropped or repeated. With
+mixup or CutMix an image is made from two: position q from those at 2 q and
+2 q + 1 of that sequence, so a batch reads 2 B examples.
 Process p of P takes the p-th slice of every global batch, so neither the
 number of processes nor the step that a run resumes from changes a single pixel.
 """
 
-import atexit
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 import itertools
 import os
-import weakref
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from nfnets.data import preprocess
+from nfnets.data import augmentation, mixing, preprocess
+from nfnets.data.batches import Batch, Batches
 from nfnets.data.builders import (
   label_names,
   load_builder,
@@ -28,7 +30,7 @@ from nfnets.data.builders import (
   num_examples,
 )
 from nfnets.data.errors import DatasetError
-from nfnets.data.source import PARALLEL_READS, EpochOrder, Source
+from nfnets.data.source import PARALLEL_READS, EpochOrder, Sequence, Source
 
 __all__ = [
   'Batches',
@@ -42,7 +44,8 @@ __all__ = [
   'train_batches',
 ]
 
-Batch = dict[str, np.ndarray]
+# What a place's own seed is folded with, beside what `preprocess` uses.
+_MIXING, _AUGMENTING = 2, 3
 
 
 def train_batches(
@@ -56,8 +59,12 @@ def train_batches(
   process_index: int = 0,
   process_count: int = 1,
   preprocessing: str = 'crop_flip',
+  augment_name: str = '',
+  augment_before_mix: bool = False,
+  augment_kwargs: Mapping[str, Any] | None = None,
+  skip_corrupt: bool = False,
   transpose: bool = False,
-) -> 'Batches':
+) -> Batches:
   """Shuffled, augmented batches without end.
 
   Args:
@@ -70,19 +77,33 @@ def train_batches(
     process_index: This process's number, in [0, process_count).
     process_count: The number of processes that share each batch.
     preprocessing: 'crop_flip' or 'shift_K'; see `preprocess`.
+    augment_name: What is done after that, such as
+      'cutmix_mixup_0.4_randaugment_415'; see `augmentation`. '' is nothing.
+    augment_before_mix: Whether RandAugment or AutoAugment act on each of the
+      two images that mixup or CutMix takes, instead of on the result.
+    augment_kwargs: Keyword arguments of `autoaugment.rand_augment` or
+      `autoaugment.auto_augment`.
+    skip_corrupt: Whether an image that cannot be decoded is replaced by the
+      next one of the split, instead of being an error.
     transpose: Whether images come as HWCN instead of NHWC.
 
   Returns:
-    An iterator of {'images': float32 [b, H, W, 3] (or [H, W, 3, b]) in 0-255,
-    'labels': int32 [b]}, with b = B / process_count.
+    An iterator of {'images': [b, H, W, 3] (or [H, W, 3, b]) in 0-255, 'labels':
+    int32 [b]}, with b = B / process_count. Images are uint8 if RandAugment or
+    AutoAugment made them, which is a quarter of the bytes to send to a device,
+    and float32 otherwise. With mixup or CutMix there are also 'mix_labels',
+    int32 [b], and 'ratio', float32 [b]: the target is ratio * onehot(labels) +
+    (1 - ratio) * onehot(mix_labels).
 
   Raises:
     DatasetError: The split is unknown, empty or damaged.
-    ValueError: An argument is out of range, or the name of a preprocessing
-      unknown.
+    ValueError: An argument is out of range, or the name of a preprocessing or
+      an augmentation unknown.
   """
   size = _image_size(image_size)
   process = preprocess.train_preprocessing(preprocessing, size)
+  plan = augmentation.parse(augment_name)
+  augment = augmentation.augmenter(plan, augment_kwargs)
   local = _local_batch_size(global_batch_size, process_index, process_count)
   if not 0 <= seed < 2**31:
     raise ValueError(f'The seed has to be in [0, 2**31), not {seed}.')
@@ -90,20 +111,53 @@ def train_batches(
     raise ValueError(f'The first step has to be 0 or more, not {first_step}.')
   source = Source(builder, split)
   order = EpochOrder(source.num_examples, seed)
+  group = 2 if plan.mixes else 1
+  augment_each = augment_before_mix or not plan.mixes
 
-  def locate(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return order(_positions(numbers, global_batch_size, process_index, local))
+  def locate(numbers: np.ndarray) -> np.ndarray:
+    places, members = np.divmod(numbers, group)
+    places = _positions(places, global_batch_size, process_index, local)
+    epochs, indices = order(group * places + members)
+    # The first two make a seed of their own; epochs are far below 2**32.
+    return np.stack([epochs + (int(seed) << 32), indices, places], 1)
 
-  def example(record: tf.Tensor, key: tf.Tensor) -> dict[str, tf.Tensor]:
+  def load(record: tf.Tensor, key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     image, label = source.parse(record)
-    # key is (epoch, index), each far below 2**32.
-    key += tf.constant([int(seed) << 32, 0], tf.int64)
-    return {'images': process(image, key), 'labels': label}
+    return process(image, key[:2]), label
 
-  start = int(first_step) * local
-  dataset = source.examples(start, np.iinfo(np.int64).max, locate)
-  dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
-  return Batches(_finish(dataset, local, transpose), source)
+  def example(records: tf.Tensor, keys: tf.Tensor, _) -> dict[str, tf.Tensor]:
+    images, labels = [], []
+    records, keys = tf.unstack(records), tf.unstack(keys)
+    for record, key in zip(records, keys, strict=True):
+      image, label = load(record, key)
+      if augment_each:
+        image = augment(image, _fold_in(key, _AUGMENTING))
+      images.append(image)
+      labels.append(label)
+    if not plan.mixes:
+      return {'images': images[0], 'labels': labels[0]}
+    use_mixup = keys[0][2] % 2 == 0
+    image, ratio = mixing.mix(
+      *images, plan, _fold_in(keys[0], _MIXING), use_mixup
+    )
+    if not augment_each:
+      image = augment(image, _fold_in(keys[0], _AUGMENTING))
+    return {
+      'images': image,
+      'labels': labels[0],
+      'mix_labels': labels[1],
+      'ratio': ratio,
+    }
+
+  sequence = Sequence(
+    source, np.iinfo(np.int64).max, locate, load, skip_corrupt
+  )
+
+  def build(step: int) -> tf.data.Dataset:
+    dataset = _map(example, sequence.dataset(step * local * group, group))
+    return _finish(dataset, local, transpose)
+
+  return Batches(sequence, local * group, build, int(first_step))
 
 
 def eval_batches(
@@ -115,8 +169,9 @@ def eval_batches(
   global_batch_size: int,
   process_index: int = 0,
   process_count: int = 1,
+  skip_corrupt: bool = False,
   transpose: bool = False,
-) -> 'Batches':
+) -> Batches:
   """Every example once, in order, in ceil(N / B) batches.
 
   All processes get the same number of batches; what the last ones lack is
@@ -130,6 +185,8 @@ def eval_batches(
     global_batch_size: B, the examples per batch over all processes.
     process_index: This process's number, in [0, process_count).
     process_count: The number of processes that share each batch.
+    skip_corrupt: Whether an image that cannot be decoded is masked, with
+      another one in its place, instead of being an error.
     transpose: Whether images come as HWCN instead of NHWC.
 
   Returns:
@@ -151,27 +208,38 @@ def eval_batches(
   # A process's examples come before its filling.
   num_local = whole * local + min(max(rest - process_index * local, 0), local)
 
-  def locate(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  def locate(numbers: np.ndarray) -> np.ndarray:
     places = _positions(numbers, global_batch_size, process_index, local)
-    return np.zeros_like(places), places  # One epoch, in order.
+    return np.stack([np.zeros_like(places), places, places], 1)
 
-  def example(record: tf.Tensor, _) -> dict[str, tf.Tensor]:
+  def load(record: tf.Tensor, key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    del key  # Nothing is random.
     image, label = source.parse(record)
     image = preprocess.preprocess_eval(image, size, preprocessing)
-    image = tf.ensure_shape(image, [*size, 3])
-    return {'images': image, 'labels': label, 'mask': 1.0}
+    return tf.ensure_shape(image, [*size, 3]), label
 
-  dataset = source.examples(0, num_local, locate)
-  dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+  def example(
+    records: tf.Tensor, keys: tf.Tensor, own: tf.Tensor
+  ) -> dict[str, tf.Tensor]:
+    image, label = load(records[0], keys[0])
+    mask = tf.cast(own[0], tf.float32)
+    return {'images': image, 'labels': label, 'mask': mask}
+
   filling = {
     'images': tf.zeros([*size, 3]),
     'labels': tf.zeros([], tf.int32),
     'mask': 0.0,
   }
-  filling = tf.data.Dataset.from_tensors(filling)
-  filling = filling.repeat(num_batches * local - num_local)
-  dataset = dataset.concatenate(filling)
-  return Batches(_finish(dataset, local, transpose), source)
+  sequence = Sequence(source, num_local, locate, load, skip_corrupt)
+
+  def build(number: int) -> tf.data.Dataset:
+    start = number * local
+    dataset = _map(example, sequence.dataset(start))
+    num_filling = num_batches * local - max(start, num_local)
+    rest = tf.data.Dataset.from_tensors(filling).repeat(num_filling)
+    return _finish(dataset.concatenate(rest), local, transpose)
+
+  return Batches(sequence, local, build)
 
 
 def fake_batches(
@@ -183,6 +251,8 @@ def fake_batches(
   seed: int = 0,
   process_index: int = 0,
   process_count: int = 1,
+  augment_name: str = '',
+  augment_before_mix: bool = False,
   transpose: bool = False,
 ) -> Iterator[Batch]:
   """One random batch again and again, to measure or test without data.
@@ -196,6 +266,8 @@ def fake_batches(
     seed: Decides on the contents, together with process_index.
     process_index: This process's number, in [0, process_count).
     process_count: The number of processes that share each batch.
+    augment_name: As for `train_batches`; decides on what a batch holds.
+    augment_before_mix: As for `train_batches`.
     transpose: Whether images come as HWCN instead of NHWC.
 
   Returns:
@@ -208,76 +280,22 @@ def fake_batches(
   local = _local_batch_size(global_batch_size, process_index, process_count)
   rng = np.random.default_rng([seed, process_index])
   shape = (local, *_image_size(image_size), 3)
-  images = 255 * rng.random(shape, np.float32)
+  plan = augmentation.parse(augment_name)
+  is_training = num_batches is None
+  if is_training and augmentation.gives_uint8(plan, augment_before_mix):
+    images = rng.integers(256, size=shape, dtype=np.uint8)
+  else:
+    images = 255 * rng.random(shape, np.float32)
   if transpose:
     images = np.ascontiguousarray(images.transpose(1, 2, 3, 0))
   labels = rng.integers(num_classes, size=local, dtype=np.int32)
   batch = {'images': images, 'labels': labels}
-  if num_batches is not None:
+  if is_training and plan.mixes:
+    batch['mix_labels'] = np.roll(labels, 1)
+    batch['ratio'] = rng.random(local, np.float32)
+  if not is_training:
     batch['mask'] = np.ones(local, np.float32)
   return _repeat(batch, num_batches)
-
-
-class Batches(Iterator[Batch]):
-  """An iterator of batches whose threads and files `close` gives back.
-
-  It is also closed by leaving a `with` block, by garbage collection and at the
-  end of the program. Arrays may be read-only views of TensorFlow's memory.
-  """
-
-  _open: 'weakref.WeakSet[Batches]' = weakref.WeakSet()
-
-  def __init__(self, dataset: tf.data.Dataset, source: 'Source'):
-    self._iterator = None  # For `close`, if the next line fails.
-    self._source = source
-    self._iterator = dataset.as_numpy_iterator()
-    Batches._open.add(self)
-
-  def __next__(self) -> Batch:
-    """Returns the next batch.
-
-    Raises:
-      StopIteration: There are no more, or the iterator is closed.
-      DatasetError: An example cannot be read or decoded.
-    """
-    if self._iterator is None:
-      raise StopIteration
-    try:
-      batch = next(self._iterator, None)
-    except tf.errors.OpError as error:
-      # Instead of TensorFlow's message, which buries the cause under a page of
-      # graph nodes.
-      raise self._source.explain(error) from None
-    if self._source.error is not None:
-      raise self._source.error
-    if batch is None:
-      raise StopIteration
-    return batch
-
-  def close(self) -> None:
-    """Stops reading ahead and closes the files."""
-    if self._iterator is not None:
-      self._iterator = None  # tf.data cancels and joins its threads.
-      self._source.close()
-
-  def __del__(self):
-    self.close()
-
-  def __enter__(self) -> 'Batches':
-    return self
-
-  def __exit__(self, *_) -> None:
-    self.close()
-
-  @classmethod
-  def close_all(cls) -> None:
-    """Closes every iterator of this process."""
-    for batches in list(cls._open):
-      batches.close()
-
-
-# tf.data's threads call Python, which they must not do once it shuts down.
-atexit.register(Batches.close_all)
 
 
 def _image_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
@@ -303,6 +321,10 @@ def _local_batch_size(
   return global_batch_size // process_count
 
 
+def _fold_in(key: tf.Tensor, number: int) -> tf.Tensor:
+  return tf.random.fold_in(key[:2], tf.constant(number, tf.int64))
+
+
 def _positions(
   numbers: np.ndarray,
   global_batch_size: int,
@@ -312,6 +334,13 @@ def _positions(
   """From a process's own count of its examples to that of all processes."""
   steps, rows = np.divmod(numbers, local_batch_size)
   return steps * global_batch_size + process_index * local_batch_size + rows
+
+
+def _map(function: Callable, dataset: tf.data.Dataset) -> tf.data.Dataset:
+  """Calls a function for several examples at once."""
+  # There is no control flow of Python's that TensorFlow would have to convert.
+  function = tf.autograph.experimental.do_not_convert(function)
+  return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _finish(

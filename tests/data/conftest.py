@@ -60,6 +60,15 @@ def make_dataset(
   return builder
 
 
+def assert_same(batches, others):
+  """Asserts that lists of batches agree in every bit."""
+  assert len(batches) == len(others)
+  for batch, other in zip(batches, others, strict=True):
+    assert batch.keys() == other.keys()
+    for key in batch:
+      np.testing.assert_array_equal(batch[key], other[key])
+
+
 @pytest.fixture(scope='session', autouse=True)
 def no_cache_outside(tmp_path_factory):
   """Keeps the tests' indices out of the user's own cache."""

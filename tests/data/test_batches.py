@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 
-from conftest import NUM_TEST, NUM_TRAIN, make_dataset
+from conftest import NUM_TEST, NUM_TRAIN, assert_same, make_dataset
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -26,14 +26,6 @@ def evaluate(builder, split='test', **kwargs):
   kwargs = SETTINGS | {'preprocessing': 'crop_resize'} | kwargs
   with dataset.eval_batches(builder, split, **kwargs) as batches:
     return list(batches)
-
-
-def assert_same(batches, others):
-  assert len(batches) == len(others)
-  for batch, other in zip(batches, others, strict=True):
-    assert batch.keys() == other.keys()
-    for key in batch:
-      np.testing.assert_array_equal(batch[key], other[key])
 
 
 def test_training_batches_have_the_documented_form(imagenet):
@@ -209,6 +201,11 @@ def test_fake_batches_look_like_real_ones(imagenet):
     ({'first_step': -1}, 'first step has to be 0 or more'),
     ({'image_size': 0}, 'image size has to be'),
     ({'preprocessing': 'resize_crop_32'}, 'Unknown training preprocessing'),
+    ({'augment_name': 'mixpu'}, "did you mean 'mixup'"),
+    (
+      {'augment_name': 'randaugment_405', 'augment_kwargs': {'grey': 1}},
+      'no augment_kwargs grey',
+    ),
   ],
 )
 def test_bad_arguments_are_refused(imagenet, kwargs, message):
@@ -234,6 +231,7 @@ def test_an_image_that_is_damaged_is_named(tmp_path):
     take(2, builder, 'train', seed=0)
   assert 'the record at byte' in str(error.value)
   assert 'damaged-train.tfrecord-00000' in str(error.value)
+  assert 'skip_corrupt=True leaves such images out' in str(error.value)
   assert '{{' not in str(error.value)
 
 

@@ -42,6 +42,13 @@ def test_imagenet_has_its_thousand_classes(imagenet, data_dir):
   assert builder.info.full_name == imagenet.info.full_name
   assert builders.num_classes(builder) == 1000
   assert builders.label_names(builder)[0] == 'n01440764'
+  names = builders.class_names(builder)
+  assert len(names) == 1000
+  assert (names[0], names[1], names[999]) == (
+    'tench',
+    'goldfish',
+    'toilet tissue',
+  )
 
 
 def test_other_datasets_are_found_by_name(tmp_path):
@@ -56,6 +63,7 @@ def test_other_datasets_are_found_by_name(tmp_path):
   for name in ('pets', 'pets:1.0.0', 'pets:1.*.*'):
     builder = builders.load_builder(name, str(tmp_path))
     assert builders.label_names(builder) == ['cat', 'dog']
+    assert builders.class_names(builder) == ['cat', 'dog']
     assert builders.num_examples(builder, 'test') == 1
 
 
