@@ -11,6 +11,8 @@ import contextlib
 import io
 import os
 import pathlib
+import shutil
+import tempfile
 import time
 import types
 from typing import Any
@@ -25,6 +27,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from experiments import jaxline_compat
 
 _POLL_SECONDS = 1.0
+_RETRY_SECONDS = 15.0
 _SHOWN_DIFFERENCES = 5
 
 
@@ -49,11 +52,14 @@ class OrbaxCheckpointer:
 
     Args:
       config: JAXline's, with `checkpoint_dir`, `max_checkpoints_to_keep`,
-        `one_off_evaluate` and `eval_wait_minutes`.
+        `one_off_evaluate`, `eval_wait_minutes` and `save_retry_minutes`.
       mode: JAXline's mode: 'train', or one that evaluates.
       check_training: is called while waiting for a checkpoint, and raises if
         none will come, because training has ended. None if training happens
         in another program.
+
+    Raises:
+      CheckpointError: if training could not write there.
     """
     self._root = pathlib.Path(config.checkpoint_dir).absolute()
     self._is_training = mode == 'train'
@@ -64,6 +70,14 @@ class OrbaxCheckpointer:
     self._states: dict[str, types.SimpleNamespace] = {}
     self._managers: dict[str, ocp.CheckpointManager] = {}
     self._last_path: str | None = None
+    self._retry_minutes = config.save_retry_minutes
+    # Why the last checkpoint of a series is not on the disk.
+    self._failed: dict[str, CheckpointError] = {}
+    if self._is_training and not jax.process_index():
+      with self._writing('latest'):
+        folder = self._root / 'latest'
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
 
   def check_folder(self) -> None:
     """Raises CheckpointError if there is nothing to evaluate or wait for."""
@@ -77,23 +91,19 @@ class OrbaxCheckpointer:
   def save(self, ckpt_series: str) -> None:
     """Copies the state to the host and begins to write it.
 
+    Where that fails, or has failed with the checkpoint before, training goes
+    on, because it still has everything; `wait_for_checkpointing_to_finish` is
+    where it matters.
+
     Raises:
-      CheckpointError: if this, or the save before it, could not be written.
+      CheckpointError: if the state could not be written in evaluation.
     """
-    state = self.get_experiment_state(ckpt_series)
-    step = int(state.global_step)
-    with self._writing(ckpt_series):
-      manager = self._manager(ckpt_series)
-      if step in manager.all_steps():
-        return  # The end of training coincides with a periodic save.
-      tree = _snapshot(state)
-      manager.save(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(tree),
-          checksums=ocp.args.JsonSave(_checksums(tree)),
-        ),
-      )
+    self._finish_writing(ckpt_series)
+    self._failed.pop(ckpt_series, None)
+    self._begin_writing(ckpt_series)
+    error = self._failed.get(ckpt_series)
+    if error is not None and not self._is_training:
+      raise error
 
   def can_be_restored(self, ckpt_series: str) -> bool:
     """Tells whether there is a checkpoint."""
@@ -135,19 +145,81 @@ class OrbaxCheckpointer:
   def wait_for_checkpointing_to_finish(self) -> None:
     """Returns when everything has been written.
 
+    In training, tries again for `save_retry_minutes` if something could not be.
+
     Raises:
-      CheckpointError: if something could not be.
+      CheckpointError: if it still could not.
     """
-    for series, manager in self._managers.items():
-      with self._writing(series):
-        manager.wait_until_finished()
+    deadline = time.monotonic() + 60 * self._retry_minutes
+    for series in list(self._states):
+      self._finish_writing(series)
+      while error := self._failed.pop(series, None):
+        if not self._is_training or time.monotonic() > deadline:
+          raise error
+        logging.info(
+          'Trying for %g minutes to write the last checkpoint.',
+          self._retry_minutes,
+        )
+        time.sleep(_RETRY_SECONDS)
+        self._begin_writing(series)
+        self._finish_writing(series)
 
   def close(self) -> None:
     """Finishes writing and releases the folder."""
-    self.wait_for_checkpointing_to_finish()
-    for manager in self._managers.values():
-      manager.close()
-    self._managers.clear()
+    for series in list(self._managers):
+      self._finish_writing(series)
+      self._close_manager(series)
+
+  def _begin_writing(self, series: str) -> None:
+    state = self.get_experiment_state(series)
+    step = int(state.global_step)
+    tree = _snapshot(state)
+    with self._noting_failure(series):
+      manager = self._manager(series)
+      if step in manager.all_steps():
+        return  # The end of training coincides with a periodic save.
+      self._check_space(tree)
+      manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(tree),
+          checksums=ocp.args.JsonSave(_checksums(tree)),
+        ),
+      )
+
+  def _check_space(self, tree: Any) -> None:
+    """Raises CheckpointError where Orbax would fail half-way, at length."""
+    needed = sum(x.nbytes for x in jax.tree.leaves(tree))
+    disk = shutil.disk_usage(self._root)
+    if disk.total and disk.free < needed:
+      raise CheckpointError(
+        f'The disk of {self._root} is full: a checkpoint takes '
+        f'{needed / 2**20:.1f} MiB, and {disk.free / 2**20:.1f} MiB are free.'
+      )
+
+  def _finish_writing(self, series: str) -> None:
+    if series in self._managers:
+      with self._noting_failure(series):
+        self._managers[series].wait_until_finished()
+
+  @contextlib.contextmanager
+  def _noting_failure(self, series: str):
+    """Notes and logs a CheckpointError, and makes room for what comes next."""
+    try:
+      with self._writing(series):
+        yield
+    except CheckpointError as error:
+      self._failed[series] = error
+      if self._is_training:
+        logging.error('%s\nNothing is lost yet: it will be tried again.', error)
+      # The next manager removes what is half written.
+      self._close_manager(series)
+
+  def _close_manager(self, series: str) -> None:
+    manager = self._managers.pop(series, None)
+    if manager is not None:
+      with contextlib.suppress(Exception):  # What was noted already.
+        manager.close()
 
   def _manager(self, series: str) -> ocp.CheckpointManager:
     if series not in self._managers:

@@ -5,11 +5,11 @@ import json
 import logging as stdlib_logging
 import os
 import pathlib
-import runpy
 import sys
 import textwrap
 import threading
 from typing import Any
+import warnings
 
 from absl import flags, logging
 import jax
@@ -21,7 +21,9 @@ from experiments import (
   configs,
   experiment,
   jaxline_compat,
+  preemption,
   progress,
+  settings,
 )
 from nfnets.data import dataset
 
@@ -37,10 +39,12 @@ usage: python experiments/experiment.py --config=NAME [options]
   --jaxline_mode=MODE  train (the default), eval, or train_eval_multithreaded
   --coordinator_address=HOST:PORT --num_processes=N --process_id=I
                        for several hosts: the address of process 0, the same
-                       for all, and the number of each, from 0
+                       for all, and the number of each, from 0. TPU pods, Slurm
+                       and Open MPI tell these by themselves.
 
-Running the same command again continues from the last checkpoint. The last line
-of standard output is JSON; everything else goes to standard error.
+Running the same command again continues from the last checkpoint. SIGTERM has
+training save and end; a second one ends it at once. The last line of standard
+output is JSON; everything else goes to standard error.
 """
 
 _COORDINATOR = flags.DEFINE_string(
@@ -53,21 +57,20 @@ _PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'The number of this process, from 0.', lower_bound=0
 )
 
+# Seconds after which a host that is not heard of counts as lost.
+_HEARTBEAT_TIMEOUT = 60
 # Errors whose message says it all.
 _EXPECTED = (
   checkpoints.CheckpointError,
   dataset.DatasetError,
-  experiment.ConfigError,
+  experiment.NonFiniteError,
+  settings.ConfigError,
 )
 _MODES = ('train', 'eval', 'train_eval_multithreaded')
 
 
 class UsageError(ValueError):
   """The command line is wrong."""
-
-
-class _TrainingEndedError(Exception):
-  """There will be no more checkpoints to evaluate."""
 
 
 def main(argv: list[str]) -> int:
@@ -80,20 +83,21 @@ def main(argv: list[str]) -> int:
     return 0
   _set_up_logging()
   try:
-    name, config, mode = _parse(argv)
+    name, config, mode = parse(argv)
+    _join_other_processes()
   except UsageError as error:
     return _fail(error, 2)
-  if _COORDINATOR.value is not None:
-    jax.distributed.initialize(
-      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-    )
   try:
     results = run(config, mode)
   except _EXPECTED as error:
     # A wrong setting is a wrong command.
-    return _fail(error, 2 if isinstance(error, experiment.ConfigError) else 1)
+    return _fail(error, 2 if isinstance(error, settings.ConfigError) else 1)
   except KeyboardInterrupt:
     return _fail('interrupted; the last checkpoint is kept', 130)
+  except Exception as error:  # pylint: disable=broad-except
+    if not jax.distributed.is_initialized():
+      raise
+    return _fail(_of_several_processes(error), 1)
   results = {'config': name, 'mode': mode, **results}
   if jax.process_index() == 0:
     print(json.dumps(results), flush=True)
@@ -110,42 +114,52 @@ def run(config: ml_collections.ConfigDict, mode: str) -> dict[str, Any]:
   Returns:
     The last metrics and where the results are.
   """
-  settings = config.experiment_kwargs.config
-  num_examples = experiment.check(settings)
+  ours = config.experiment_kwargs.config
+  num_examples = settings.check(ours)
   if not config.training_steps:
-    images = settings.num_epochs * num_examples
-    config.training_steps = max(1, int(images / settings.train_batch_size))
+    images = ours.num_epochs * num_examples
+    config.training_steps = max(1, int(images / ours.train_batch_size))
   logging.info(
     '%d steps of %d images (%d for training) on %d %s device(s) of %d '
     'process(es); results in %s',
     config.training_steps,
-    settings.train_batch_size,
+    ours.train_batch_size,
     num_examples,
     jax.device_count(),
     jax.devices()[0].device_kind,
     jax.process_count(),
     config.checkpoint_dir,
   )
-  reporter = progress.Reporter(config.training_steps, settings.train_batch_size)
+  reporter = progress.Reporter(config.training_steps, ours.train_batch_size)
   jaxline_compat.log_train_metrics_with(reporter.log)
   experiment_class = functools.partial(experiment.Experiment, reporter=reporter)
-  if mode == 'train':
-    last = _train(experiment_class, config, reporter)
-  elif mode == 'eval':
+  if mode == 'eval':
     last = _evaluate(experiment_class, config)
   else:
-    last = _train_and_evaluate(experiment_class, config, reporter)
+    train = _train if mode == 'train' else _train_and_evaluate
+    with preemption.Notice() as notice:
+      experiment_class = functools.partial(experiment_class, notice=notice)
+      last = train(experiment_class, config, reporter, notice)
   return {**last, 'checkpoint_dir': config.checkpoint_dir}
 
 
-def _train(experiment_class, config, reporter) -> dict[str, Any]:
+def _train(experiment_class, config, reporter, notice) -> dict[str, Any]:
   checkpointer = checkpoints.OrbaxCheckpointer(config, 'train')
   writer = progress.Writer(config, 'train', reporter)
   try:
     train.train(experiment_class, config, checkpointer, writer)
   finally:
     checkpointer.close()
-  return {'step': config.training_steps, **writer.last}
+  step = int(checkpointer.get_experiment_state('latest').global_step)
+  stopped = step < config.training_steps
+  if stopped:
+    logging.info(
+      'Ended at step %d of %d as asked, and saved. Run the same command to go '
+      'on.',
+      step,
+      config.training_steps,
+    )
+  return {**writer.last, 'step': step, 'stopped_by_sigterm': stopped}
 
 
 def _evaluate(experiment_class, config, check_training=None) -> dict[str, Any]:
@@ -156,20 +170,22 @@ def _evaluate(experiment_class, config, check_training=None) -> dict[str, Any]:
   writer = progress.Writer(config, 'eval')
   try:
     train.evaluate(experiment_class, config, checkpointer, writer, 'eval')
-  except _TrainingEndedError:
+  except preemption.StoppedError:
     pass
   finally:
     checkpointer.close()
   return writer.last
 
 
-def _train_and_evaluate(experiment_class, config, reporter) -> dict[str, Any]:
+def _train_and_evaluate(
+  experiment_class, config, reporter, notice
+) -> dict[str, Any]:
   """Trains in a thread and evaluates each new checkpoint in this one."""
   trained, failure = {}, []
 
   def target():
     try:
-      trained.update(_train(experiment_class, config, reporter))
+      trained.update(_train(experiment_class, config, reporter, notice))
     except BaseException as error:  # pylint: disable=broad-except
       failure.append(error)
 
@@ -178,17 +194,60 @@ def _train_and_evaluate(experiment_class, config, reporter) -> dict[str, Any]:
   thread.start()
 
   def check_training():
-    if not thread.is_alive():
-      raise _TrainingEndedError
+    if notice.is_set() or not thread.is_alive():
+      raise preemption.StoppedError
 
   evaluated = _evaluate(experiment_class, config, check_training)
   thread.join()
   if failure:
     raise failure[0]
-  return {**trained, **evaluated}
+  return {**evaluated, **trained}
 
 
-def _parse(argv: list[str]) -> tuple[str, ml_collections.ConfigDict, str]:
+def _join_other_processes() -> None:
+  """Connects the processes of a run, if there are several.
+
+  Raises:
+    UsageError: if the flags do not say which.
+  """
+  flags_given = {
+    'coordinator_address': _COORDINATOR.value,
+    'num_processes': _NUM_PROCESSES.value,
+    'process_id': _PROCESS_ID.value,
+  }
+  given = {k: v for k, v in flags_given.items() if v is not None}
+  # It would take SIGTERM to itself.
+  jax.config.update('jax_enable_preemption_service', False)
+  with warnings.catch_warnings():
+    # In a Kubernetes pod, of a package that this run may well not need.
+    warnings.simplefilter('ignore')
+    try:
+      jax.distributed.initialize(
+        **given, heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT
+      )
+    except ValueError as error:
+      if given:
+        raise UsageError(
+          f'{", ".join(f"--{key}={value}" for key, value in given.items())}: '
+          f'{error} Several processes need --coordinator_address=HOST:PORT, '
+          '--num_processes and --process_id (from 0), where the cluster does '
+          'not tell them by itself.'
+        ) from error
+      # No flags and no cluster: a single process.
+
+
+def _of_several_processes(error: Exception) -> str:
+  """Describes what may be the end of another process; logs it in full."""
+  logging.error('%s', error, exc_info=error)
+  return (
+    f'process {jax.process_index()} of {jax.process_count()} cannot go on: '
+    f'{str(error).splitlines()[0][:300]}\nIf this names a connection, another '
+    'process has ended; its own messages say why. Start all of them again to '
+    'go on from the last checkpoint.'
+  )
+
+
+def parse(argv: list[str]) -> tuple[str, ml_collections.ConfigDict, str]:
   """Returns the config's name, the config and the mode.
 
   Raises:
@@ -213,7 +272,7 @@ def _parse(argv: list[str]) -> tuple[str, ml_collections.ConfigDict, str]:
     # ml_collections says no more than the name.
     key = str(error).strip('"\'')
     raise UsageError(
-      f'The config has no setting {key!r}. It has:\n{_settings(name)}'
+      f'The config has no setting {key!r}. It has:\n{configs.load(name)}'
     ) from error
   except (flags.Error, TypeError, ValueError) as error:
     raise UsageError(str(error)) from error
@@ -230,16 +289,10 @@ def _parse(argv: list[str]) -> tuple[str, ml_collections.ConfigDict, str]:
   except ValueError as error:
     raise UsageError(str(error)) from error
   if not config.get('checkpoint_dir'):
-    config.checkpoint_dir = f'runs/{pathlib.Path(name.split(":")[0]).stem}'
+    path, _, argument = name.partition(':')
+    run_name = '_'.join(filter(None, (pathlib.Path(path).stem, argument)))
+    config.checkpoint_dir = f'runs/{run_name}'
   return name, config, mode
-
-
-def _settings(name: str) -> str:
-  """Lists the settings of a config, with their values."""
-  path, _, argument = configs.find(name).partition(':')
-  module = runpy.run_path(path)
-  config = module['get_config'](*([argument] if argument else []))
-  return str(config)
 
 
 def _usage() -> str:
@@ -267,7 +320,16 @@ def _set_up_logging() -> None:
   )
 
   def is_ours(record: stdlib_logging.LogRecord) -> bool:
+    if 'orbax' in record.pathname:
+      return False  # Its errors are raised, too.
     is_library = 'site-packages' in record.pathname
     return record.levelno > stdlib_logging.INFO or not is_library
 
   handler.addFilter(is_ours)
+
+  def excepthook(kind, error, traceback):
+    # TensorStore's threads say so of every array that they could not write.
+    if str(error) != 'Event loop is closed':
+      sys.__excepthook__(kind, error, traceback)
+
+  sys.excepthook = excepthook

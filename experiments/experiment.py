@@ -7,6 +7,7 @@ import collections
 from collections.abc import Iterator, Mapping
 import contextlib
 import functools
+import math
 import pathlib
 import sys
 import threading
@@ -19,18 +20,15 @@ from jaxline import experiment
 from jaxline import utils as jaxline_utils
 import ml_collections
 import numpy as np
-import optax
 import tqdm
 
 # The command works from a clone that is not installed, too.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 # pylint: disable=g-import-not-at-top
-from experiments import jaxline_compat, progress
+from experiments import jaxline_compat, preemption, progress, settings
 from experiments import step as step_lib
-import nfnets
-from nfnets import optim, zoo
-from nfnets.data import dataset, preprocess
+from nfnets.data import dataset
 
 # pylint: enable=g-import-not-at-top
 
@@ -38,173 +36,29 @@ _AXIS = jaxline_compat.AXIS
 # Steps that the host may be ahead of the devices: enough that these never wait,
 # few enough that not many batches take up memory.
 _STEPS_AHEAD = 3
-# Images that an epoch of fake data counts.
-_FAKE_EXAMPLES = 10_000
+# Names the part of a batch by which hosts tell each other to end.
+_STOP = 'stop'
 
 # Two programs of several devices must not be started in different orders.
 _dispatch_lock = threading.Lock()
 
 
-class ConfigError(ValueError):
-  """Settings that do not go together, with the devices or with the dataset."""
+class NonFiniteError(RuntimeError):
+  """Training has come to numbers that are not finite."""
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
-  """Raises ConfigError for settings that are wrong by themselves."""
-  for key, known in (
-    ('which_loss', step_lib.LOSSES),
-    ('which_ema', step_lib.EMAS),
-    ('eval_subset', ('test', 'valid')),
-  ):
-    if config[key] not in known:
-      raise ConfigError(
-        f'{key} is {config[key]!r}; it must be one of {", ".join(known)}.'
-      )
-  try:
-    size = (config.image_size, config.image_size)
-    preprocess.train_preprocessing(config.train_preproc, size)
-    preprocess.check_eval_mode(config.eval_preproc)
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
-  if config.augment_name:
-    raise ConfigError(
-      f'augment_name is {config.augment_name!r}, but no augmentation beyond '
-      "train_preproc is implemented yet; set it to ''."
-    )
-  if config.train_batch_size % jax.device_count():
-    raise ConfigError(
-      f'train_batch_size is {config.train_batch_size}, which '
-      f'{jax.device_count()} devices do not divide.'
-    )
-  for key in (
-    'train_batch_size',
-    'eval_batch_size',
-    'image_size',
-    'eval_image_size',
-    'num_epochs',
-    'lr',
-  ):
-    if config[key] <= 0:
-      raise ConfigError(f'{key} is {config[key]}; it must be positive.')
-  if config.sam_rho < 0 or not 0 < config.sam_fraction <= 1:
-    raise ConfigError(
-      f'sam_rho is {config.sam_rho} and sam_fraction {config.sam_fraction}; '
-      'they must be at least 0, and in (0, 1].'
-    )
+def _with_stop(train_step):
+  """Has the devices of all hosts agree on whether one of them shall end."""
 
+  def step(train_state, batch, rng):
+    batch = dict(batch)
+    stop = batch.pop(_STOP, None)
+    train_state, metrics = train_step(train_state, batch, rng)
+    if stop is not None:
+      metrics[_STOP] = jax.lax.pmax(stop, _AXIS)
+    return train_state, metrics
 
-def open_dataset(config: ml_collections.ConfigDict) -> tuple[Any, int]:
-  """Opens the dataset that the settings name.
-
-  Args:
-    config: the experiment's.
-
-  Returns:
-    TFDS's builder, None for fake data, and the number of training examples.
-
-  Raises:
-    ConfigError: if the number of classes differs.
-    nfnets.data.dataset.DatasetError: if the dataset cannot be used.
-  """
-  if config.fake_data:
-    return None, _FAKE_EXAMPLES
-  builder = dataset.load_builder(config.which_dataset, config.data_dir or None)
-  num_classes = dataset.num_classes(builder)
-  if num_classes != config.num_classes:
-    raise ConfigError(
-      f'{config.which_dataset} has {num_classes} classes, but num_classes is '
-      f'{config.num_classes}.'
-    )
-  return builder, dataset.num_examples(builder, train_split(config))
-
-
-def train_split(config: ml_collections.ConfigDict) -> str:
-  """Returns the split to train on: all that evaluation does not need."""
-  return 'train_and_valid' if config.eval_subset == 'test' else 'train'
-
-
-def create_model(config: ml_collections.ConfigDict) -> nfnets.Model:
-  """Builds the network that the settings name.
-
-  Raises:
-    ConfigError: if there is no such network, or no such argument of it.
-  """
-  try:
-    return zoo.create_model(
-      config.model, config.num_classes, **config.model_kwargs
-    )
-  except (TypeError, ValueError) as error:
-    raise ConfigError(f'model or model_kwargs: {error}') from error
-
-
-def create_schedule(
-  config: ml_collections.ConfigDict, steps_per_epoch: float
-) -> optax.Schedule:
-  """Builds the learning rate schedule that the settings describe.
-
-  Raises:
-    ConfigError: if there is no such schedule, or its times do not fit.
-  """
-  peak = config.lr
-  if config.lr_scale_by_bs:
-    peak *= config.train_batch_size / 256
-  if config.lr_schedule.name == 'constant':
-    return optax.constant_schedule(peak)
-  if config.lr_schedule.name != 'warmup_cosine':
-    raise ConfigError(
-      f'lr_schedule.name is {config.lr_schedule.name!r}; it must be '
-      'warmup_cosine or constant.'
-    )
-  try:
-    return optim.warmup_cosine(
-      peak,
-      config.lr_schedule.warmup_epochs * steps_per_epoch,
-      config.num_epochs * steps_per_epoch,
-      config.lr_schedule.end,
-    )
-  except ValueError as error:
-    raise ConfigError(f'lr_schedule: {error}') from error
-
-
-def create_optimizer(
-  config: ml_collections.ConfigDict, schedule: optax.Schedule
-) -> optax.GradientTransformation:
-  """Builds the optimizer that the settings name.
-
-  Raises:
-    ConfigError: if there is no such optimizer, or no such argument of it.
-  """
-  try:
-    optimizer = optim.make_optimizer(
-      config.optimizer.name, schedule, **config.optimizer.kwargs
-    )
-  except (TypeError, ValueError) as error:
-    raise ConfigError(
-      f'optimizer: {error} A config file can set other arguments, with '
-      "optimizer = {'name': ..., 'kwargs': {...}}."
-    ) from error
-  return optim.sam(optimizer, config.sam_rho) if config.sam_rho else optimizer
-
-
-def check(config: ml_collections.ConfigDict) -> int:
-  """Finds out all that is wrong, before anything is made or compiled.
-
-  Args:
-    config: the experiment's.
-
-  Returns:
-    The number of training examples.
-
-  Raises:
-    ConfigError: for settings that are wrong.
-    nfnets.data.dataset.DatasetError: if the dataset cannot be used.
-  """
-  check_config(config)
-  _, num_examples = open_dataset(config)
-  create_model(config)
-  steps_per_epoch = num_examples / config.train_batch_size
-  create_optimizer(config, create_schedule(config, steps_per_epoch))
-  return num_examples
+  return step
 
 
 class Experiment(experiment.AbstractExperiment):
@@ -218,6 +72,7 @@ class Experiment(experiment.AbstractExperiment):
     init_rng: jax.Array,
     config: ml_collections.ConfigDict,
     reporter: progress.Reporter | None = None,
+    notice: preemption.Notice | None = None,
   ):
     """Checks the settings and opens the dataset; in training, starts.
 
@@ -226,21 +81,22 @@ class Experiment(experiment.AbstractExperiment):
       init_rng: key of the first parameters, and of the order of the data.
       config: the experiment's; see `configs.get_base`.
       reporter: shows a bar on a terminal; None shows none.
+      notice: tells that training should save and end; None if it never should.
 
     Raises:
-      ConfigError: for settings that are wrong.
+      settings.ConfigError: for settings that are wrong.
       nfnets.data.dataset.DatasetError: if the dataset cannot be used.
     """
     super().__init__(mode=mode, init_rng=init_rng)
-    check_config(config)
+    settings.check_config(config)
     self.config = config
     self._is_training = mode == 'train'
-    self._builder, num_examples = open_dataset(config)
+    self._builder, num_examples = settings.open_dataset(config)
     self._steps_per_epoch = num_examples / config.train_batch_size
     self._reporter = reporter
-    self._model = create_model(config)
-    self._schedule = create_schedule(config, self._steps_per_epoch)
-    self._optimizer = create_optimizer(config, self._schedule)
+    self._model = settings.create_model(config)
+    self._schedule = settings.create_schedule(config, self._steps_per_epoch)
+    self._optimizer = settings.create_optimizer(config, self._schedule)
 
     self._data_seed = int(jax.random.randint(init_rng, (), 0, 2**31 - 1))
     self._init = functools.partial(
@@ -254,8 +110,10 @@ class Experiment(experiment.AbstractExperiment):
         jax.jit(self._init)(init_rng)
       )
       self._train_step = jax.pmap(
-        step_lib.make_train_step(
-          self._model, self._optimizer, self._schedule, config, _AXIS
+        _with_stop(
+          step_lib.make_train_step(
+            self._model, self._optimizer, self._schedule, config, _AXIS
+          )
         ),
         axis_name=_AXIS,
         donate_argnums=0,
@@ -268,8 +126,13 @@ class Experiment(experiment.AbstractExperiment):
     )
     self._batches = None
     self._next_batch = None
+    # The numbers of the steps that the devices are at, with their metrics.
     self._in_flight = collections.deque()
     self._periodic_actions = ()
+    self._notice = notice
+    self._last_step = math.inf
+    self._started = None
+    self._seconds_waited = 0.0
 
   def abstract_snapshot(self) -> dict[str, Any]:
     """Returns shapes and dtypes of what a checkpoint of this holds."""
@@ -277,13 +140,27 @@ class Experiment(experiment.AbstractExperiment):
 
   # Training.
 
+  def should_run_step(self, global_step: int, config) -> bool:
+    """Tells whether to go on: not after the last step, nor after SIGTERM."""
+    if self._notice is not None and jax.process_count() == 1:
+      if self._notice.is_set():
+        return False
+    return global_step < min(config.training_steps, self._last_step)
+
   def train_loop(self, config, state, periodic_actions, writer=None) -> None:
-    """Trains from `state.global_step` to `config.training_steps`."""
+    """Trains from `state.global_step` to `config.training_steps`.
+
+    Raises:
+      NonFiniteError: if the loss or its gradient is not finite, unless such
+        updates are left out.
+      nfnets.data.dataset.DatasetError: if an image cannot be read.
+    """
     reporter = self._reporter
     with contextlib.ExitStack() as stack:
       if state.global_step >= config.training_steps:
         logging.info('Nothing to do: step %d was reached.', state.global_step)
         return
+      self._global_step = state.global_step
       self._start_batches(state.global_step)
       stack.callback(self._stop_batches)
       if reporter is not None and reporter.start_bar(state.global_step):
@@ -294,29 +171,87 @@ class Experiment(experiment.AbstractExperiment):
       self._periodic_actions = periodic_actions
       logging.info('Compiling the first step; this can take minutes.')
       super().train_loop(config, state, periodic_actions, writer)
+      while self._in_flight:
+        self._finish_oldest_step()
 
   def step(
     self, *, global_step: jax.Array, rng: jax.Array, writer: Any
-  ) -> dict[str, jax.Array]:
+  ) -> dict[str, Any]:
     """Makes one update; returns metrics that may still be computing."""
     del global_step, writer
     if len(self._in_flight) == _STEPS_AHEAD:
-      jax.block_until_ready(self._in_flight.popleft())
+      self._finish_oldest_step()
     with _dispatch_lock:
       self._train_state, metrics = self._train_step(
         self._train_state, self._next_batch, rng
       )
-    if not self._in_flight and self._periodic_actions:
+    self._global_step += 1
+    self._in_flight.append((self._global_step, metrics))
+    if self._started is None:
       # The first step compiles, which the speed should not include.
       jax.block_until_ready(metrics)
-      step = int(self._train_state.step.addressable_data(0)[0])
       for action in self._periodic_actions:
-        action.update_time(time.time() - 1e-3, step)
-      self._periodic_actions = ()
-    self._in_flight.append(metrics)
+        action.update_time(time.time() - 1e-3, self._global_step)
+      self._started = time.monotonic()
     # While the devices work on this batch, the next one is sent.
-    self._next_batch = self._send(next(self._batches))
+    start = time.monotonic()
+    batch = next(self._batches)
+    now = time.monotonic()
+    if metrics['train_loss'].is_ready():  # The devices wait, too.
+      self._seconds_waited += now - start
+    self._next_batch = self._send(batch)
+    # What is known on the host.
+    metrics = {
+      **metrics,
+      'data_wait': self._seconds_waited / (now - self._started),
+    }
+    metrics.pop(_STOP, None)
+    if self.config.skip_corrupt and not self.config.fake_data:
+      metrics['images_skipped'] = self._batches.num_skipped
     return metrics
+
+  def snapshot_state(self) -> Mapping[str, Any]:
+    """Returns what a checkpoint holds.
+
+    Raises:
+      NonFiniteError: if that would not be worth keeping.
+    """
+    while self._in_flight:
+      self._finish_oldest_step()
+    snapshot = super().snapshot_state()
+    for x in jax.tree.leaves(snapshot['train_state']):
+      if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
+        raise NonFiniteError(
+          f'The parameters or what goes with them are not finite after step '
+          f'{int(snapshot["train_state"].step)}.'
+        )
+    return snapshot
+
+  def _finish_oldest_step(self) -> None:
+    """Waits for the oldest step under way and looks at what it gave."""
+    step, metrics = self._in_flight.popleft()
+    metrics = {k: float(v) for k, v in metrics.items()}
+    if metrics.get(_STOP):
+      # All hosts have seen this step by the time they come to that one, but
+      # one that has just written a checkpoint has seen it sooner.
+      self._last_step = min(self._last_step, step + _STEPS_AHEAD)
+    loss, norm = metrics['train_loss'], metrics['grad_norm']
+    if math.isfinite(loss + norm):
+      return
+    what = f'the loss is {loss:g} and the norm of its gradient {norm:g}'
+    if not self.config.skip_nonfinite:
+      raise NonFiniteError(
+        f'At step {step} {what}, at a learning rate of '
+        f'{metrics["learning_rate"]:.3g}. A lower rate or more warm-up may '
+        'help; --config.experiment_kwargs.config.skip_nonfinite=True leaves '
+        'such updates out and counts them.'
+      )
+    logging.warning(
+      'At step %d %s: left out, as %d update(s) so far.',
+      step,
+      what,
+      metrics['updates_skipped'],
+    )
 
   def _start_batches(self, first_step: int) -> None:
     config = self.config
@@ -324,14 +259,20 @@ class Experiment(experiment.AbstractExperiment):
       self._batches = dataset.fake_batches(
         image_size=config.image_size,
         num_classes=config.num_classes,
+        augment_name=config.augment_name,
+        augment_before_mix=config.augment_before_mix,
         **self._batch_kwargs(config.train_batch_size),
       )
     else:
       self._batches = dataset.train_batches(
         self._builder,
-        train_split(config),
+        settings.train_split(config),
         image_size=config.image_size,
         preprocessing=config.train_preproc,
+        augment_name=config.augment_name,
+        augment_before_mix=config.augment_before_mix,
+        augment_kwargs=config.augment_kwargs,
+        skip_corrupt=config.skip_corrupt,
         seed=self._data_seed,
         first_step=first_step,
         **self._batch_kwargs(config.train_batch_size),
@@ -339,7 +280,6 @@ class Experiment(experiment.AbstractExperiment):
     self._next_batch = self._send(next(self._batches))
 
   def _stop_batches(self) -> None:
-    self._in_flight.clear()
     self._next_batch = None
     if hasattr(self._batches, 'close'):
       self._batches.close()
@@ -370,6 +310,8 @@ class Experiment(experiment.AbstractExperiment):
         sums[key] += float(value)
 
     for batch in self._eval_batches():
+      if self._notice is not None and self._notice.is_set():
+        raise preemption.StoppedError
       batch = self._send(batch)
       outputs = {}
       for prefix, (params, state) in weights.items():
@@ -422,6 +364,7 @@ class Experiment(experiment.AbstractExperiment):
         config.eval_subset,
         image_size=config.eval_image_size,
         preprocessing=config.eval_preproc,
+        skip_corrupt=config.skip_corrupt,
         **self._batch_kwargs(batch_size),
       )
     return tqdm.tqdm(
@@ -452,9 +395,11 @@ class Experiment(experiment.AbstractExperiment):
         return np.stack(np.split(x, n, axis=-1))
       return x.reshape(n, -1, *x.shape[1:])
 
-    return jaxline_compat.shard_local_devices(
-      {name: split(name, x) for name, x in batch.items()}
-    )
+    parts = {name: split(name, x) for name, x in batch.items()}
+    if self._is_training and jax.process_count() > 1:
+      stop = self._notice is not None and self._notice.is_set()
+      parts[_STOP] = np.full(n, stop, np.float32)
+    return jaxline_compat.shard_local_devices(parts)
 
 
 if __name__ == '__main__':

@@ -17,6 +17,9 @@ _SHOWN = (
   ('grad_norm', 'grad', '{:.3g}'),
   ('fraction_clipped', 'clipped', '{:.1%}'),
   ('images_per_second', 'images/s', '{:.0f}'),
+  ('data_wait', 'waiting', '{:.0%}'),
+  ('images_skipped', 'bad images', '{:.0f}'),
+  ('updates_skipped', 'bad updates', '{:.0f}'),
 )
 
 

@@ -25,7 +25,14 @@ _ONE_STEP = (
   f'{_SETTING}.image_size=64',
   f'{_SETTING}.train_batch_size=8',
 )
-_FAMILIES = ('f0', 'nf_resnet50')
+_FAMILIES = (
+  'f0',
+  'nf_regnet_b0',
+  'nf_resnet50',
+  'resnet50',
+  'skipinit_resnet50',
+  'fixup_resnet50',
+)
 # The recipe reaches 98 to 99 %.
 _LEAST_TOP_1 = 0.97
 

@@ -16,7 +16,7 @@ import ml_collections
 import optax
 
 import nfnets
-from nfnets import utils
+from nfnets import conv, utils
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -38,6 +38,8 @@ class TrainState(NamedTuple):
     opt_state: the optimizer's state.
     ema_params: average of `params`; None without EMA.
     ema_state: average of `state`; None without EMA.
+    skipped: int32 scalar, the number of updates left out because something was
+      not finite.
   """
 
   step: jax.Array
@@ -46,6 +48,7 @@ class TrainState(NamedTuple):
   opt_state: optax.OptState
   ema_params: hk.Params | None
   ema_state: hk.State | None
+  skipped: jax.Array
 
 
 def init_train_state(
@@ -64,6 +67,7 @@ def init_train_state(
     # Copies: a buffer may be donated only once.
     ema_params=jax.tree.map(jnp.array, params) if use_ema else None,
     ema_state=jax.tree.map(jnp.array, state) if use_ema else None,
+    skipped=jnp.zeros((), jnp.int32),
   )
 
 
@@ -75,24 +79,39 @@ def _cast(tree: Any, dtype: jnp.dtype) -> Any:
   )
 
 
-def _network_input(
+def _batch_first(
   images: jax.Array, config: ml_collections.ConfigDict
 ) -> jax.Array:
-  """Turns a batch's images into what the network takes.
+  """Returns images as [B, H, W, 3].
 
   Args:
-    images: 0-255, [B, H, W, 3], or [H, W, 3, B] if `config.transpose`: TPUs
-      keep the batch last in memory, so that order spares them a copy.
+    images: [B, H, W, 3], or [H, W, 3, B] if `config.transpose`: TPUs keep the
+      batch last in memory, so that order spares them a copy.
     config: the experiment's.
   """
-  if config.transpose:
-    images = jnp.transpose(images, (3, 0, 1, 2))
+  return jnp.transpose(images, (3, 0, 1, 2)) if config.transpose else images
+
+
+def network_input(
+  images: jax.Array, config: ml_collections.ConfigDict
+) -> jax.Array:
+  """Turns images of 0-255, uint8 or float32, into what the network takes."""
   images = utils.normalize(images.astype(jnp.float32))
   return _cast(images, _compute_dtype(config))
 
 
 def _compute_dtype(config: ml_collections.ConfigDict) -> jnp.dtype:
   return jnp.bfloat16 if config.bfloat16 else jnp.float32
+
+
+def _targets(batch: Batch, num_classes: int) -> jax.Array:
+  """Returns the distributions over classes, float32 [B, K], of mixed labels."""
+  targets = jax.nn.one_hot(batch['labels'], num_classes)
+  if 'ratio' not in batch:
+    return targets
+  others = jax.nn.one_hot(batch['mix_labels'], num_classes)
+  ratio = batch['ratio'][:, None]
+  return ratio * targets + (1 - ratio) * others
 
 
 def make_train_step(
@@ -114,8 +133,10 @@ def make_train_step(
 
   Returns:
     A function from (train state, batch, key) to (train state, metrics). The
-    batch holds `images` (see `_network_input`) and `labels`, int32 [B]. Metrics
-    are float32 scalars, averaged over all devices.
+    batch holds `images` of 0-255, uint8 or float32 (see `_batch_first`), and
+    `labels`, int32 [B]; where images are mixed also `mix_labels`, int32 [B],
+    and `ratio`, float32 [B], the share of the first label. Metrics are float32
+    scalars, averaged over all devices.
   """
   dtype = _compute_dtype(config)
   loss_of = LOSSES[config.which_loss]
@@ -124,49 +145,90 @@ def make_train_step(
   def mean(tree):
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
-  def loss_fn(params, state, images, labels, rng):
+  def loss_fn(params, state, batch, rng):
     # Cast here, so that the gradients come back as float32.
-    out, state = model.apply(
-      _cast(params, dtype), state, rng, images, is_training=True
+    out, new_state = model.apply(
+      _cast(params, dtype),
+      state,
+      rng,
+      network_input(batch['images'], config),
+      is_training=True,
     )
     logits = out['logits'].astype(jnp.float32)
-    targets = jax.nn.one_hot(labels, logits.shape[-1])
+    targets = _targets(batch, logits.shape[-1])
     targets = utils.smooth_labels(targets, config.label_smoothing)
-    return jnp.mean(loss_of(logits, targets)), (state, logits)
+    loss = jnp.mean(loss_of(logits, targets))
+    metrics = {'train_loss': loss}
+    for name, correct in utils.topk_correct(logits, batch['labels']).items():
+      metrics[name] = jnp.mean(correct)
+    new_state = jax.tree.map(
+      lambda x, old: x.astype(old.dtype), new_state, state
+    )
+    return loss, (new_state, metrics)
 
-  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+  grad_fn = jax.grad(loss_fn, has_aux=True)
+
+  def gradient(params, state, batch, rng):
+    """Returns (gradient, (state, metrics)), means over this device's batch."""
+    parts = config.accumulate_steps
+    if parts == 1:
+      return grad_fn(params, state, batch, rng)
+
+    def add_part(total_and_state, batch_and_rng):
+      total, state = total_and_state
+      grads, (state, metrics) = grad_fn(params, state, *batch_and_rng)
+      total = jax.tree.map(lambda t, g: t + g / parts, total, grads)
+      return (total, state), metrics
+
+    with conv.in_loop():
+      (grads, state), metrics = jax.lax.scan(
+        add_part,
+        (jax.tree.map(jnp.zeros_like, params), state),
+        (
+          jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch),
+          jax.random.split(rng, parts),
+        ),
+      )
+    return grads, (state, jax.tree.map(jnp.mean, metrics))
+
+  def ascent_gradient(params, state, batch, rng):
+    """Returns the gradient on `config.sam_fraction` of this device's batch."""
+    parts = config.accumulate_steps
+    size = batch['labels'].shape[0]
+    size = parts * math.ceil(config.sam_fraction * size / parts)
+    batch = jax.tree.map(lambda x: x[:size], batch)
+    return gradient(params, state, batch, jax.random.fold_in(rng, 1))[0]
 
   def train_step(train_state, batch, rng):
     step, params = train_state.step, train_state.params
-    images = _network_input(batch['images'], config)
-    labels = batch['labels']
+    batch = {**batch, 'images': _batch_first(batch['images'], config)}
     descent = []
 
     def descent_gradient(params, _=0):
-      value, grads = grad_fn(params, train_state.state, images, labels, rng)
-      descent.append((value, mean(grads)))
-      return descent[-1][1]
+      grads, aux = gradient(params, train_state.state, batch, rng)
+      descent.append((mean(grads), aux))
+      return descent[-1][0]
 
     if config.sam_rho:
       # Each device ascends by a part of its own batch; the average of their
       # descent gradients is the same everywhere.
-      part = math.ceil(config.sam_fraction * labels.shape[0])
-      _, ascent = grad_fn(
-        params,
-        train_state.state,
-        images[:part],
-        labels[:part],
-        jax.random.fold_in(rng, 1),
-      )
       updates, opt_state = optimizer.update(
-        ascent, train_state.opt_state, params, grad_fn=descent_gradient
+        ascent_gradient(params, train_state.state, batch, rng),
+        train_state.opt_state,
+        params,
+        grad_fn=descent_gradient,
       )
     else:
       updates, opt_state = optimizer.update(
         descent_gradient(params), train_state.opt_state, params
       )
-    ((loss, (state, logits)), grads) = descent[-1]
+    ((grads, (state, metrics)),) = descent
     params = optax.apply_updates(params, updates)
+    # Moving averages of each device's statistics: their average is what all
+    # devices go on with, so that a checkpoint holds all there is.
+    state = jax.tree.map(
+      lambda x: mean(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
+    )
 
     ema_params, ema_state = train_state.ema_params, train_state.ema_state
     if config.use_ema:
@@ -176,19 +238,27 @@ def make_train_step(
         decay_at(step, config.ema_decay),
       )
 
-    metrics = {'train_loss': loss}
-    for name, correct in utils.topk_correct(logits, labels).items():
-      metrics[name] = jnp.mean(correct)
     metrics = mean(metrics)
     metrics['learning_rate'] = jnp.asarray(schedule(step), jnp.float32)
     metrics['grad_norm'] = optax.tree.norm(grads)
     clipped = optax.tree.get(opt_state, 'fraction_clipped', None)
     if clipped is not None:
       metrics['fraction_clipped'] = clipped
-    return (
-      TrainState(step + 1, params, state, opt_state, ema_params, ema_state),
-      metrics,
+    new = TrainState(
+      step + 1,
+      params,
+      state,
+      opt_state,
+      ema_params,
+      ema_state,
+      train_state.skipped,
     )
+    if config.skip_nonfinite:
+      finite = jnp.isfinite(metrics['train_loss'] + metrics['grad_norm'])
+      old = train_state._replace(skipped=train_state.skipped + 1)
+      new = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
+      metrics['updates_skipped'] = new.skipped.astype(jnp.float32)
+    return new, metrics
 
   return train_step
 
@@ -213,7 +283,7 @@ def make_eval_step(
   dtype = _compute_dtype(config)
 
   def eval_step(params, state, batch):
-    images = _network_input(batch['images'], config)
+    images = network_input(_batch_first(batch['images'], config), config)
     out, _ = model.apply(
       _cast(params, dtype), state, None, images, is_training=False
     )

@@ -2,6 +2,7 @@
 
 import difflib
 import pathlib
+import runpy
 
 from jaxline import base_config
 import ml_collections
@@ -12,25 +13,35 @@ from nfnets import zoo
 _HERE = pathlib.Path(__file__).parent
 
 
+def _files() -> dict[str, str]:
+  """Returns {recipe: the file of this folder that makes it}."""
+  files = {}
+  for model in nfnets.list_models():
+    family = zoo.get_entry(model).module.__module__.rpartition('.')[2]
+    name = model.removeprefix('nfnet_')
+    files[name] = 'digits' if name == 'digits' else family
+  return files
+
+
 def names() -> list[str]:
-  """Returns the names of all recipes: models, without `nfnet_`."""
-  return [name.removeprefix('nfnet_') for name in nfnets.list_models()]
+  """Returns the names of the recipes: models, without `nfnet_`, and F6+SAM."""
+  return [*_files(), 'f6:sam']
 
 
 def find(name: str) -> str:
   """Turns the name of a recipe into what `--config` takes.
 
   Args:
-    name: one of `names()`, or the path of a config file, with an optional
-      `:argument`.
+    name: one of `names()`, any NFNet-F with `:sam` after it, or the path of a
+      config file, with an optional `:argument`.
 
   Raises:
     ValueError: if there is neither; the message lists the names.
   """
-  if name in names():
-    family = 'nf_resnet' if name.startswith('nf_resnet') else 'nfnet'
-    family = 'digits' if name == 'digits' else family
-    return f'{_HERE / family}.py:{name}'
+  model = name.partition(':')[0]
+  file = _files().get(model)
+  if file and (name == model or (file, name) == ('nfnet', f'{model}:sam')):
+    return f'{_HERE / file}.py:{name}'
   path = name.partition(':')[0]
   if path.endswith('.py'):
     if not pathlib.Path(path).is_file():
@@ -44,12 +55,26 @@ def find(name: str) -> str:
   )
 
 
+def load(name: str) -> ml_collections.ConfigDict:
+  """Returns the config of that name, without changes.
+
+  Args:
+    name: as `find` takes it.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  path, _, argument = find(name).partition(':')
+  get_config = runpy.run_path(path)['get_config']
+  return get_config(argument) if argument else get_config()
+
+
 def get_base(name: str, model: str) -> ml_collections.ConfigDict:
   """Returns the settings that recipes start from.
 
   Those at the top are JAXline's (see its `base_config.py`), but for
-  `checkpoint_dir` and `eval_wait_minutes`. Those of the experiment are under
-  `experiment_kwargs.config`.
+  `checkpoint_dir`, `eval_wait_minutes` and `save_retry_minutes`. Those of the
+  experiment are under `experiment_kwargs.config`.
 
   Args:
     name: of the recipe, for the folder of its results.
@@ -57,11 +82,13 @@ def get_base(name: str, model: str) -> ml_collections.ConfigDict:
   """
   entry = zoo.get_entry(model)
   config = base_config.get_base_config()
-  config.checkpoint_dir = f'runs/{name}'
+  config.checkpoint_dir = f'runs/{name.replace(":", "_")}'
   # 0 means as many as `num_epochs` makes.
   config.training_steps = 0
   # How long `eval` waits for a new checkpoint before it gives up.
   config.eval_wait_minutes = 60.0
+  # How long training goes on trying to write its last checkpoint.
+  config.save_retry_minutes = 10.0
   config.best_model_eval_metric = 'eval_top_1_acc'
   config.save_checkpoint_interval = 600  # Seconds, as the two below.
   config.log_tensors_interval = 30
@@ -85,7 +112,18 @@ def get_base(name: str, model: str) -> ml_collections.ConfigDict:
   experiment.eval_subset = 'test'
   experiment.train_preproc = 'crop_flip'
   experiment.eval_preproc = entry.eval_preproc
-  experiment.augment_name = ''  # What is done after that; '' is nothing.
+  # What is done after that, such as 'cutmix_mixup_0.4_randaugment_405'; '' is
+  # nothing.
+  experiment.augment_name = ''
+  # Whether RandAugment or AutoAugment come before mixing; published is after.
+  experiment.augment_before_mix = False
+  # Quirks of the published augmentation; see nfnets/data/autoaugment.py.
+  experiment.augment_kwargs = ml_collections.ConfigDict(
+    {'wrap_solarize': True, 'constant_grey': True}
+  )
+  # Whether images that cannot be decoded are left out and counted, instead of
+  # ending the run.
+  experiment.skip_corrupt = False
   # Whether batches leave the host as [H, W, 3, B], which TPUs like.
   experiment.transpose = False
 
@@ -109,6 +147,15 @@ def get_base(name: str, model: str) -> ml_collections.ConfigDict:
   )
   experiment.sam_rho = 0.0  # 0 is without SAM.
   experiment.sam_fraction = 0.2  # Of each device's batch, for the ascent.
+  # Parts that each device's batch is computed in, one after the other: less
+  # memory, the same gradient.
+  experiment.accumulate_steps = 1
+  # Whether each block is computed again in the backward pass: less memory, and
+  # about a third more time.
+  experiment.remat = False
+  # Whether updates whose loss or gradient is not finite are left out and
+  # counted, instead of ending the run.
+  experiment.skip_nonfinite = False
   experiment.which_loss = 'softmax_cross_entropy'
   experiment.label_smoothing = 0.1
   experiment.use_ema = False

@@ -45,11 +45,12 @@ def data_dir(tmp_path_factory) -> str:
 
 @pytest.fixture(scope='session')
 def start_command(data_dir):
-  """Returns a function that starts the command: (*args, devices=1) -> Popen."""
+  """Returns a function: (*args, devices=1, **environment) -> Popen."""
 
-  def start(*args: str, devices: int = 1) -> subprocess.Popen:
+  def start(*args: str, devices: int = 1, **environment) -> subprocess.Popen:
     env = {
       **os.environ,
+      **environment,
       'TFDS_DATA_DIR': data_dir,
       'XLA_FLAGS': f'{_FLAGS} --xla_force_host_platform_device_count={devices}',
     }

@@ -1,14 +1,17 @@
 """Tests of checkpoints, with a small experiment in place of a network."""
 
+import collections
 import os
 import pathlib
 import shutil
+import threading
 import time
 from typing import NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from experiments import checkpoints, jaxline_compat
@@ -44,6 +47,7 @@ def _config(folder, **settings):
       'max_checkpoints_to_keep': 2,
       'one_off_evaluate': False,
       'eval_wait_minutes': 0.02,
+      'save_retry_minutes': 1.0,
       **settings,
     }
   )
@@ -232,11 +236,87 @@ def test_evaluation_ends_with_the_training_it_waits_for(tmp_path):
     checkpointer.restore_path('latest')
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_a_folder_that_cannot_be_written_is_named_before_training(tmp_path):
   (tmp_path / 'file').write_text('')
-  checkpointer, _ = _checkpointer(tmp_path / 'file' / 'run')
   with pytest.raises(checkpoints.CheckpointError) as error:
-    checkpointer.save('latest')
+    _checkpointer(tmp_path / 'file' / 'run')
   assert f'Could not write a checkpoint to {tmp_path}/file/run' in str(
     error.value
   )
+
+
+class _FullDisk:
+  """Stands in for shutil.disk_usage; has no room while `full` is true."""
+
+  def __init__(self):
+    self.full = False
+
+  def __call__(self, path):
+    usage = collections.namedtuple('usage', 'total used free')
+    return usage(10**12, 0, 100 if self.full else 10**12)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+  disk = _FullDisk()
+  monkeypatch.setattr(shutil, 'disk_usage', disk)
+  monkeypatch.setattr(checkpoints, '_RETRY_SECONDS', 0.1)
+  return disk
+
+
+def test_training_goes_on_while_the_disk_is_full(tmp_path, disk, caplog):
+  checkpointer, state = _checkpointer(tmp_path)
+  for step, full in ((1, False), (2, True), (3, True), (4, False)):
+    disk.full, state.global_step = full, step
+    checkpointer.save('latest')
+  checkpointer.wait_for_checkpointing_to_finish()
+  checkpointer.close()
+  assert sorted(os.listdir(tmp_path / 'latest')) == ['1', '4']
+  (message, _) = [x for x in caplog.messages if 'is full' in x]
+  assert str(tmp_path) in message
+  assert '0.0 MiB are free' in message
+
+
+def test_the_last_checkpoint_is_written_once_there_is_room(tmp_path, disk):
+  checkpointer, state = _checkpointer(tmp_path, experiment=_Experiment(seed=3))
+  disk.full, state.global_step = True, 5
+  checkpointer.save('latest')
+  timer = threading.Timer(0.5, lambda: setattr(disk, 'full', False))
+  timer.start()
+  checkpointer.wait_for_checkpointing_to_finish()
+  checkpointer.close()
+  checkpointer, state = _checkpointer(tmp_path)
+  checkpointer.restore('latest')
+  assert _same(state.experiment_module.state, _Experiment(seed=3).state)
+
+
+def test_a_disk_that_stays_full_is_an_error_and_nothing_is_lost(tmp_path, disk):
+  _save(tmp_path, [3])
+  checkpointer, state = _checkpointer(tmp_path, save_retry_minutes=0.01)
+  disk.full, state.global_step = True, 5
+  checkpointer.save('latest')
+  with pytest.raises(checkpoints.CheckpointError, match='is full'):
+    checkpointer.wait_for_checkpointing_to_finish()
+  checkpointer.close()
+  assert os.listdir(tmp_path / 'latest') == ['3']
+
+
+def test_a_failure_in_the_background_is_noticed_and_mended(
+  tmp_path, disk, monkeypatch
+):
+  """As where a quota, which no one tells of beforehand, is used up."""
+  write = ocp.StandardCheckpointHandler.async_save
+  failures = [OSError(122, 'Disk quota exceeded')]
+
+  async def fail_once(*args, **kwargs):
+    if failures:
+      raise failures.pop()
+    return await write(*args, **kwargs)
+
+  monkeypatch.setattr(ocp.StandardCheckpointHandler, 'async_save', fail_once)
+  checkpointer, _ = _checkpointer(tmp_path, step=2)
+  checkpointer.save('latest')
+  checkpointer.wait_for_checkpointing_to_finish()
+  checkpointer.close()
+  assert not failures
+  assert os.listdir(tmp_path / 'latest') == ['2']

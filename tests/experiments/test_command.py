@@ -39,6 +39,14 @@ def _steps(n):
   return f'--config.training_steps={n}'
 
 
+def _wait_for_step(process):
+  """Returns when a process has logged a step."""
+  for line in process.stderr:
+    if ' step ' in line and '  loss ' in line:
+      return
+  raise AssertionError('training has ended before its first step')
+
+
 def _arrays(folder, step):
   """Reads a checkpoint without the project's code."""
   with ocp.StandardCheckpointer() as checkpointer:
@@ -156,59 +164,200 @@ def test_another_model_does_not_overwrite_the_checkpoint(straight, run_command):
   assert sorted(os.listdir(folder / 'latest')) == before
 
 
+def test_sigterm_saves_and_ends(start_command, tmp_path):
+  args = (*_SMALL, _folder(tmp_path), _steps(100_000))
+  process = start_command(*args)
+  _wait_for_step(process)
+  process.send_signal(signal.SIGTERM)
+  output, log = process.communicate(timeout=60)
+  assert process.returncode == 0, log
+  last = json.loads(output.splitlines()[-1])
+  assert last['stopped_by_sigterm']
+  assert f'Ended at step {last["step"]} of 100000 as asked, and saved' in log
+  steps = ocp.utils.checkpoint_steps(tmp_path / 'latest')
+  assert max(steps) == last['step'] < 100_000
+
+
+def test_a_second_sigterm_ends_at_once(start_command, tmp_path):
+  """Even while the first step is compiled."""
+  process = start_command(*_SMALL, _folder(tmp_path), _steps(100_000))
+  for line in process.stderr:
+    if 'Compiling' in line:
+      break
+  for sure in ('SIGTERM: ending after this step', ''):
+    process.send_signal(signal.SIGTERM)
+    assert sure in process.stderr.readline()
+  start = time.time()
+  process.communicate(timeout=60)
+  assert process.returncode == 128 + signal.SIGTERM
+  assert time.time() - start < 2
+
+
+def test_a_loss_that_is_not_finite_leaves_a_good_checkpoint(
+  run_command, tmp_path
+):
+  result = run_command(
+    *_SMALL,
+    _folder(tmp_path),
+    _steps(50),
+    '--config.save_checkpoint_interval=1',
+    f'{_SETTING}.lr=1e25',
+    f'{_SETTING}.optimizer.kwargs.clipping=1e30',
+  )
+  assert result.status == 1
+  last = result.log.strip().splitlines()[-1]
+  assert last.startswith('error: At step ')
+  assert 'skip_nonfinite=True' in last
+  bad_step = int(last.split()[3])
+  steps = ocp.utils.checkpoint_steps(tmp_path / 'latest')
+  assert 0 < max(steps) < bad_step
+  for name, array in _arrays(tmp_path, max(steps)).items():
+    assert np.all(np.isfinite(array)), name
+
+
+_KILLED = (
+  *_SMALL,
+  '--config.save_checkpoint_interval=1',
+  f'{_SETTING}.augment_name=cutmix_mixup_0.4_randaugment_405',
+  f'{_SETTING}.model_kwargs.drop_rate=0.3',
+  f'{_SETTING}.model_kwargs.stochdepth_rate=0.2',
+  f'{_SETTING}.num_epochs=5.0',
+)
+
+
 @pytest.mark.slow
-def test_a_killed_run_always_goes_on(start_command, tmp_path):
+def test_a_killed_run_ends_as_one_that_was_not(
+  start_command, run_command, tmp_path
+):
   """SIGKILL at random moments; NFNETS_TEST_KILLS sets how many."""
-  args = (*_SMALL, _folder(tmp_path), '--config.save_checkpoint_interval=1')
-  generator, step = random.Random(0), 0
+  last_step, generator, step = 400, random.Random(0), 0
+  args = (*_KILLED, _folder(tmp_path / 'killed'), _steps(last_step))
   for _ in range(int(os.environ.get('NFNETS_TEST_KILLS', '3'))):
-    process = start_command(*args, _steps(100_000))
+    process = start_command(*args)
     # Until it trains, and then a random while, often within a save.
-    for line in process.stderr:
-      if ' step ' in line and '/100000' in line:
-        break
-    time.sleep(generator.uniform(0, 2))
+    _wait_for_step(process)
+    time.sleep(generator.uniform(0, 1))
     process.send_signal(signal.SIGKILL)
     log = process.communicate()[1]
     assert process.returncode == -signal.SIGKILL, log
-    steps = ocp.utils.checkpoint_steps(tmp_path / 'latest')
-    assert max(steps) >= step
+    steps = ocp.utils.checkpoint_steps(tmp_path / 'killed' / 'latest')
+    assert step <= max(steps) < last_step
     step = max(steps)
-  process = start_command(*args, _steps(step + 1))
-  output, log = process.communicate(timeout=300)
-  assert process.returncode == 0, log
-  assert f'Continuing from step {step} of' in log
-  assert json.loads(output)['step'] == step + 1
+  killed = run_command(*args)
+  assert killed.status == 0, killed.log
+  assert f'Continuing from step {step} of' in killed.log
+  straight = run_command(
+    *_KILLED, _folder(tmp_path / 'straight'), _steps(last_step)
+  )
+  for key in ('step', 'train_loss', 'grad_norm', 'top_1_acc', 'learning_rate'):
+    assert killed.json[key] == straight.json[key]
+  want, got = (
+    _arrays(tmp_path / name, last_step) for name in ('straight', 'killed')
+  )
+  assert want.keys() == got.keys()
+  for key, value in want.items():
+    np.testing.assert_array_equal(got[key], value, err_msg=key)
 
 
-@pytest.mark.slow
-def test_two_processes_train_what_one_does(straight, start_command, tmp_path):
+def _free_port() -> int:
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
-    address = f'127.0.0.1:{free.getsockname()[1]}'
-  processes = [
+    return free.getsockname()[1]
+
+
+def _start_two(start_command, *args, devices=1):
+  address = f'127.0.0.1:{_free_port()}'
+  return [
     start_command(
-      *_SMALL,
-      _folder(tmp_path),
-      _steps(6),
+      *args,
       f'--coordinator_address={address}',
       '--num_processes=2',
       f'--process_id={i}',
+      devices=devices,
     )
     for i in range(2)
   ]
+
+
+def _finish(processes, status=0):
   results = [process.communicate(timeout=240) for process in processes]
-  assert [p.returncode for p in processes] == [0, 0], results
+  assert [p.returncode for p in processes] == [status] * len(processes), results
   # Gloo, which connects CPUs, writes to standard output as well.
-  last = json.loads(results[0][0].splitlines()[-1])
-  for key in ('train_loss', 'grad_norm'):
-    assert last[key] == pytest.approx(straight[1].json[key], rel=1e-4)
-  assert '{' not in results[1][0]  # The first process tells for all.
-  want, got = _arrays(straight[0], 6), _arrays(tmp_path, 6)
-  for key, value in want.items():
-    np.testing.assert_allclose(
-      got[key], value, rtol=1e-3, atol=1e-5, err_msg=key
+  last = [output.splitlines()[-1] for output, _ in results]
+  assert not any(line.startswith('{') for line in last[1:])
+  return json.loads(last[0])
+
+
+@pytest.mark.slow
+def test_processes_and_devices_do_not_matter(start_command, tmp_path):
+  results = {}
+  for count, devices in ((1, 4), (2, 1), (2, 2)):
+    folder = tmp_path / f'{count}x{devices}'
+    args = (
+      *_SMALL,
+      _folder(folder),
+      _steps(30),
+      '--config.save_checkpoint_interval=30',
+      f'{_SETTING}.augment_name=cutmix_mixup_randaugment_405',
     )
+    if count == 1:
+      processes = [start_command(*args, devices=devices)]
+    else:
+      processes = _start_two(start_command, *args, devices=devices)
+    results[count, devices] = _finish(processes), _arrays(folder, 30)
+  want, want_arrays = results.pop((1, 4))
+  for got, got_arrays in results.values():
+    for key in ('train_loss', 'top_1_acc', 'grad_norm'):
+      assert got[key] == pytest.approx(want[key], rel=1e-3)
+    for key, value in want_arrays.items():
+      np.testing.assert_allclose(
+        got_arrays[key], value, rtol=1e-2, atol=1e-4, err_msg=key
+      )
+
+
+@pytest.mark.slow
+def test_processes_end_together_and_go_on(start_command, tmp_path):
+  """After SIGTERM to one, after SIGKILL of one, and on other devices."""
+  args = (*_SMALL, _folder(tmp_path), _steps(100_000))
+  # As Slurm would start them.
+  port = 61440 + random.randrange(
+    4096
+  )  # JAX makes it of the number of the job.
+  slurm = {
+    'SLURM_JOB_ID': str(port - 61440),
+    'SLURM_STEP_NODELIST': '127.0.0.1',
+    'SLURM_NTASKS': '2',
+  }
+  processes = [
+    start_command(*args, **slurm, SLURM_PROCID=str(i), SLURM_LOCALID=str(i))
+    for i in range(2)
+  ]
+  _wait_for_step(processes[0])
+  processes[1].send_signal(signal.SIGTERM)
+  stopped = _finish(processes)['step']
+  assert max(ocp.utils.checkpoint_steps(tmp_path / 'latest')) == stopped
+
+  processes = _start_two(start_command, *args)
+  _wait_for_step(processes[0])
+  processes[1].send_signal(signal.SIGKILL)
+  start = time.time()
+  log = processes[0].communicate(timeout=120)[1]
+  assert time.time() - start < 120
+  assert processes[0].returncode == 1
+  assert f'Continuing from step {stopped} of' in log
+  assert 'another process has ended' in log
+  processes[1].communicate()
+
+  step = max(ocp.utils.checkpoint_steps(tmp_path / 'latest'))
+  assert step > stopped
+  process = start_command(
+    *_SMALL, _folder(tmp_path), _steps(step + 2), devices=2
+  )
+  assert _finish([process])['step'] == step + 2
+
+
+def _in_no_cluster(**_):
+  raise ValueError('coordinator_address should be defined.')
 
 
 @pytest.fixture
@@ -240,7 +389,9 @@ def fresh_flags():
     ((*_SMALL, f'{_SETTING}.model=f0'), 2, "No model 'f0'"),
     ((*_SMALL, f'{_SETTING}.optimizer.name=x'), 2, "No optimizer 'x'"),
     ((*_SMALL, f'{_SETTING}.train_preproc=x'), 2, 'training preprocessing'),
-    ((*_SMALL, f'{_SETTING}.augment_name=x'), 2, "augment_name is 'x'"),
+    ((*_SMALL, f'{_SETTING}.augment_name=mixap'), 2, "did you mean 'mixup'?"),
+    ((*_SMALL, f'{_SETTING}.accumulate_steps=3'), 2, 'does not divide the 8'),
+    ((*_SMALL, '--num_processes=2'), 2, 'processes need --coordinator_addr'),
     ((*_SMALL, f'{_SETTING}.which_dataset=x'), 1, "Unknown dataset 'x'"),
     ((*_SMALL, f'{_SETTING}.lr_schedule.name=x'), 2, 'lr_schedule.name'),
     ((*_SMALL, f'{_SETTING}.lr=-1.0'), 2, 'lr is -1.0; it must be positive'),
@@ -253,6 +404,8 @@ def test_bad_input_is_answered_on_one_screen(
     args = (*args, f'{_SETTING}.data_dir={data_dir}')
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(jax, 'device_count', lambda: 2)
+  # Other tests have used JAX by now, after which processes cannot be joined.
+  monkeypatch.setattr(jax.distributed, 'initialize', _in_no_cluster)
   # ml_collections looks there for what to override.
   monkeypatch.setattr(sys, 'argv', ['experiment.py', *args])
   got = command.main(sys.argv)

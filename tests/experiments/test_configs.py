@@ -1,105 +1,238 @@
 """Tests of the recipes against the published values."""
 
-import importlib
-
+from absl import flags
+import jax
 from jaxline import base_config
+from ml_collections import config_flags
+import numpy as np
 import pytest
 
-from experiments import configs, experiment
-import nfnets
+from experiments import configs, jaxline_compat, settings
+from nfnets import base
 
-# Training pixels, test pixels, dropout; the same for the wider variants.
-_F = {
-  'f0': (192, 256, 0.2),
-  'f1': (224, 320, 0.3),
-  'f2': (256, 352, 0.4),
-  'f3': (320, 416, 0.4),
-  'f4': (384, 512, 0.5),
-  'f5': (416, 544, 0.5),
-  'f6': (448, 576, 0.5),
-  'f7': (480, 608, 0.5),
+_IMAGENET_EXAMPLES = 1_281_167
+
+# What the recipes of a family have in common.
+_SHARED = {
+  'which_dataset': 'imagenet2012',
+  'num_classes': 1000,
+  'train_preproc': 'crop_flip',
+  'eval_subset': 'test',
+  'which_loss': 'softmax_cross_entropy',
+  'label_smoothing': 0.1,
+  'warmup_epochs': 5,
+  'optimizer': 'sgd',
+  'momentum': 0.9,
+  'nesterov': True,
+  'clipping': None,
+  'eps': None,
+  'sam_rho': 0,
+  'sam_fraction': 0.2,
+  'augment_before_mix': False,
+  'wrap_solarize': True,
+  'constant_grey': True,
 }
+_NFNET = {
+  **_SHARED,
+  'num_epochs': 360,
+  'train_batch_size': 4096,
+  'peak_lr': 1.6,
+  'end_lr': 0,
+  'optimizer': 'sgd_agc',
+  'weight_decay': 2e-5,
+  'clipping': 0.01,
+  'eps': 1e-3,
+  'stochdepth_rate': 0.25,
+  'activation': 'gelu',
+  'ema': ('tf1_ema', 0.99999),
+  'best': 'eval_ema_top_1_acc',
+  'bfloat16': True,
+  'eval_preproc': 'resize_crop_32',
+}
+_NF_REGNET = {
+  **_SHARED,
+  'num_epochs': 360,
+  'train_batch_size': 1024,
+  'peak_lr': 0.4,
+  'end_lr': 0.001,
+  'stochdepth_rate': 0.1,
+  'activation': 'silu',
+  'augment_name': 'cutmix_mixup',
+  'ema': ('tf1_ema', 0.99999),
+  'best': 'eval_ema_top_1_acc',
+  'bfloat16': False,
+  'eval_preproc': 'crop_resize',
+}
+_RESNET = {
+  **_SHARED,
+  'num_epochs': 90,
+  'train_batch_size': 1024,
+  'peak_lr': 0.4,
+  'end_lr': 0,
+  'weight_decay': 1e-4,
+  'stochdepth_rate': 0,
+  'drop_rate': 0,
+  'activation': 'relu',
+  'augment_name': '',
+  'ema': None,
+  'best': 'eval_top_1_acc',
+  'bfloat16': False,
+  'eval_preproc': 'crop_resize',
+  'image_size': 224,
+  'eval_image_size': 224,
+}
+_NF_RESNET = {
+  **_RESNET,
+  'weight_decay': 5e-5,
+  'stochdepth_rate': 0.1,
+  'drop_rate': 0.25,
+}
+# Training and test pixels, dropout; then RandAugment or weight decay.
+_F = {
+  'f0': (192, 256, 0.2, '405'),
+  'f1': (224, 320, 0.3, '410'),
+  'f2': (256, 352, 0.4, '410'),
+  'f3': (320, 416, 0.4, '415'),
+  'f4': (384, 512, 0.5, '415'),
+  'f5': (416, 544, 0.5, '415'),
+  'f6': (448, 576, 0.5, '415'),
+  'f7': (480, 608, 0.5, '415'),
+}
+_B = {
+  'nf_regnet_b0': (192, 224, 0.2, 5e-5),
+  'nf_regnet_b1': (224, 256, 0.2, 6e-5),
+  'nf_regnet_b2': (240, 272, 0.3, 7e-5),
+  'nf_regnet_b3': (288, 320, 0.3, 8e-5),
+  'nf_regnet_b4': (320, 384, 0.4, 9e-5),
+  'nf_regnet_b5': (384, 456, 0.4, 10e-5),
+  'nf_regnet_b6': (448, 528, 0.5, 11e-5),
+  'nf_regnet_b7': (512, 600, 0.5, 12e-5),
+  'nf_regnet_b8': (600, 672, 0.5, 13e-5),
+}
+_DEPTHS = (50, 101, 152, 200, 288, 600)
 
 
-def _load(name):
-  path, _, argument = configs.find(name).partition(':')
-  module = path.split('/')[-1].removesuffix('.py')
-  module = importlib.import_module(f'experiments.configs.{module}')
-  return module.get_config(argument)
+def _published():
+  """Returns {recipe: its settings}, of all but the digits."""
+  table = {}
+  for name, (size, test_size, drop_rate, randaugment) in _F.items():
+    for plus in ('', '+'):
+      row = {
+        **_NFNET,
+        'model': f'nfnet_{name}{plus}',
+        'image_size': size,
+        'eval_image_size': test_size,
+        'drop_rate': drop_rate,
+        'augment_name': f'cutmix_mixup_0.4_randaugment_{randaugment}',
+      }
+      table[name + plus] = row
+      table[f'{name}{plus}:sam'] = {**row, 'sam_rho': 0.05}
+  for name, (size, test_size, drop_rate, weight_decay) in _B.items():
+    table[name] = {
+      **_NF_REGNET,
+      'model': name,
+      'image_size': size,
+      'eval_image_size': test_size,
+      'drop_rate': drop_rate,
+      'weight_decay': weight_decay,
+    }
+  for depth in _DEPTHS:
+    for name, row in (
+      (f'nf_resnet{depth}', _NF_RESNET),
+      (f'resnet{depth}', _RESNET),
+      (f'resnet{depth}_v1', _RESNET),
+      (f'skipinit_resnet{depth}', _RESNET),
+      (f'fixup_resnet{depth}', _RESNET),
+    ):
+      table[name] = {**row, 'model': name}
+  return table
+
+
+_PUBLISHED = _published()
+
+
+def _settings_of(config):
+  """Returns the settings in the words of the tables above."""
+  ours = config.experiment_kwargs.config
+  kwargs = ours.optimizer.kwargs
+  schedule = settings.create_schedule(
+    ours, _IMAGENET_EXAMPLES / ours.train_batch_size
+  )
+  steps = ours.num_epochs * _IMAGENET_EXAMPLES / ours.train_batch_size
+  warmup = np.argmax([schedule(i * steps / 360) for i in range(361)])
+  return {
+    **{key: ours[key] for key in _NFNET if key in ours},
+    **{key: kwargs.get(key) for key in kwargs},
+    **{key: ours.augment_kwargs[key] for key in ours.augment_kwargs},
+    'model': ours.model,
+    'image_size': ours.image_size,
+    'eval_image_size': ours.eval_image_size,
+    'optimizer': ours.optimizer.name,
+    'clipping': kwargs.get('clipping'),
+    'eps': kwargs.get('eps'),
+    'warmup_epochs': warmup * ours.num_epochs / 360,
+    'peak_lr': float(schedule(5 * steps / ours.num_epochs)),
+    'end_lr': float(schedule(steps)),
+    'stochdepth_rate': ours.model_kwargs.get('stochdepth_rate', 0),
+    'drop_rate': ours.model_kwargs.drop_rate,
+    'activation': ours.model_kwargs.activation,
+    'augment_name': ours.augment_name,
+    'ema': (ours.which_ema, ours.ema_decay) if ours.use_ema else None,
+    'best': config.best_model_eval_metric,
+  }
+
+
+def test_every_recipe_is_in_the_tables():
+  names = configs.names()
+  assert len(set(names)) == len(names)
+  assert set(names) - set(_PUBLISHED) == {'digits'}
+  unlisted = set(_PUBLISHED) - set(names)
+  assert all(name.endswith(':sam') for name in unlisted)
+  assert 'f6:sam' in names
+
+
+@pytest.mark.parametrize('name', _PUBLISHED)
+def test_recipe_is_the_published_one(name):
+  actual, expected = _settings_of(configs.load(name)), _PUBLISHED[name]
+  assert set(actual) == set(expected)
+  for key, value in expected.items():
+    if isinstance(value, float):
+      value = pytest.approx(value, rel=1e-6)
+    assert actual[key] == value, key
 
 
 @pytest.mark.parametrize('name', configs.names())
 def test_every_recipe_is_complete_and_its_model_exists(name):
-  config = _load(name)
+  config = configs.load(name)
   base_config.validate_config(config)
-  settings = config.experiment_kwargs.config
-  experiment.check_config(settings.copy_and_resolve_references())
-  model = experiment.create_model(settings)
-  assert model.num_classes == settings.num_classes
-  assert config.checkpoint_dir == f'runs/{name}'
-
-
-@pytest.mark.parametrize('plus', ['', '+'])
-@pytest.mark.parametrize('name', _F)
-def test_nfnets_are_trained_as_published(name, plus):
-  config = _load(name + plus)
-  settings = config.experiment_kwargs.config
-  size, test_size, drop_rate = _F[name]
-  assert settings.model == f'nfnet_{name}{plus}'
-  assert (settings.image_size, settings.eval_image_size) == (size, test_size)
-  assert settings.model_kwargs.to_dict() == {
-    'stochdepth_rate': 0.25,
-    'drop_rate': drop_rate,
-    'activation': 'gelu',
-  }
-  assert settings.optimizer.to_dict() == {
-    'name': 'sgd_agc',
-    'kwargs': {
-      'momentum': 0.9,
-      'nesterov': True,
-      'weight_decay': 2e-5,
-      'clipping': 0.01,
-      'eps': 1e-3,
-    },
-  }
-  assert (settings.num_epochs, settings.train_batch_size) == (360, 4096)
-  assert (settings.lr, settings.lr_scale_by_bs) == (0.1, True)
-  assert settings.lr_schedule.to_dict() == {
-    'name': 'warmup_cosine',
-    'warmup_epochs': 5.0,
-    'end': 0.0,
-  }
-  assert settings.label_smoothing == 0.1
-  assert settings.use_ema and settings.ema_decay == 0.99999
-  assert settings.bfloat16
-  assert settings.eval_preproc == 'resize_crop_32'
-  assert settings.which_dataset == 'imagenet2012'
-
-
-@pytest.mark.parametrize('name', nfnets.list_models('nf_resnet'))
-def test_nf_resnets_follow_the_text_of_the_paper(name):
-  settings = _load(name).experiment_kwargs.config
-  assert settings.optimizer.to_dict() == {
-    'name': 'sgd',
-    'kwargs': {'momentum': 0.9, 'nesterov': True, 'weight_decay': 5e-5},
-  }
-  assert (settings.num_epochs, settings.train_batch_size) == (90, 1024)
-  assert (settings.lr, settings.lr_scale_by_bs) == (0.1, True)
-  assert settings.model_kwargs.stochdepth_rate == 0.1
-  assert settings.model_kwargs.drop_rate == 0.25
-  assert settings.label_smoothing == 0.1
-  assert not settings.use_ema and not settings.bfloat16
-  assert settings.eval_preproc == 'crop_resize'
+  ours = config.experiment_kwargs.config
+  settings.check_config(ours.copy_and_resolve_references())
+  model = settings.create_model(ours)
+  assert model.num_classes == ours.num_classes
+  assert config.checkpoint_dir == f'runs/{name.replace(":", "_")}'
+  assert ours.accumulate_steps == 1 and not ours.remat
+  assert not ours.skip_corrupt and not ours.skip_nonfinite
+  assert not ours.fake_data and not ours.transpose
 
 
 def test_the_f0_schedule_is_the_published_one():
-  settings = _load('f0').experiment_kwargs.config
-  schedule = experiment.create_schedule(settings, 1281167 / 4096)
+  ours = configs.load('f0').experiment_kwargs.config
+  schedule = settings.create_schedule(ours, _IMAGENET_EXAMPLES / 4096)
   steps = [0, 1, 100, 1563, 1564, 5000, 50000, 112602]
   rates = [0, 1.0230673e-3, 0.10230672, 1.5990541, 1.6, 1.5962225]
   rates += [0.95924741, 0]
   for step, rate in zip(steps, rates, strict=True):
     assert float(schedule(step)) == pytest.approx(rate, rel=1e-5, abs=1e-7)
+
+
+def test_learning_rate_follows_the_batch_but_for_nf_regnets():
+  for name, peak in (('f0', 0.4), ('resnet50', 0.4), ('nf_regnet_b0', 0.4)):
+    for factor in (1, 2):
+      ours = configs.load(name).experiment_kwargs.config
+      ours.train_batch_size = 1024 * factor
+      schedule = settings.create_schedule(ours, 100)
+      scaled = peak * (factor if name != 'nf_regnet_b0' else 1)
+      assert float(schedule(500)) == pytest.approx(scaled)
 
 
 def test_a_config_file_of_ones_own_is_taken(tmp_path):
@@ -110,8 +243,71 @@ def test_a_config_file_of_ones_own_is_taken(tmp_path):
     configs.find(str(tmp_path / 'missing.py'))
 
 
-def test_an_unknown_recipe_is_answered_with_the_names():
+@pytest.mark.parametrize(
+  'name', ['f9', 'resnet50:sam', 'digits:sam', 'f6:', 'f6:sum', 'f6:sam:sam']
+)
+def test_an_unknown_recipe_is_answered_with_the_names(name):
   with pytest.raises(ValueError) as error:
-    configs.find('f9')
-  assert "no config 'f9'" in str(error.value)
-  assert 'nf_resnet50' in str(error.value)
+    configs.find(name)
+  assert f'no config {name!r}' in str(error.value)
+  assert 'nf_resnet50' in str(error.value) and 'f6:sam' in str(error.value)
+
+
+def _parse(name, *overrides):
+  """Returns the experiment's settings as the command line gives them."""
+  key = '--config.experiment_kwargs.config'
+  args = ['', f'--config={configs.find(name)}']
+  args += [f'{key}.{override}' for override in overrides]
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=args)
+  values(args)
+  return values.config.experiment_kwargs.config
+
+
+def test_nested_settings_can_be_given_on_the_command_line():
+  ours = _parse(
+    'f6:sam',
+    'augment_kwargs.wrap_solarize=False',
+    'model_kwargs.drop_rate=0.1',
+    'optimizer.kwargs.clipping=0.02',
+  )
+  assert ours.augment_kwargs.to_dict() == {
+    'wrap_solarize': False,
+    'constant_grey': True,
+  }
+  assert ours.model_kwargs.drop_rate == 0.1
+  assert ours.optimizer.kwargs.clipping == 0.02
+  assert ours.sam_rho == 0.05
+
+
+def test_batchnorm_can_take_the_statistics_of_all_devices(monkeypatch):
+  monkeypatch.setitem(base.resnet_params, 'ResNet50', {'depth': [1, 1, 0, 0]})
+  ours = _parse(
+    'resnet50',
+    'model_kwargs.norm_kwargs.cross_replica_axis=i',
+    'num_classes=10',
+  )
+  crossed = settings.create_model(ours)
+  ours.model_kwargs.norm_kwargs.cross_replica_axis = ''
+  alone = settings.create_model(ours)
+  params, state = crossed.init(jax.random.key(0), 32)
+  images = np.random.default_rng(0).standard_normal((8, 32, 32, 3))
+  images = np.float32(images) * np.arange(1, 9)[:, None, None, None]
+  _, whole = jax.jit(
+    lambda x: alone.apply(params, state, None, x, is_training=True)
+  )(images)
+
+  def largest_difference(model):
+    over_devices = jax.pmap(
+      lambda x: model.apply(params, state, None, x, is_training=True)[1],
+      axis_name=jaxline_compat.AXIS,
+    )
+    found = over_devices(images.reshape(4, 2, 32, 32, 3))
+    return max(
+      np.max(np.abs(found[module]['average'] / whole[module]['average'] - 1))
+      for module in whole
+      if module.endswith('var_ema')
+    )
+
+  assert largest_difference(crossed) < 1e-3
+  assert largest_difference(alone) > 0.1

@@ -64,6 +64,7 @@ def _state(optimizer, use_ema=False):
     opt_state=optimizer.init(_params()),
     ema_params=copies[1] if use_ema else None,
     ema_state={} if use_ema else None,
+    skipped=jnp.zeros((), jnp.int32),
   )
 
 
@@ -118,6 +119,112 @@ def test_the_number_of_devices_does_not_matter(one_device, devices):
     difference = np.linalg.norm(got - want)
     assert difference <= 1e-5 * max(np.linalg.norm(want), 1e-3)
   chex.assert_trees_all_close(history, wanted_history, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('devices, parts', [(1, 4), (2, 2)])
+def test_accumulating_is_the_same_as_a_large_batch(one_device, devices, parts):
+  """With AGC clipping a part of the units, so before or after would differ."""
+  config = _config(use_ema=True, accumulate_steps=parts)
+  state, history, _ = _run(devices, 5, config, _optimizer())
+  wanted, wanted_history, _ = one_device
+  assert 0.1 < wanted_history[-1]['fraction_clipped'] < 0.9
+  for got, want in zip(
+    jax.tree.leaves(state.params), jax.tree.leaves(wanted.params), strict=True
+  ):
+    difference = np.linalg.norm(got - want)
+    assert difference <= 1e-5 * max(np.linalg.norm(want), 1e-3)
+  chex.assert_trees_all_close(history, wanted_history, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulating_needs_less_memory():
+  batch = {k: np.concatenate([v] * 16) for k, v in _batch().items()}
+
+  def temporary_bytes(parts):
+    step = step_lib.make_train_step(
+      _model(), _optimizer(), lambda _: _LR, _config(accumulate_steps=parts)
+    )
+    args = (_state(_optimizer()), batch, jax.random.PRNGKey(0))
+    compiled = jax.jit(step).lower(*args).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert temporary_bytes(8) < 0.4 * temporary_bytes(1)
+
+
+def test_accumulating_draws_anew_for_each_part():
+  """Dropout in the parts is not that of the first, again and again."""
+  model = nfnets.create_model(
+    'nfnet_digits', 10, drop_rate=0.5, use_two_convs=False
+  )
+  batch = {k: np.repeat(v[:1], 4, axis=0) for k, v in _batch().items()}
+  half = {k: v[:2] for k, v in batch.items()}
+  key = jax.random.PRNGKey(0)
+
+  def loss(batch, key, parts):
+    config = _config(accumulate_steps=parts)
+    step = step_lib.make_train_step(
+      model, optax.sgd(_LR), lambda _: _LR, config
+    )
+    return jax.jit(step)(_state(optax.sgd(_LR)), batch, key)[1]['train_loss']
+
+  of_parts = [loss(half, k, 1) for k in jax.random.split(key)]
+  assert abs(of_parts[0] - of_parts[1]) > 1e-3
+  np.testing.assert_allclose(loss(batch, key, 2), np.mean(of_parts), rtol=1e-5)
+
+
+def test_mixed_labels_give_a_mixed_loss():
+  rng = np.random.default_rng(1)
+  ratio = rng.uniform(size=_BATCH).astype(np.float32)
+  others = rng.integers(10, size=_BATCH, dtype=np.int32)
+  batch = {**_batch(), 'mix_labels': others, 'ratio': ratio}
+  step = step_lib.make_train_step(
+    _model(), _optimizer(), lambda _: _LR, _config(label_smoothing=0.1)
+  )
+  _, metrics = jax.jit(step)(_state(_optimizer()), batch, jax.random.PRNGKey(0))
+  logits = _model().logits(_params(), utils.normalize(batch['images']))
+  logits = np.asarray(logits, np.float64)
+  log_probs = logits - np.log(np.sum(np.exp(logits), -1, keepdims=True))
+  rows = np.arange(_BATCH)
+  loss = -np.mean(
+    0.9 * ratio * log_probs[rows, batch['labels']]
+    + 0.9 * (1 - ratio) * log_probs[rows, others]
+    + 0.1 * log_probs.mean(-1)
+  )
+  np.testing.assert_allclose(metrics['train_loss'], loss, rtol=1e-5)
+
+
+def test_whole_numbers_are_the_same_images():
+  batch = _batch()
+  batch['images'] = batch['images'].astype(np.uint8)
+  floats = {**batch, 'images': batch['images'].astype(np.float32)}
+  step = jax.jit(
+    step_lib.make_train_step(_model(), _optimizer(), lambda _: _LR, _config())
+  )
+  got, want = (
+    step(_state(_optimizer()), b, jax.random.PRNGKey(0))[1]
+    for b in (batch, floats)
+  )
+  chex.assert_trees_all_close(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_an_update_that_is_not_finite_can_be_left_out(bad):
+  config = _config(skip_nonfinite=True, use_ema=True)
+  optimizer = _optimizer()
+  step = jax.jit(
+    step_lib.make_train_step(_model(), optimizer, lambda _: _LR, config)
+  )
+  key = jax.random.PRNGKey(0)
+  before, _ = step(_state(optimizer, use_ema=True), _batch(0), key)
+  spoilt = _batch(1)
+  spoilt['images'][0, 0, 0, 0] = bad
+  after, metrics = step(before, spoilt, key)
+  assert not np.isfinite(metrics['train_loss'])
+  assert (metrics['updates_skipped'], after.skipped) == (1, 1)
+  chex.assert_trees_all_equal(after._replace(skipped=before.skipped), before)
+  later, metrics = step(after, _batch(2), key)
+  want, _ = step(before, _batch(2), key)
+  chex.assert_trees_all_equal(later.params, want.params)
+  assert (metrics['updates_skipped'], later.step) == (1, 2)
 
 
 def test_the_average_follows_its_recursion(one_device):

@@ -1,0 +1,22 @@
+"""SkipInit-ResNet-50 to 600 on ImageNet (arXiv 2002.10444): a baseline.
+
+python experiments/experiment.py --config=skipinit_resnet50
+
+No configuration was published for it with the NF-ResNets. This one is that of
+the ResNets with BatchNorm, to compare with, and not a reproduced result.
+"""
+
+from experiments import configs
+
+
+def get_config(name: str = 'skipinit_resnet50'):
+  """Returns the recipe of one depth, such as 'skipinit_resnet50'."""
+  config = configs.get_base(name, name)
+  experiment = config.experiment_kwargs.config
+  experiment.model_kwargs = {
+    'stochdepth_rate': 0.0,
+    'drop_rate': 0.0,
+    'activation': 'relu',
+  }
+  experiment.optimizer.kwargs.weight_decay = 1e-4
+  return config

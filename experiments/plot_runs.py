@@ -1,0 +1,92 @@
+"""Draws the curves of one or several runs into a picture.
+
+python experiments/plot_runs.py runs/digits [runs/other ...] --output=curves.png
+
+Reads what training and evaluation wrote for TensorBoard: the loss and the top-1
+accuracy on the training batches and, where there was one, on the test split.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+from matplotlib import figure
+from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.util import tensor_util
+
+_PANELS = (
+  ('cross-entropy', ('train', 'train_loss'), ('eval', 'eval_loss')),
+  ('top-1 accuracy', ('train', 'top_1_acc'), ('eval', 'eval_top_1_acc')),
+)
+
+
+def read_scalars(folder: pathlib.Path) -> dict[str, tuple[list, list]]:
+  """Returns {name: (steps, values)} of what a run wrote for TensorBoard."""
+  # TensorFlow 2 writes scalars as tensors; 0 keeps every point.
+  events = event_accumulator.EventAccumulator(str(folder), {'tensors': 0})
+  events.Reload()
+  curves = {}
+  for name in events.Tags()['tensors']:
+    # A step that was made again after a stop counts once, as it was last.
+    points = {
+      event.step: tensor_util.make_ndarray(event.tensor_proto).item()
+      for event in events.Tensors(name)
+    }
+    curves[name] = (sorted(points), [points[step] for step in sorted(points)])
+  return curves
+
+
+def draw(folders: list[pathlib.Path], output: str) -> None:
+  """Draws the curves of runs.
+
+  Args:
+    folders: `checkpoint_dir` of each run.
+    output: the name of a PNG, PDF or SVG file.
+  """
+  picture = figure.Figure(figsize=(10, 4), layout='constrained')
+  axes = picture.subplots(1, len(_PANELS))
+  for i, folder in enumerate(folders):
+    curves = {
+      mode: read_scalars(folder / mode) if (folder / mode).is_dir() else {}
+      for mode in ('train', 'eval')
+    }
+    for ax, (title, *series) in zip(axes, _PANELS, strict=True):
+      for mode, name in series:
+        if name not in curves[mode]:
+          continue
+        steps, values = curves[mode][name]
+        is_train = mode == 'train'
+        ax.plot(
+          steps,
+          values,
+          color=f'C{i}',
+          linewidth=1,
+          linestyle='-' if is_train else '--',
+          marker='' if is_train else 'o',
+          label=f'{folder.name}, {"training" if is_train else "test"}',
+        )
+      ax.set_title(title)
+      ax.set_xlabel('step')
+      ax.grid(alpha=0.3)
+  handles, labels = axes[-1].get_legend_handles_labels()
+  picture.legend(handles, labels, loc='outside lower center', ncols=4)
+  picture.savefig(output, dpi=120)
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('folders', nargs='+', type=pathlib.Path, metavar='RUN')
+  parser.add_argument('--output', default='curves.png')
+  args = parser.parse_args()
+  for folder in args.folders:
+    if not list(folder.glob('train/events.*')):
+      print(f'error: there is no training run in {folder}', file=sys.stderr)
+      return 1
+  draw(args.folders, args.output)
+  print(json.dumps({'output': args.output}))
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

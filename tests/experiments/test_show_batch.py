@@ -1,0 +1,180 @@
+"""Tests of the command that draws a training batch."""
+
+import io
+import json
+import sys
+
+from absl import flags
+import jax
+import matplotlib.image
+import numpy as np
+import pytest
+
+from experiments import configs, experiment, settings, show_batch
+
+_SETTING = '--config.experiment_kwargs.config'
+
+
+@pytest.fixture
+def run(data_dir, monkeypatch, capsys):
+  """Returns a function that runs the command: (*args) -> (status, out, err)."""
+
+  def run_in_process(*args):
+    args = ['show_batch.py', *args]
+    if '--config=digits' in args:
+      args.append(f'{_SETTING}.data_dir={data_dir}')
+    # ml_collections looks there for what to override.
+    monkeypatch.setattr(sys, 'argv', args)
+    status = show_batch.main(args)
+    return status, *capsys.readouterr()
+
+  yield run_in_process
+  # Forget the overrides that the command line defined.
+  for name in list(flags.FLAGS):
+    if name.startswith('config.'):
+      delattr(flags.FLAGS, name)
+  flags.FLAGS.unparse_flags()
+
+
+def load_digits(data_dir, **changes):
+  config = configs.load('digits')
+  config.experiment_kwargs.config.update({'data_dir': data_dir, **changes})
+  return config
+
+
+def test_the_command_draws_a_png_and_ends_with_json(run, tmp_path):
+  output = tmp_path / 'batch.png'
+  status, out, err = run(
+    '--config=digits',
+    f'{_SETTING}.augment_name=cutmix_mixup',
+    f'--output={output}',
+    '--images=5',
+    '--step=2',
+  )
+  assert status == 0, err
+  assert len(out.splitlines()) == 1
+  assert json.loads(out) == {
+    'config': 'digits',
+    'output': str(output),
+    'step': 2,
+    'images': 5,
+    'image_size': 32,
+  }
+  png = matplotlib.image.imread(output)
+  assert png.shape[0] > 2 * 160 and png.shape[1] > 3 * 160
+  assert png[..., :3].min() < 0.1 and png[..., :3].max() == 1
+
+
+@pytest.mark.parametrize(
+  ('augment_name', 'dtype', 'num_images', 'share'),
+  [
+    ('', np.float32, 16, 16),
+    ('cutmix_mixup_0.4', np.float32, 5, 8),
+    ('mixup_randaugment_205', np.uint8, 33, 64),
+  ],
+)
+def test_images_are_those_that_training_takes(
+  data_dir, monkeypatch, augment_name, dtype, num_images, share
+):
+  config = load_digits(data_dir, augment_name=augment_name)
+  # What the experiment feeds to the devices in its third step.
+  _, rng = jax.random.split(jax.random.PRNGKey(config.random_seed))
+  trained = experiment.Experiment('train', rng, **config.experiment_kwargs)
+  trained._start_batches(2)
+  expected = {
+    k: np.asarray(x).reshape(-1, *x.shape[2:])
+    for k, x in trained._next_batch.items()
+  }
+  trained._stop_batches()
+  assert expected['images'].dtype == dtype
+
+  kept = []
+  train_batches = show_batch.dataset.train_batches
+
+  def watch(*args, **kwargs):
+    kept.append(kwargs['global_batch_size'] // kwargs['process_count'])
+    return train_batches(*args, **kwargs)
+
+  monkeypatch.setattr(show_batch.dataset, 'train_batches', watch)
+  images, labels = show_batch.read(config, 2, num_images)
+  assert kept == [share]  # Of 64: no more are decoded.
+  assert images.shape == (num_images, 32, 32, 3) and images.dtype == np.uint8
+  want = expected['images'][:num_images].clip(0, 255)
+  np.testing.assert_allclose(images, want, atol=0.51)
+  for i, text in enumerate(labels):
+    shares = {str(expected['labels'][i]): 1.0}
+    if augment_name:
+      shares = {str(expected['mix_labels'][i]): 1 - expected['ratio'][i]}
+      label = str(expected['labels'][i])
+      shares[label] = shares.get(label, 0) + expected['ratio'][i]
+      lines = [line.split(' % ') for line in text.split('\n')]
+      assert {k: int(v) for v, k in lines} == {
+        k: pytest.approx(100 * v, abs=0.51) for k, v in shares.items()
+      }
+    else:
+      assert text == str(expected['labels'][i])
+
+
+def test_the_drawing_has_every_image_in_its_place():
+  colours = np.array(
+    [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 255, 255]],
+    np.uint8,
+  )
+  images = np.broadcast_to(colours[:, None, None], (5, 200, 200, 3))
+  png = show_batch.draw(images, list('abcde'), 'title')
+  drawn = matplotlib.image.imread(io.BytesIO(png))[..., :3]
+  centres = []
+  for colour in colours / 255:
+    y, x = np.nonzero(np.abs(drawn - colour).max(-1) < 0.02)
+    assert len(y) > 0.9 * 200 * 200
+    centres.append((y.mean(), x.mean()))
+  centres = np.array(centres)
+  # Two rows, of three and two.
+  np.testing.assert_allclose(centres[:3, 0], centres[0, 0], atol=2)
+  np.testing.assert_allclose(centres[3:, 0], centres[3, 0], atol=2)
+  assert centres[3, 0] - centres[0, 0] > 200
+  np.testing.assert_allclose(centres[:2, 1], centres[3:, 1], atol=2)
+  assert (np.diff(centres[:3, 1]) > 200).all()
+
+
+@pytest.mark.parametrize(
+  ('args', 'status', 'message'),
+  [
+    ((), 2, '--config is missing'),
+    (('--config=digits',), 2, '--output is missing'),
+    (('--config=f9', '--output=x.png'), 2, "There is no config 'f9'"),
+    (('--config=digits', '--output=x.png', '--images=0'), 2, 'images'),
+    (('--config=digits', '--output=x.png', '--step=-1'), 2, 'step'),
+    (('--config=digits', '--output=x.png', '--images=65'), 2, '64'),
+    (('--config=digits', '--output=x/y.png'), 1, "directory: 'x/y.png'"),
+    (
+      ('--config=digits', '--output=x.png', f'{_SETTING}.augment_name=mixpu'),
+      2,
+      "did you mean 'mixup'",
+    ),
+    (
+      ('--config=digits', '--output=x.png', f'{_SETTING}.fake_data=True'),
+      2,
+      'fake_data is set',
+    ),
+    (
+      ('--config=f0', '--output=x.png', f'{_SETTING}.data_dir=.'),
+      1,
+      'imagenet2012 is not prepared',
+    ),
+  ],
+)
+def test_bad_input_is_answered(
+  run, args, status, message, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  got, out, err = run(*args)
+  assert (got, out) == (status, '')
+  assert message in err
+  assert 'Traceback' not in err
+  assert not (tmp_path / 'x.png').exists()
+
+
+def test_too_many_images_are_refused(data_dir):
+  with pytest.raises(settings.ConfigError, match='--images=65 is more than'):
+    show_batch.read(load_digits(data_dir), 0, 65)
