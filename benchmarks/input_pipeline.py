@@ -26,9 +26,9 @@ The JPEGs are drawn, 500 x 375 pixels and about 94 kB each (printed), and made
 into a dataset by TFDS's own ImageNet builder, once, in DIR or else a temporary
 folder. Every measurement is a process of its own that loads 512 images to warm
 up and then is timed for --images; the processes take turns, and never work at
-the same time. Medians are printed. Memory is shared memory counted once (PSS),
-sampled while warming up and after the last batch. Linux only. The
-last line of standard output is JSON.
+the same time. Medians are printed. Memory is the peak of the process, and what
+its workers do not share with it, sampled at batches. Linux only. The last line
+of standard output is JSON.
 """
 
 import argparse
@@ -38,6 +38,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import resource
 import shutil
 import statistics
 import subprocess
@@ -47,7 +48,7 @@ import time
 from unittest import mock
 
 # Only the standard library at the top: timm's Python has neither TensorFlow
-# nor JAX, and what the parent process maps would count less in its children.
+# nor JAX.
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _BATCH = 64
 _WARM_UP = 512
@@ -172,44 +173,46 @@ def _timm_batches(name: str, data_dir: pathlib.Path) -> Iterator:
   return iter(loader)
 
 
-def _processes() -> list[pathlib.Path]:
-  """Returns this process and its workers, in /proc."""
-  workers = [worker.pid for worker in multiprocessing.active_children()]
-  return [pathlib.Path('/proc', str(pid)) for pid in (os.getpid(), *workers)]
+def _workers() -> list[pathlib.Path]:
+  """Returns the worker processes, in /proc."""
+  workers = multiprocessing.active_children()
+  return [pathlib.Path('/proc', str(worker.pid)) for worker in workers]
 
 
 def _cpu_seconds() -> float:
   ticks = 0
-  for process in _processes():
+  for process in (pathlib.Path('/proc/self'), *_workers()):
     # What follows the name, which may hold spaces.
     fields = (process / 'stat').read_text().rpartition(')')[2].split()
     ticks += int(fields[11]) + int(fields[12])
   return ticks / os.sysconf('SC_CLK_TCK')
 
 
-def _memory() -> float:
-  """Returns what the processes hold, in GiB."""
+def _worker_kib() -> int:
+  """Returns the memory that workers do not share with any process."""
   kib = 0
-  for process in _processes():
+  for process in _workers():
     lines = (process / 'smaps_rollup').read_text().splitlines()
-    kib += sum(int(line.split()[1]) for line in lines if line[:4] == 'Pss:')
-  return kib / 2**20
+    kib += sum(int(line.split()[1]) for line in lines if 'Private_' in line)
+  return kib
 
 
 def _measure(name: str, data_dir: pathlib.Path, num_images: int) -> None:
   """Loads images and prints what that took."""
   load = _timm_batches if name in _TIMM else _our_batches
   batches = load(name, data_dir)
-  memory = 0
+  worker_kib = 0
   for i, _ in enumerate(itertools.islice(batches, _WARM_UP // _BATCH)):
     if i < _WARM_UP // _BATCH // 2:  # Takes long enough to read ahead.
-      memory = max(memory, _memory())
+      worker_kib = max(worker_kib, _worker_kib())
   cpu, start = _cpu_seconds(), time.perf_counter()
   for _ in itertools.islice(batches, num_images // _BATCH):
     pass
   seconds = time.perf_counter() - start
   cpu = _cpu_seconds() - cpu
-  values = num_images / seconds, 1000 * cpu / num_images, max(memory, _memory())
+  worker_kib = max(worker_kib, _worker_kib())
+  kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + worker_kib
+  values = num_images / seconds, 1000 * cpu / num_images, kib / 2**20
   print(json.dumps(dict(zip(_UNITS, values, strict=True))))
 
 

@@ -383,7 +383,7 @@ def _choose_any(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
   """Chooses for `rand_augment`, from uniform numbers [L, 4]."""
   arguments = [
-    _argument(name, magnitude, wrap_solarize, translate=10, cut=4)
+    _argument(name, magnitude, wrap_solarize, translate=10)
     for name in _OPERATIONS
   ]
   operations = tf.cast(uniform[:, 0] * len(_OPERATIONS), tf.int32)
@@ -399,7 +399,7 @@ def _choose_policy(
   operations = [[_OPERATIONS.index(name) for name, *_ in row] for row in policy]
   arguments = [
     [
-      _argument(name, int(magnitude), wrap_solarize, translate=25, cut=10)
+      _argument(name, int(magnitude), wrap_solarize, translate=25)
       for name, _, magnitude in row
     ]
     for row in policy
@@ -427,7 +427,7 @@ def _with_signs(
 
 
 def _argument(
-  name: str, magnitude: float, wrap_solarize: bool, translate: int, cut: int
+  name: str, magnitude: float, wrap_solarize: bool, translate: int
 ) -> float:
   """Returns an operation's argument; 0 where it has none.
 
@@ -436,7 +436,6 @@ def _argument(
     magnitude: How strong it is.
     wrap_solarize: See `rand_augment`.
     translate: How far to move, in pixels per unit of magnitude.
-    cut: Half of a cutout's side, in pixels per unit of magnitude.
   """
   threshold = int(25.6 * magnitude)
   factor = 0.18 * magnitude + 0.1
@@ -452,6 +451,6 @@ def _argument(
     'ShearY': 0.03 * magnitude,
     'TranslateX': translate * magnitude,
     'TranslateY': translate * magnitude,
-    'Cutout': int(cut * magnitude),
+    'Cutout': int(4 * magnitude),
     'SolarizeAdd': int(11 * magnitude),
   }.get(name, 0)
