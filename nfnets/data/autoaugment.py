@@ -98,8 +98,7 @@ def rand_augment(
   all layers together: several times as fast, and with the same result.
 
   Args:
-    image: uint8 [H, W, 3]; or float32 in 0-255, which is clamped and rounded
-      down.
+    image: uint8 [H, W, 3].
     seed: int64 [2]; the same seed gives the same result.
     num_layers: The number of operations, 1 or more.
     magnitude: How strong they are, in [0, 30], which is as far as the paper
@@ -116,7 +115,7 @@ def rand_augment(
   Raises:
     ValueError: The number of layers, the magnitude or the shape of the image is
       out of range.
-    TypeError: The image is of another type.
+    TypeError: The image is not uint8.
   """
   if not isinstance(num_layers, numbers.Integral) or num_layers < 1:
     raise ValueError(
@@ -150,8 +149,7 @@ def auto_augment(
   own. See `rand_augment` for the speed.
 
   Args:
-    image: uint8 [H, W, 3]; or float32 in 0-255, which is clamped and rounded
-      down.
+    image: uint8 [H, W, 3].
     seed: int64 [2]; the same seed gives the same result.
     wrap_solarize: See `rand_augment`.
     constant_grey: See `contrast`.
@@ -161,7 +159,7 @@ def auto_augment(
 
   Raises:
     ValueError: The image has another shape.
-    TypeError: The image is of another type.
+    TypeError: The image is not uint8.
   """
   choose = functools.partial(_choose_policy, wrap_solarize=wrap_solarize)
   uniform = tf.random.stateless_uniform([2, 5], seed)
@@ -290,18 +288,15 @@ def cutout(
 
 
 def _run(operation: Callable, image: tf.Tensor, *args) -> tf.Tensor:
-  image = _as_image(image, [tf.uint8])
+  image = _as_image(image)
   result = pixel_ops.unpack(operation(pixel_ops.pack(image), *args))
   return tf.ensure_shape(result, image.shape)
 
 
-def _as_image(image: tf.Tensor, dtypes: Sequence[tf.DType]) -> tf.Tensor:
+def _as_image(image: tf.Tensor) -> tf.Tensor:
   image = tf.convert_to_tensor(image)
-  if image.dtype not in dtypes:
-    raise TypeError(
-      f'The image has to be {" or ".join(d.name for d in dtypes)}, not '
-      f'{image.dtype.name}.'
-    )
+  if image.dtype != tf.uint8:
+    raise TypeError(f'The image has to be uint8, not {image.dtype.name}.')
   if not image.shape.is_compatible_with([None, None, 3]):
     raise ValueError(
       f'The image has to have the shape [H, W, 3], not {image.shape}.'
@@ -312,7 +307,7 @@ def _as_image(image: tf.Tensor, dtypes: Sequence[tf.DType]) -> tf.Tensor:
 def _augment(
   image: tf.Tensor, uniform: tf.Tensor, choose: _Choice, constant_grey: bool
 ) -> tf.Tensor:
-  image = _as_image(image, [tf.uint8, tf.float32])
+  image = _as_image(image)
   run = functools.partial(_layers, choose=choose, constant_grey=constant_grey)
   # For each size that comes up, compiling takes about a second.
   known_size = image.shape.is_fully_defined() and not tf.executing_eagerly()
@@ -343,7 +338,7 @@ def _layers(
 ) -> tf.Tensor:
   """Applies the chosen operations one after another."""
   operations, arguments, places = choose(uniform)
-  pixels = pixel_ops.pack(tf.saturate_cast(image, tf.uint8))
+  pixels = pixel_ops.pack(image)
   size = tf.cast(tf.shape(pixels), tf.float32)
 
   def layer(i, pixels):

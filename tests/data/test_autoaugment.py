@@ -242,8 +242,8 @@ def test_factor_zero_gives_grey_black_or_smooth_images_and_one_the_image():
   np.testing.assert_array_equal(autoaugment.color(NOISE, 0), tile)
   constant = np.full_like(NOISE, NOISE.shape[0] * NOISE.shape[1] // 256)
   np.testing.assert_array_equal(autoaugment.contrast(NOISE, 0), constant)
-  large = autoaugment.contrast(np.zeros([300, 300, 3], np.uint8), 0)
-  assert (large.numpy() == 255).all()
+  large = autoaugment.contrast(np.zeros([300, 300, 3], np.uint8), 0.5)
+  assert (large.numpy() == 255 // 2).all()
   mean = np.full_like(NOISE, round(grey.mean()))
   result = autoaugment.contrast(NOISE, 0, constant_grey=False)
   np.testing.assert_array_equal(result, mean)
@@ -426,7 +426,6 @@ def test_results_follow_from_the_seed_however_they_are_computed(
 
   check(augment)
   check(tf.function(augment))
-  check(tf.function(lambda x, s: augment(tf.cast(x, tf.float32) + 0.9, s)))
   signature = [
     tf.TensorSpec([None, None, 3], tf.uint8),
     tf.TensorSpec([2], tf.int64),
@@ -434,17 +433,6 @@ def test_results_follow_from_the_seed_however_they_are_computed(
   check(tf.function(augment, input_signature=signature))
   monkeypatch.setattr(autoaugment, '_can_compile', lambda: False)
   check(tf.function(lambda x, s: augment(x, s)))
-
-
-def test_floats_are_clamped():
-  bright = NOISE.astype(np.float32) * 3 - 200
-  clamped = np.clip(bright, 0, 255).astype(np.uint8)
-  for i in range(5):
-    seed = np.array([5, i])
-    np.testing.assert_array_equal(
-      autoaugment.rand_augment(bright, seed, 2, 5),
-      autoaugment.rand_augment(clamped, seed, 2, 5),
-    )
 
 
 def test_neither_threads_nor_flags_for_jax_matter():
@@ -483,7 +471,7 @@ def test_other_images_are_refused():
   seed = np.array([1, 2])
   with pytest.raises(TypeError, match='has to be uint8, not float32'):
     autoaugment.invert(NOISE.astype(np.float32))
-  with pytest.raises(TypeError, match='uint8 or float32, not int32'):
+  with pytest.raises(TypeError, match='has to be uint8, not int32'):
     autoaugment.auto_augment(NOISE.astype(np.int32), seed)
   for shape in ((8, 8), (8, 8, 1), (2, 8, 8, 3)):
     with pytest.raises(ValueError, match=r'shape \[H, W, 3\]'):
