@@ -251,7 +251,8 @@ run_tests() {
   cd "$root"
   "$venv/bin/python" -m ruff check . || style=1
   "$venv/bin/python" -m ruff format --check . || style=1
-  "$venv/bin/python" -m pytest "$@" || status=$?
+  # In two processes, because much of the time is compiling on one core.
+  "$venv/bin/python" -m pytest -n 2 --dist=loadfile "$@" || status=$?
   if [ $style != 0 ]; then
     fail "ruff is not content (its report stands above that of the tests);\
  .venv/bin/ruff check --fix and .venv/bin/ruff format mend most of it"

@@ -14,6 +14,7 @@ from packaging import requirements, utils
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+_PYTEST = 'pytest -n 2 --dist=loadfile'
 
 # Runs `-c` code as a Python of another version would, and stands in for
 # `-m venv`, `-m ensurepip`, `-m pip` and every program that run.sh starts.
@@ -289,7 +290,7 @@ def test_test_command_runs_everything_and_passes_arguments_on(checkout):
   checkout.run('test')
   status, _, calls = checkout.run('test', '-k', 'agc')
   assert status == 0
-  assert calls == ['ruff check .', 'ruff format --check .', 'pytest -k agc']
+  assert calls == ['ruff check .', 'ruff format --check .', f'{_PYTEST} -k agc']
 
 
 @pytest.mark.parametrize('failing', ['ruff', 'pytest'])
@@ -297,7 +298,7 @@ def test_test_command_fails_when_a_check_fails(checkout, failing):
   checkout.run('test')
   status, _, calls = checkout.run('test', FAKE_FAILING=f'{failing}:no')
   assert status == 1
-  assert calls[-1] == 'pytest'
+  assert calls[-1] == _PYTEST
 
 
 def read_pins(*names):

@@ -39,12 +39,14 @@ def _steps(n):
   return f'--config.training_steps={n}'
 
 
-def _wait_for_step(process):
-  """Returns when a process has logged a step."""
+def _wait_for_step(process) -> str:
+  """Returns what a process has logged when it has logged a step."""
+  log = ''
   for line in process.stderr:
+    log += line
     if ' step ' in line and '  loss ' in line:
-      return
-  raise AssertionError('training has ended before its first step')
+      return log
+  raise AssertionError(f'training has ended before its first step: {log}')
 
 
 def _arrays(folder, step):
@@ -230,7 +232,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
   start_command, run_command, tmp_path
 ):
   """SIGKILL at random moments; NFNETS_TEST_KILLS sets how many."""
-  last_step, generator, step = 400, random.Random(0), 0
+  last_step, generator, step = 100, random.Random(0), 0
   args = (*_KILLED, _folder(tmp_path / 'killed'), _steps(last_step))
   for _ in range(int(os.environ.get('NFNETS_TEST_KILLS', '3'))):
     process = start_command(*args)
@@ -247,7 +249,10 @@ def test_a_killed_run_ends_as_one_that_was_not(
   assert killed.status == 0, killed.log
   assert f'Continuing from step {step} of' in killed.log
   straight = run_command(
-    *_KILLED, _folder(tmp_path / 'straight'), _steps(last_step)
+    *_KILLED,
+    _folder(tmp_path / 'straight'),
+    _steps(last_step),
+    '--config.save_checkpoint_interval=100',
   )
   for key in ('step', 'train_loss', 'grad_norm', 'top_1_acc', 'learning_rate'):
     assert killed.json[key] == straight.json[key]
@@ -319,12 +324,9 @@ def test_processes_and_devices_do_not_matter(start_command, tmp_path):
 def test_processes_end_together_and_go_on(start_command, tmp_path):
   """After SIGTERM to one, after SIGKILL of one, and on other devices."""
   args = (*_SMALL, _folder(tmp_path), _steps(100_000))
-  # As Slurm would start them.
-  port = 61440 + random.randrange(
-    4096
-  )  # JAX makes it of the number of the job.
+  # As Slurm would start them; the port follows from the number of the job.
   slurm = {
-    'SLURM_JOB_ID': str(port - 61440),
+    'SLURM_JOB_ID': str(random.randrange(4096)),
     'SLURM_STEP_NODELIST': '127.0.0.1',
     'SLURM_NTASKS': '2',
   }
@@ -338,13 +340,13 @@ def test_processes_end_together_and_go_on(start_command, tmp_path):
   assert max(ocp.utils.checkpoint_steps(tmp_path / 'latest')) == stopped
 
   processes = _start_two(start_command, *args)
-  _wait_for_step(processes[0])
+  log = _wait_for_step(processes[0])
+  assert f'Continuing from step {stopped} of' in log
   processes[1].send_signal(signal.SIGKILL)
   start = time.time()
   log = processes[0].communicate(timeout=120)[1]
   assert time.time() - start < 120
   assert processes[0].returncode == 1
-  assert f'Continuing from step {stopped} of' in log
   assert 'another process has ended' in log
   processes[1].communicate()
 
