@@ -14,8 +14,10 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 import tensorflow as tf  # noqa: E402
 
-for _kind in ('GPU', 'TPU'):
-  try:
+try:
+  for _kind in ('GPU', 'TPU'):
     tf.config.set_visible_devices([], _kind)
-  except RuntimeError:
-    pass  # The program has already used TensorFlow: its choice stands.
+  # Images are worked on side by side; each one on several threads is slower.
+  tf.config.threading.set_intra_op_parallelism_threads(1)
+except RuntimeError:
+  pass  # The program has already used TensorFlow: its choice stands.
