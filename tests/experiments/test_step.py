@@ -3,6 +3,7 @@
 import functools
 
 import chex
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -169,6 +170,54 @@ def test_accumulating_draws_anew_for_each_part():
   of_parts = [loss(half, k, 1) for k in jax.random.split(key)]
   assert abs(of_parts[0] - of_parts[1]) > 1e-3
   np.testing.assert_allclose(loss(batch, key, 2), np.mean(of_parts), rtol=1e-5)
+
+
+class _BatchNormModel:
+  """Normalizes the mean colour and multiplies it by a matrix."""
+
+  def __init__(self, axis=None):
+    def forward(axis, images, is_training):
+      norm = hk.BatchNorm(True, True, 0.9, cross_replica_axis=axis)
+      x = norm(jnp.mean(images, axis=(1, 2)), is_training)
+      return {'logits': hk.Linear(10)(x)}
+
+    def transform(axis):
+      return hk.transform_with_state(functools.partial(forward, axis))
+
+    # There is no axis yet.
+    self.init = lambda rng: transform(None).init(
+      rng, jnp.zeros((2, 4, 4, 3)), True
+    )
+    self.apply = transform(axis).apply
+
+
+@pytest.mark.parametrize('axis', [None, 'i'])
+def test_moving_averages_are_the_same_on_all_devices(axis):
+  model = _BatchNormModel(axis)
+  config, optimizer = _config(use_ema=True), optax.sgd(_LR)
+  state = step_lib.init_train_state(
+    model, optimizer, True, jax.random.PRNGKey(0)
+  )
+  step = jax.pmap(
+    step_lib.make_train_step(model, optimizer, lambda _: _LR, config, 'i'),
+    axis_name='i',
+    devices=jax.devices()[:2],
+    out_axes=(0, None),
+  )
+  before = _spread(state, 2, copies=True)
+  batch = _batch()
+  after, _ = step(before, _spread(batch, 2, copies=False), _rngs(2))
+  means = utils.normalize(batch['images']).mean((1, 2))
+  # Each device's half by itself, or both together.
+  groups = [means] if axis else [means[:4], means[4:]]
+  averages = after.state['batch_norm/~/var_ema']['average']
+  np.testing.assert_array_equal(averages[0], averages[1])
+  want = np.mean([group.var(0) for group in groups], axis=0)
+  np.testing.assert_allclose(averages[0].ravel(), want, rtol=1e-4)
+  # The average of the state, too; its first decay is 0.1.
+  ema = after.ema_state['batch_norm/~/var_ema']['average']
+  old = before.state['batch_norm/~/var_ema']['average'][0].ravel()
+  np.testing.assert_allclose(ema[0].ravel(), 0.1 * old + 0.9 * want, rtol=1e-4)
 
 
 def test_mixed_labels_give_a_mixed_loss():
