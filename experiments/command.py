@@ -226,14 +226,17 @@ def _join_other_processes() -> None:
         **given, heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT
       )
     except ValueError as error:
-      if given:
+      # Without an address there is no cluster, and without flags either this
+      # is a single process. Anything else must not train as one by mistake.
+      if given or 'coordinator_address' not in str(error):
+        flags_text = ', '.join(
+          f'--{key}={value}' for key, value in given.items()
+        )
         raise UsageError(
-          f'{", ".join(f"--{key}={value}" for key, value in given.items())}: '
-          f'{error} Several processes need --coordinator_address=HOST:PORT, '
-          '--num_processes and --process_id (from 0), where the cluster does '
-          'not tell them by itself.'
+          f'{flags_text or "The cluster"}: {error} Several processes need '
+          '--coordinator_address=HOST:PORT, --num_processes and --process_id '
+          '(from 0), where the cluster does not tell them by itself.'
         ) from error
-      # No flags and no cluster: a single process.
 
 
 def _of_several_processes(error: Exception) -> str:

@@ -54,7 +54,7 @@ class NFNet(hk.Module):
       use_two_convs: whether blocks have a second 3x3 convolution.
       name: of the module.
       remat: whether the backward pass computes each block again, instead of
-        keeping what it computed: less memory for a third more time.
+        keeping what it computed: less memory, more time.
 
     Raises:
       ValueError: for an unknown variant or activation, or a width that leaves

@@ -69,7 +69,7 @@ class ResNet(hk.Module):
       se_ratio: its hidden channels, as a part of its input.
       name: of the module.
       remat: whether the backward pass computes each block again, instead of
-        keeping what it computed: less memory for a third more time.
+        keeping what it computed: less memory, more time.
 
     Raises:
       ValueError: for an unknown variant, normalization or activation.

@@ -41,7 +41,7 @@ class SkipInit_ResNet(hk.Module):  # pylint: disable=invalid-name
       fc_init: initializer of the last layer's kernel.
       name: of the module.
       remat: whether the backward pass computes each block again, instead of
-        keeping what it computed: less memory for a third more time.
+        keeping what it computed: less memory, more time.
 
     Raises:
       ValueError: for an unknown variant or activation.

@@ -150,8 +150,8 @@ def get_base(name: str, model: str) -> ml_collections.ConfigDict:
   # Parts that each device's batch is computed in, one after the other: less
   # memory, the same gradient.
   experiment.accumulate_steps = 1
-  # Whether each block is computed again in the backward pass: less memory, and
-  # about a third more time.
+  # Whether each block is computed again in the backward pass: less memory, more
+  # time.
   experiment.remat = False
   # Whether updates whose loss or gradient is not finite are left out and
   # counted, instead of ending the run.
