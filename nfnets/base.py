@@ -164,14 +164,19 @@ class Conv2D(hk.Conv2D):
     return out
 
 
+# Names a kernel that was standardized beforehand.
+FOLDED = 'w_standardized'
+
+
 class WSConv2D(hk.Conv2D):
   """2D convolution with scaled weight standardization and a bias.
 
   Per output channel the kernel becomes gain * (w - mean) / sqrt(max(var *
   fan_in, eps)), with the biased variance (NF-ResNets, equation 2; the gain and
   eps as in the published code). The arguments are hk.Conv2D's; images are
-  [B, H, W, C]. Parameters: `w` [kh, kw, C //
-  groups, K], `gain` [K], `bias` [K].
+  [B, H, W, C]. Parameters: `w` [kh, kw, C // groups, K], `gain` [K], `bias`
+  [K]; or, with folded weights, the standardized kernel in place of the first
+  two (see `nfnets.weights.fold_weights`).
   """
 
   def __init__(
@@ -218,8 +223,11 @@ class WSConv2D(hk.Conv2D):
       in_channels // self.feature_group_count,
       self.output_channels,
     )
-    weight = hk.get_parameter('w', shape, inputs.dtype, init=self.w_init)
-    weight = self.standardize_weight(weight, eps)
+    if FOLDED in hk.get_params().get(self.module_name, ()):
+      weight = hk.get_parameter(FOLDED, shape, inputs.dtype)
+    else:
+      weight = hk.get_parameter('w', shape, inputs.dtype, init=self.w_init)
+      weight = self.standardize_weight(weight, eps)
     bias = hk.get_parameter(
       'bias', (self.output_channels,), inputs.dtype, init=jnp.zeros
     )

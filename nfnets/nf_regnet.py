@@ -36,7 +36,7 @@ class NF_RegNet(hk.Module):  # pylint: disable=invalid-name
     """Builds the modules.
 
     Args:
-      num_classes: size of the logits.
+      num_classes: size of the logits; 0 leaves out the last layer, and them.
       variant: a key of `variant_dict`.
       width: multiplies the widths of all stages.
       expansion: channels inside a block, as a multiple of its input's; the
@@ -103,7 +103,9 @@ class NF_RegNet(hk.Module):  # pylint: disable=invalid-name
 
     final_ch = 1280 * in_ch // 440
     self.final_conv = base.WSConv2D(final_ch, 1, name='final_conv')
-    self.fc = hk.Linear(num_classes, w_init=fc_init, name='linear')
+    self.fc = None
+    if num_classes:
+      self.fc = hk.Linear(num_classes, w_init=fc_init, name='linear')
 
   def __call__(
     self,
@@ -145,7 +147,9 @@ class NF_RegNet(hk.Module):  # pylint: disable=invalid-name
     out = pool
     if is_training and self.drop_rate > 0:
       out = hk.dropout(hk.next_rng_key(), self.drop_rate, out)
-    outputs = {'pool': pool, 'logits': self.fc(out), 'features': features}
+    outputs = {'pool': pool, 'features': features}
+    if self.fc is not None:
+      outputs['logits'] = self.fc(out)
     return {**outputs, **metrics}
 
   def count_flops(self, h: int, w: int) -> tuple[list[int], int]:
@@ -157,7 +161,8 @@ class NF_RegNet(hk.Module):  # pylint: disable=invalid-name
       h, w = -(-h // block.stride), -(-w // block.stride)
     last_ch, final_ch = self.width_pattern[-1], self.final_conv.output_channels
     flops.append(base.count_conv_flops(last_ch, self.final_conv, h, w))
-    flops.append(final_ch * self.fc.output_size)
+    if self.fc is not None:
+      flops.append(final_ch * self.fc.output_size)
     return flops, sum(flops)
 
 

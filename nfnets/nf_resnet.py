@@ -35,7 +35,7 @@ class NF_ResNet(hk.Module):  # pylint: disable=invalid-name
     """Builds the modules.
 
     Args:
-      num_classes: size of the logits.
+      num_classes: size of the logits; 0 leaves out the last layer, and them.
       variant: a key of `variant_dict`.
       width: multiplies the widths 64, 128, 256, 512 of the stages.
       alpha: scale of the residual branches.
@@ -100,7 +100,9 @@ class NF_ResNet(hk.Module):  # pylint: disable=invalid-name
 
     if fc_init is None:
       fc_init = hk.initializers.RandomNormal(stddev=0.01)
-    self.fc = hk.Linear(num_classes, w_init=fc_init, name='linear')
+    self.fc = None
+    if num_classes:
+      self.fc = hk.Linear(num_classes, w_init=fc_init, name='linear')
 
   def __call__(
     self,
@@ -141,7 +143,9 @@ class NF_ResNet(hk.Module):  # pylint: disable=invalid-name
     out = pool
     if is_training and self.drop_rate > 0:
       out = hk.dropout(hk.next_rng_key(), self.drop_rate, out)
-    outputs = {'pool': pool, 'logits': self.fc(out), 'features': features}
+    outputs = {'pool': pool, 'features': features}
+    if self.fc is not None:
+      outputs['logits'] = self.fc(out)
     return {**outputs, **metrics}
 
   def count_flops(self, h: int, w: int) -> tuple[list[int], int]:
@@ -151,7 +155,8 @@ class NF_ResNet(hk.Module):  # pylint: disable=invalid-name
     for block in sum(self.stages, []):
       flops.append(block.count_flops(h, w))
       h, w = -(-h // block.stride), -(-w // block.stride)
-    flops.append(self.width_pattern[-1] * self.fc.output_size)
+    if self.fc is not None:
+      flops.append(self.width_pattern[-1] * self.fc.output_size)
     return flops, sum(flops)
 
 

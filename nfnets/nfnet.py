@@ -39,7 +39,7 @@ class NFNet(hk.Module):
     """Builds the modules.
 
     Args:
-      num_classes: size of the logits.
+      num_classes: size of the logits; 0 leaves out the last layer, and them.
       variant: a key of `variant_dict`.
       width: multiplies the widths of all stages.
       se_ratio: hidden channels of squeeze and excite, as a part of its input.
@@ -116,7 +116,9 @@ class NFNet(hk.Module):
     self.final_conv = base.WSConv2D(final_conv_ch, 1, name='final_conv')
     if fc_init is None:
       fc_init = hk.initializers.RandomNormal(stddev=0.01)
-    self.fc = hk.Linear(num_classes, w_init=fc_init, name='linear')
+    self.fc = None
+    if num_classes:
+      self.fc = hk.Linear(num_classes, w_init=fc_init, name='linear')
 
   def __call__(
     self,
@@ -160,7 +162,9 @@ class NFNet(hk.Module):
     out = pool
     if is_training and self.drop_rate > 0:
       out = hk.dropout(hk.next_rng_key(), self.drop_rate, out)
-    outputs = {'pool': pool, 'logits': self.fc(out), 'features': features}
+    outputs = {'pool': pool, 'features': features}
+    if self.fc is not None:
+      outputs['logits'] = self.fc(out)
     return {**outputs, **metrics}
 
   def count_flops(self, h: int, w: int) -> tuple[list[int], int]:
@@ -173,7 +177,8 @@ class NFNet(hk.Module):
       flops.append(block.count_flops(h, w))
       ch, h, w = block.out_ch, *_strided(h, w, block.stride)
     flops.append(base.count_conv_flops(ch, self.final_conv, h, w))
-    flops.append(self.final_conv.output_channels * self.fc.output_size)
+    if self.fc is not None:
+      flops.append(self.final_conv.output_channels * self.fc.output_size)
     return flops, sum(flops)
 
 

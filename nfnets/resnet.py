@@ -52,7 +52,7 @@ class ResNet(hk.Module):
     Args:
       width: multiplies the widths 64, 128, 256, 512 of the stages; 4 for the
         published networks.
-      num_classes: size of the logits.
+      num_classes: size of the logits; 0 leaves out the last layer, and them.
       variant: a key of `variant_dict`.
       which_norm: BatchNorm, GroupNorm, InstanceNorm or LayerNorm (over
         channels), of Haiku.
@@ -117,7 +117,9 @@ class ResNet(hk.Module):
 
     if preactivation:
       self.final_bn = which_norm(name='final_bn')
-    self.fc = hk.Linear(num_classes, w_init=fc_init, name='linear')
+    self.fc = None
+    if num_classes:
+      self.fc = hk.Linear(num_classes, w_init=fc_init, name='linear')
 
   def __call__(
     self,
@@ -164,7 +166,9 @@ class ResNet(hk.Module):
     out = pool
     if is_training and self.drop_rate > 0:
       out = hk.dropout(hk.next_rng_key(), self.drop_rate, out)
-    outputs = {'pool': pool, 'logits': self.fc(out), 'features': features}
+    outputs = {'pool': pool, 'features': features}
+    if self.fc is not None:
+      outputs['logits'] = self.fc(out)
     return {**outputs, **metrics}
 
   def count_flops(self, h: int, w: int) -> tuple[list[int], int]:
@@ -174,7 +178,8 @@ class ResNet(hk.Module):
     for block in sum(self.stages, []):
       flops.append(block.count_flops(h, w))
       h, w = -(-h // block.stride), -(-w // block.stride)
-    flops.append(self.width_pattern[-1] * self.fc.output_size)
+    if self.fc is not None:
+      flops.append(self.width_pattern[-1] * self.fc.output_size)
     return flops, sum(flops)
 
 

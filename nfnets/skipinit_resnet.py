@@ -32,7 +32,7 @@ class SkipInit_ResNet(hk.Module):  # pylint: disable=invalid-name
     """Builds the modules.
 
     Args:
-      num_classes: size of the logits.
+      num_classes: size of the logits; 0 leaves out the last layer, and them.
       variant: a key of `variant_dict`.
       width: multiplies the widths 64, 128, 256, 512 of the stages.
       stochdepth_rate: of the last block; earlier ones get less, linearly.
@@ -82,7 +82,9 @@ class SkipInit_ResNet(hk.Module):  # pylint: disable=invalid-name
         index += 1
       self.stages.append(blocks)
 
-    self.fc = hk.Linear(num_classes, w_init=fc_init, name='linear')
+    self.fc = None
+    if num_classes:
+      self.fc = hk.Linear(num_classes, w_init=fc_init, name='linear')
 
   def __call__(
     self,
@@ -123,7 +125,9 @@ class SkipInit_ResNet(hk.Module):  # pylint: disable=invalid-name
     out = pool
     if is_training and self.drop_rate > 0:
       out = hk.dropout(hk.next_rng_key(), self.drop_rate, out)
-    outputs = {'pool': pool, 'logits': self.fc(out), 'features': features}
+    outputs = {'pool': pool, 'features': features}
+    if self.fc is not None:
+      outputs['logits'] = self.fc(out)
     return {**outputs, **metrics}
 
   def count_flops(self, h: int, w: int) -> tuple[list[int], int]:
@@ -133,7 +137,8 @@ class SkipInit_ResNet(hk.Module):  # pylint: disable=invalid-name
     for block in sum(self.stages, []):
       flops.append(block.count_flops(h, w))
       h, w = -(-h // block.stride), -(-w // block.stride)
-    flops.append(self.width_pattern[-1] * self.fc.output_size)
+    if self.fc is not None:
+      flops.append(self.width_pattern[-1] * self.fc.output_size)
     return flops, sum(flops)
 
 

@@ -112,12 +112,14 @@ def reference_tree(transformed: hk.Transformed):
   return reference_params.reference_params(init_shapes(transformed))
 
 
-def count_flops(model: str, h: int, w: int, **kwargs) -> tuple[list[int], int]:
+def count_flops(
+  model: str, h: int, w: int, num_classes: int = 1000, **kwargs
+) -> tuple[list[int], int]:
   """Returns the network's own count of its multiply-adds."""
   network, variant = model.split('/')
 
   def count():
-    module = _CLASSES[network](1000, variant=variant, **kwargs)
+    module = _CLASSES[network](num_classes, variant=variant, **kwargs)
     return module.count_flops(h, w)
 
   return hk.testing.transform_and_run(count)()

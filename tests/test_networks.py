@@ -117,6 +117,35 @@ def test_features_have_strides_of_2_to_32_at_any_size(name, size):
   assert out['logits'].shape == (2, 10) and out['pool'].shape[0] == 2
 
 
+@pytest.mark.parametrize('name', NETWORKS)
+def test_without_classes_there_is_no_last_layer(name, plain):
+  model, kwargs = NETWORKS[name]
+  images = reference_params.reference_images(1, 32, 32, 0)
+
+  def outputs(num_classes, params=None):
+    transformed = golden_lib.transform(model, num_classes, **kwargs)
+    shapes = golden_lib.init_shapes(transformed)
+    params = params or reference_params.reference_params(shapes)
+    apply = jax.jit(transformed.apply, compiler_options=golden_lib.QUICK)
+    return params, apply(
+      {module: params[module] for module in shapes}, None, images
+    )
+
+  params, full = outputs(10)
+  _, headless = outputs(0, params)
+  assert 'logits' in full and 'logits' not in headless
+  np.testing.assert_allclose(headless['pool'], full['pool'], rtol=1e-5)
+  with_head = golden_lib.transform(model, 10, **kwargs)
+  without = golden_lib.transform(model, 0, **kwargs)
+  names = [set(golden_lib.init_shapes(t)) for t in (with_head, without)]
+  assert [n.split('/')[-1] for n in names[0] - names[1]] == ['linear']
+  flops = [
+    golden_lib.count_flops(model, 32, 32, num_classes=n, **kwargs)[1]
+    for n in (10, 0)
+  ]
+  assert flops[0] - flops[1] == 10 * full['pool'].shape[1]
+
+
 @pytest.fixture
 def plain():
   """Makes networks with many groups compile sooner."""

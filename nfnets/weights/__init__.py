@@ -1,0 +1,1 @@
+"""Reading, recognizing, converting and folding weights."""

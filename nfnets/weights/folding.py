@@ -1,0 +1,68 @@
+"""Standardizing the kernels once, for inference."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from nfnets import base, zoo
+from nfnets.weights import matching
+
+
+def fold_weights(
+  params: hk.Params, model: zoo.Model | None = None
+) -> dict[str, dict[str, Any]]:
+  """Standardizes the kernels of a network, so that inference need not.
+
+  The standardized kernel of NF-ResNets (arXiv 2101.08692), equation 2, does not
+  depend on the input.
+
+  Args:
+    params: parameters {module: {name: array}}.
+    model: whose parameters they are; the model that they fit if None.
+
+  Returns:
+    Parameters for the same `model.logits`, `features` and `embed`, in which
+    each WSConv2D has its standardized kernel, `base.FOLDED`, in place of `w`
+    and `gain`. Other modules keep what they have; networks without WSConv2D,
+    and folded weights, are returned as they are.
+
+  Raises:
+    ValueError: if no model is given and the parameters fit none.
+  """
+  if model is None:
+    match = matching.identify(params)
+    model = zoo.create_model(match.name, match.num_classes)
+  folded = {module: dict(leaves) for module, leaves in params.items()}
+  for module, kernel in _standardized_kernels(params, model).items():
+    del folded[module]['w'], folded[module]['gain']
+    folded[module][base.FOLDED] = kernel
+  return folded
+
+
+def _standardized_kernels(
+  params: Mapping[str, Mapping[str, Any]], model: zoo.Model
+) -> dict[str, jax.Array]:
+  """Returns the kernel that each WSConv2D of the network computes."""
+  if not any('gain' in leaves for leaves in params.values()):
+    return {}
+  kernels = {}
+
+  def record(next_method, args, kwargs, context):
+    out = next_method(*args, **kwargs)
+    if context.method_name == 'standardize_weight' and isinstance(
+      context.module, base.WSConv2D
+    ):
+      kernels[context.module.module_name] = out
+    return out
+
+  @jax.jit
+  def standardize(params):
+    with hk.intercept_methods(record):
+      model.apply(params, {}, None, jnp.zeros((1, 32, 32, 3)), False)
+    # The rest of the network is dropped as unused.
+    return dict(kernels)
+
+  return standardize(params)

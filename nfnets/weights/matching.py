@@ -1,0 +1,197 @@
+"""Which model a tree of weights belongs to, and where it differs from one."""
+
+from collections.abc import Iterable, Mapping
+import functools
+from typing import Any, NamedTuple
+
+import haiku as hk
+import jax
+import numpy as np
+
+from nfnets import base, zoo
+
+Names = dict[str, tuple[int | None, ...]]
+
+# A number of classes that no other size is equal to.
+_CLASSES = 7919
+_NAMES_SHOWN = 3
+
+
+class Match(NamedTuple):
+  """The model that weights fit."""
+
+  name: str  # As in `nfnets.list_models()`.
+  num_classes: int  # 0 without a last layer.
+  folded: bool  # Whether the kernels are standardized already.
+
+
+def identify(params: hk.Params) -> Match:
+  """Finds the model whose parameters these are.
+
+  Args:
+    params: {module: {name: array}}; folded weights and those without a last
+      layer are known, too.
+
+  Returns:
+    The model's name, its number of classes and whether the weights are folded.
+    Where two models have the same parameters, the first of
+    `nfnets.list_models()`.
+
+  Raises:
+    ValueError: if they are no model's; the message names the closest one and
+      how they differ.
+  """
+  shapes, folded = _shapes(params)
+  closest, most_common = None, 0
+  for name in _candidates(params):
+    expected = _expected(name)
+    head = {key for key, shape in expected.items() if None in shape}
+    classes = {
+      shapes[key][-1] for key in head & shapes.keys() if shapes[key]
+    } or {0}
+    if len(classes) == 1:
+      num_classes = classes.pop()
+      wanted = _with_classes(expected, num_classes)
+      if shapes == wanted:
+        return Match(name, num_classes, folded)
+      num_common = len(shapes.items() & wanted.items())
+      if num_common > most_common:
+        closest, most_common = (name, wanted), num_common
+  if closest is None:
+    raise ValueError(
+      f'These weights are of no model here. They hold {_some(shapes)}.'
+    )
+  name, wanted = closest
+  raise ValueError(
+    f'These weights are of no model here. {name} is closest: '
+    f'{_differences(shapes, wanted)}'
+  )
+
+
+def check_fits(
+  params: hk.Params, model: zoo.Model, state: hk.State | None = None
+) -> None:
+  """Raises ValueError where weights are not those of a model.
+
+  Args:
+    params: {module: {name: array}}, folded or not.
+    model: the model.
+    state: the state that goes with the parameters, if there is any.
+
+  Raises:
+    ValueError: the message names the model that the weights do fit or, where
+      they fit none, the first names that are missing, unexpected, or of
+      another shape.
+  """
+  shapes, _ = _shapes(params)
+  trees = jax.eval_shape(
+    functools.partial(model.init, image_size=32), jax.random.key(0)
+  )
+  wanted, _ = _shapes(trees[0])
+  if shapes != wanted:
+    try:
+      match = identify(params)
+      what = _describe(match.name, match.num_classes)
+    except ValueError:
+      what = ''
+    expected = _describe(model.name, model.num_classes)
+    if what and what != expected:
+      raise ValueError(f'These weights are of {what}, not of {expected}.')
+    raise ValueError(
+      f'These weights do not fit {expected} as it is configured: '
+      f'{_differences(shapes, wanted)}'
+    )
+  shapes, _ = _shapes(state or {})
+  wanted, _ = _shapes(trees[1])
+  if shapes != wanted:
+    if not shapes:
+      raise ValueError(
+        f'These are parameters of {model.name} alone; its moving averages '
+        'belong to them and are missing.'
+      )
+    raise ValueError(
+      f'The moving averages do not fit {model.name}: '
+      f'{_differences(shapes, wanted)}'
+    )
+
+
+def _describe(name: str, num_classes: int) -> str:
+  if num_classes:
+    return f'{name} with {num_classes} classes'
+  return f'{name} without a last layer'
+
+
+def _candidates(params: hk.Params) -> list[str]:
+  """Returns the models of the same class with about as many blocks."""
+  paths = [module.split('/') for module in params]
+  tops = {path[0] for path in paths}
+  num_blocks = len({p[2] for p in paths if len(p) > 2 and 'block' in p[2]})
+  distances = {}
+  for name in zoo.list_models():
+    entry = zoo.get_entry(name)
+    if tops == {entry.module.__name__}:
+      row = entry.module.variant_dict[entry.kwargs['variant']]
+      distances[name] = abs(num_blocks - sum(row['depth']))
+  nearest = min(distances.values(), default=0)
+  return [name for name in distances if distances[name] == nearest]
+
+
+@functools.cache
+def _expected(name: str) -> Names:
+  """Returns the shapes of a model; None is the number of classes."""
+  model = zoo.create_model(name, _CLASSES)
+  params, _ = jax.eval_shape(
+    functools.partial(model.init, image_size=32), jax.random.key(0)
+  )
+  return {
+    key: tuple(None if n == _CLASSES else n for n in shape)
+    for key, shape in _shapes(params)[0].items()
+  }
+
+
+def _with_classes(expected: Names, num_classes: int) -> Names:
+  return {
+    key: tuple(num_classes if n is None else n for n in shape)
+    for key, shape in expected.items()
+    if num_classes or None not in shape
+  }
+
+
+def _shapes(tree: Mapping[str, Mapping[str, Any]]) -> tuple[Names, bool]:
+  """Returns {'module/name': shape}, unfolded, and whether it was folded."""
+  shapes, folded = {}, False
+  for module, leaves in tree.items():
+    for name, leaf in leaves.items():
+      shape = tuple(np.shape(leaf))
+      if name == base.FOLDED:
+        folded = True
+        shapes[f'{module}/w'] = shape
+        shapes[f'{module}/gain'] = shape[-1:]
+      else:
+        shapes[f'{module}/{name}'] = shape
+  return shapes, folded
+
+
+def _differences(shapes: Names, wanted: Names) -> str:
+  """Names the first parameters that are missing, unexpected or mis-shaped."""
+  parts = []
+  if missing := wanted.keys() - shapes.keys():
+    parts.append(f'missing: {_some(missing)}')
+  if unexpected := shapes.keys() - wanted.keys():
+    parts.append(f'unexpected: {_some(unexpected)}')
+  if misshaped := [
+    f'{key} is {list(shapes[key])} instead of {list(wanted[key])}'
+    for key in sorted(shapes.keys() & wanted.keys())
+    if shapes[key] != wanted[key]
+  ]:
+    parts.append(f'of another shape: {_some(misshaped)}')
+  return '; '.join(parts) + '.'
+
+
+def _some(names: Iterable[str]) -> str:
+  names = sorted(names)
+  if not names:
+    return 'nothing'
+  rest = len(names) - _NAMES_SHOWN
+  more = f' and {rest} more' if rest > 0 else ''
+  return ', '.join(names[:_NAMES_SHOWN]) + more

@@ -1,0 +1,117 @@
+"""Weights are recognized, and said to be wrong where they are."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_params
+
+import nfnets
+from nfnets.weights import folding, matching
+
+
+def shapes(name: str, num_classes: int = 1000, **overrides):
+  """Returns the parameters' and the state's shapes and dtypes."""
+  model = nfnets.create_model(name, num_classes, **overrides)
+  return jax.eval_shape(
+    functools.partial(model.init, image_size=32), jax.random.key(0)
+  )
+
+
+@pytest.mark.parametrize(
+  ('name', 'num_classes'),
+  [
+    ('nfnet_f0', 1000),
+    ('nfnet_f0+', 21),
+    ('nfnet_f1', 0),
+    ('nfnet_f2', 1),
+    ('nfnet_digits', 10),
+    ('nf_resnet50', 1000),
+    ('nf_regnet_b0', 3),
+    ('nf_regnet_b1', 1000),
+    ('resnet50', 1000),
+    ('resnet50_v1', 0),
+    ('skipinit_resnet50', 2),
+    ('fixup_resnet50', 0),
+    ('fixup_resnet101', 7),
+    ('timm/nfnet_f0', 1000),
+    ('timm/eca_nfnet_l0', 0),
+    ('timm/test_nfnet', 10),
+  ],
+)
+def test_models_are_recognized_with_their_number_of_classes(name, num_classes):
+  params, _ = shapes(name, num_classes)
+  assert matching.identify(params) == (name, num_classes, False)
+
+
+def test_folded_weights_are_recognized():
+  model = nfnets.create_model('nfnet_digits', 10)
+  params = reference_params.reference_params(shapes('nfnet_digits', 10)[0])
+  folded = folding.fold_weights(params)
+  assert matching.identify(folded) == ('nfnet_digits', 10, True)
+  matching.check_fits(folded, model)
+
+
+@pytest.mark.parametrize('bad', [{}, {'a': {'w': np.ones(3)}}, {'NFNet': {}}])
+def test_foreign_trees_are_no_models(bad):
+  with pytest.raises(ValueError, match='of no model here'):
+    matching.identify(bad)
+
+
+def test_closest_model_is_named_with_what_differs():
+  params, _ = shapes('nfnet_f1')
+  params = {module: dict(leaves) for module, leaves in params.items()}
+  del params['NFNet/~/stem_conv0']['gain']
+  params['NFNet/~/extra'] = {'w': jnp.ones(3)}
+  params['NFNet/~/final_conv']['bias'] = jnp.ones(5)
+  with pytest.raises(ValueError) as error:
+    matching.identify(params)
+  assert re.search(
+    r'nfnet_f1 is closest: missing: NFNet/~/stem_conv0/gain; '
+    r'unexpected: NFNet/~/extra/w; of another shape: '
+    r'NFNet/~/final_conv/bias is \[5\] instead of \[3072\]\.$',
+    str(error.value),
+  )
+
+
+def test_half_a_head_is_not_a_headless_model():
+  params, _ = shapes('nfnet_digits', 10)
+  params = {**params, 'NFNet/~/linear': {'w': jnp.ones((256, 10))}}
+  with pytest.raises(ValueError, match='missing: NFNet/~/linear/b'):
+    matching.identify(params)
+
+
+def test_weights_of_another_model_are_named():
+  params, _ = shapes('nfnet_f0')
+  for name, num_classes in (('nfnet_f1', 1000), ('nfnet_f0', 10)):
+    model = nfnets.create_model(name, num_classes)
+    with pytest.raises(
+      ValueError,
+      match=f'of nfnet_f0 with 1000 classes, not of {name} with {num_classes}',
+    ):
+      matching.check_fits(params, model)
+  matching.check_fits(params, nfnets.create_model('nfnet_f0'))
+
+
+def test_a_changed_network_is_compared_name_by_name():
+  params, _ = shapes('nfnet_digits', 10)
+  model = nfnets.create_model('nfnet_digits', 10, use_two_convs=False)
+  with pytest.raises(
+    ValueError, match='as it is configured: unexpected: .*conv1b/.* more'
+  ):
+    matching.check_fits(params, model)
+
+
+def test_moving_averages_are_asked_for():
+  model = nfnets.create_model('resnet50')
+  params, state = shapes('resnet50')
+  matching.check_fits(params, model, state)
+  with pytest.raises(ValueError, match='moving averages .* missing'):
+    matching.check_fits(params, model)
+  state = dict(state)
+  del state['ResNet/~/final_bn/~/mean_ema']
+  with pytest.raises(ValueError, match='missing: ResNet/~/final_bn/~/mean_ema'):
+    matching.check_fits(params, model, state)
