@@ -1,8 +1,10 @@
 """Small functions on images, trees, losses and averages of weights."""
 
 from collections.abc import Mapping
+import os
 from typing import Any
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,17 @@ def normalize(images):
     float32 [..., 3], of the same library.
   """
   return (images - IMAGENET_MEAN) / IMAGENET_STD
+
+
+def load_haiku_file(path: str | os.PathLike[str]) -> hk.MutableParams:
+  """Reads parameters, {module: {name: array}}, from a file.
+
+  `nfnets.weights.load_weights` tells what files and what they can raise.
+  """
+  # Later, because the models use this module, and the weights know the models.
+  from nfnets.weights import files  # pylint: disable=g-import-not-at-top
+
+  return files.load_weights(path).params
 
 
 def flatten_haiku_tree(

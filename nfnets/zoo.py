@@ -20,6 +20,7 @@ from nfnets import (
   nfnet,
   resnet,
   skipinit_resnet,
+  timm_nets,
   utils,
 )
 
@@ -33,6 +34,13 @@ class Entry:
   train_size: int  # Pixels, of square images.
   test_size: int
   eval_preproc: str  # As `nfnets.data.preprocess.preprocess_eval` names it.
+  # Of the channels of images in 0-255, for `Model.normalize`.
+  mean: np.ndarray = dataclasses.field(
+    default_factory=lambda: utils.IMAGENET_MEAN
+  )
+  std: np.ndarray = dataclasses.field(
+    default_factory=lambda: utils.IMAGENET_STD
+  )
 
 
 def _table() -> dict[str, Entry]:
@@ -64,6 +72,16 @@ def _table() -> dict[str, Entry]:
       table[name.format(variant.lower())] = Entry(
         module, {'variant': variant, **kwargs}, 224, 224, 'crop_resize'
       )
+  for variant, row in timm_nets.NormFreeNet.variant_dict.items():
+    table[f'timm/{variant}'] = Entry(
+      timm_nets.NormFreeNet,
+      {'variant': variant},
+      row['train_imsize'],
+      row['test_imsize'],
+      f'center_crop_{row["crop"]:g}',
+      row['mean'],
+      row['std'],
+    )
   return table
 
 
@@ -102,7 +120,7 @@ def create_model(name: str, num_classes: int = 1000, **overrides) -> 'Model':
 
   Args:
     name: one of `list_models()`.
-    num_classes: size of the logits.
+    num_classes: size of the logits; 0 leaves out the last layer, and them.
     **overrides: arguments of the network's class, such as `activation`.
 
   Raises:
@@ -213,9 +231,16 @@ class Model:
   ) -> jax.Array:
     """Returns logits [B, num_classes] for images [B, H, W, 3].
 
-    Networks with BatchNorm need the state that belongs to the parameters; they
-    raise a ValueError without.
+    Networks with BatchNorm need the state that belongs to the parameters.
+
+    Raises:
+      ValueError: without that state, or if the model has no last layer.
     """
+    if not self.num_classes:
+      raise ValueError(
+        f'This {self.name} has no last layer (num_classes=0), so it has no '
+        'logits; it has embeddings and features.'
+      )
     return self._output('logits', params, images, state)
 
   def features(
@@ -229,6 +254,13 @@ class Model:
   ) -> jax.Array:
     """Returns pooled features [B, C], what the last layer sees."""
     return self._output('pool', params, images, state)
+
+  def normalize(self, images):
+    """Normalizes images [..., 3] in 0-255 to what this network takes.
+
+    For all but one of the models this is `nfnets.utils.normalize`.
+    """
+    return (images - self.entry.mean) / self.entry.std
 
   def preprocess(self, image: bytes | np.ndarray) -> np.ndarray:
     """Prepares one image as in the published evaluation.
@@ -245,4 +277,4 @@ class Model:
 
     size = (self.test_size, self.test_size)
     image = preprocess.preprocess_eval(image, size, self.entry.eval_preproc)
-    return np.asarray(utils.normalize(image))
+    return self.normalize(np.asarray(image))

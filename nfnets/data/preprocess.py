@@ -18,7 +18,10 @@ from nfnets.utils import normalize
 
 __all__ = ['normalize', 'preprocess_eval', 'train_crop_flip', 'train_shift']
 
-EVAL_MODES = "'crop_resize' or 'resize_crop_P' (such as 'resize_crop_32')"
+EVAL_MODES = (
+  "'crop_resize', 'resize_crop_P' (such as 'resize_crop_32') or "
+  "'center_crop_P' (such as 'center_crop_0.9')"
+)
 TRAIN_MODES = "'crop_flip' or 'shift_K' (such as 'shift_3')"
 
 # Chooses [top, left, height, width] (int32 [4]) from [H, W] (int32 [2]).
@@ -39,6 +42,10 @@ def preprocess_eval(
       the centre; for 0 < P <= 1, resizes to [h / P, w / P], rounded down, and
       takes the centre. Does not keep the aspect ratio. 'resize_crop_1' is a
       plain resize.
+    `center_crop_P`: for 0 < P <= 1, resizes with antialiasing such that the
+      image just covers [h / P, w / P], rounded down, and takes the centre, as
+      PyTorch Image Models (timm) does. Keeps the aspect ratio. These results
+      are clamped to 0-255, as Pillow's are.
 
   Args:
     image_bytes: An encoded image, or uint8 [H, W, 1 or 3].
@@ -58,7 +65,9 @@ def preprocess_eval(
   if mode == 'crop_resize':
     crop = _decode_window(image, lambda shape: _centre_window(shape, size))
     return _resize(crop, size)
-  margin = float(mode.removeprefix('resize_crop_'))
+  margin = float(mode.rpartition('_')[2])
+  if mode.startswith('center'):
+    return _resize_centre(_decode_window(image, _whole_window), size, margin)
   if margin > 1:
     larger = tuple(side + int(margin) for side in size)
   else:
@@ -70,11 +79,16 @@ def preprocess_eval(
 
 def check_eval_mode(mode: str) -> None:
   """Raises ValueError unless `preprocess_eval` knows `mode`."""
-  margin = re.fullmatch(r'resize_crop_(\d+|0?\.\d+|1\.0*)', mode)
-  if mode != 'crop_resize' and not (margin and float(margin[1]) > 0):
+  fraction = r'(?:0?\.\d+|1(?:\.0*)?)'
+  pattern = rf'resize_crop_(?P<P>\d+|{fraction})|center_crop_(?P<Q>{fraction})'
+  margin = re.fullmatch(pattern, mode)
+  if mode != 'crop_resize' and not (
+    margin and float(margin['P'] or margin['Q']) > 0
+  ):
     raise ValueError(
       f'Unknown evaluation preprocessing {mode!r}: use {EVAL_MODES}, where P '
-      'is a whole number of pixels or a fraction above 0 and at most 1.'
+      'is a fraction above 0 and at most 1 or, for the second, also a whole '
+      'number of pixels.'
     )
 
 
@@ -249,3 +263,29 @@ def _resize(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
   return tf.raw_ops.ResizeBicubic(
     images=image[tf.newaxis], size=size, half_pixel_centers=True
   )[0]
+
+
+def _resize_centre(
+  image: tf.Tensor, size: tuple[int, int], part: float
+) -> tf.Tensor:
+  """Returns the centre [h, w] of the image resized to cover [h, w] / part."""
+  h, w = (tf.constant(int(side / part), tf.int64) for side in size)
+  height, width = tf.unstack(tf.shape(image, tf.int64)[:2])
+  resized = tf.cond(
+    h * width >= w * height,
+    lambda: tf.stack([h, h * width // height]),
+    lambda: tf.stack([w * height // width, w]),
+  )
+  resized = tf.cast(resized, tf.float32)
+  # Halves are rounded to even numbers, as there.
+  corner = tf.round((resized - tf.constant(size, tf.float32)) / 2)
+  # The op behind tf.image.resize's antialiasing; it makes the crop alone.
+  image = tf.raw_ops.ScaleAndTranslate(
+    images=image[tf.newaxis],
+    size=size,
+    scale=resized / tf.cast(tf.shape(image)[:2], tf.float32),
+    translation=-corner,
+    kernel_type='keyscubic',
+    antialias=True,
+  )[0]
+  return tf.clip_by_value(image, 0, 255)

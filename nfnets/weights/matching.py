@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from nfnets import base, zoo
+from nfnets.weights import files, timm
 
 Names = dict[str, tuple[int | None, ...]]
 
@@ -45,18 +46,13 @@ def identify(params: hk.Params) -> Match:
   closest, most_common = None, 0
   for name in _candidates(params):
     expected = _expected(name)
-    head = {key for key, shape in expected.items() if None in shape}
-    classes = {
-      shapes[key][-1] for key in head & shapes.keys() if shapes[key]
-    } or {0}
-    if len(classes) == 1:
-      num_classes = classes.pop()
-      wanted = _with_classes(expected, num_classes)
-      if shapes == wanted:
-        return Match(name, num_classes, folded)
-      num_common = len(shapes.items() & wanted.items())
-      if num_common > most_common:
-        closest, most_common = (name, wanted), num_common
+    num_classes = _num_classes(shapes, expected)
+    wanted = _with_classes(expected, num_classes)
+    if shapes == wanted:
+      return Match(name, num_classes, folded)
+    num_common = len(shapes.items() & wanted.items())
+    if num_common > most_common:
+      closest, most_common = (name, wanted), num_common
   if closest is None:
     raise ValueError(
       f'These weights are of no model here. They hold {_some(shapes)}.'
@@ -115,6 +111,73 @@ def check_fits(
     )
 
 
+def read_weights(path: files.Path) -> files.Weights:
+  """Reads weights of Haiku's or timm's, as float32.
+
+  Args:
+    path: a file that `load_weights` reads, or a .safetensors or .pth file of
+      one of timm's normalizer-free networks, which is converted.
+
+  Returns:
+    Parameters and state.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: if it is no such file.
+  """
+  kind = files.recognize(path)
+  tensors = None
+  if kind in ('safetensors', 'torch_zip', 'torch_legacy'):
+    tensors = files.load_tensors(path)
+  if tensors is None or any('/' in name for name in tensors):
+    weights = files.load_weights(path)
+  else:
+    try:
+      weights = files.Weights(timm.guess_tree(tensors), {})
+    except ValueError as error:
+      raise ValueError(f'{path}: {error}') from error
+
+  def as_float32(x):
+    if np.issubdtype(x.dtype, np.floating):
+      return x.astype(np.float32, copy=False)
+    return x
+
+  return jax.tree.map(as_float32, weights)
+
+
+def open_model(
+  path: files.Path, name: str | None = None
+) -> tuple[zoo.Model, hk.Params, hk.State]:
+  """Reads weights and finds the model that they are of.
+
+  Args:
+    path: a file that `read_weights` reads.
+    name: the model's name; the one that the weights fit if None.
+
+  Returns:
+    The model, with as many classes as the weights have, its parameters and its
+    state, float32.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: if it is no file of weights, or its weights fit no model, or not
+      the one that was named.
+  """
+  params, state = read_weights(path)
+  try:
+    if name is None:
+      match = identify(params)
+      name, num_classes = match.name, match.num_classes
+    else:
+      zoo.get_entry(name)
+      num_classes = _num_classes(_shapes(params)[0], _expected(name))
+    model = zoo.create_model(name, num_classes)
+    check_fits(params, model, state)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+  return model, params, state
+
+
 def _describe(name: str, num_classes: int) -> str:
   if num_classes:
     return f'{name} with {num_classes} classes'
@@ -147,6 +210,14 @@ def _expected(name: str) -> Names:
     key: tuple(None if n == _CLASSES else n for n in shape)
     for key, shape in _shapes(params)[0].items()
   }
+
+
+def _num_classes(shapes: Names, expected: Names) -> int:
+  """Returns the classes of the last layer; 0 where there is none."""
+  for key, shape in expected.items():
+    if None in shape and shapes.get(key):
+      return shapes[key][-1]
+  return 0
 
 
 def _with_classes(expected: Names, num_classes: int) -> Names:
