@@ -1,7 +1,9 @@
 """Small functions on images, trees, losses and averages of weights."""
 
 from collections.abc import Mapping
+import json
 import os
+import pathlib
 from typing import Any
 
 import haiku as hk
@@ -36,6 +38,16 @@ def load_haiku_file(path: str | os.PathLike[str]) -> hk.MutableParams:
   from nfnets.weights import files  # pylint: disable=g-import-not-at-top
 
   return files.load_weights(path).params
+
+
+def imagenet_classes() -> dict[str, str]:
+  """Returns {WordNet id: name} of ImageNet's 1000 classes, in label order.
+
+  Of several names it is the first: 'tench' for 'tench, Tinca tinca'.
+  """
+  path = pathlib.Path(__file__).with_name('imagenet_classes.json')
+  classes = json.loads(path.read_text(encoding='utf-8'))
+  return {wnid: names.split(',')[0] for wnid, names in classes}
 
 
 def flatten_haiku_tree(

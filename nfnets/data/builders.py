@@ -1,16 +1,14 @@
 """Which datasets there are, and what is in them."""
 
 import difflib
-import json
 import os
-import pathlib
 import re
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-import nfnets
+from nfnets import utils
 from nfnets.data import digits
 from nfnets.data.errors import DatasetError
 
@@ -140,12 +138,8 @@ def label_names(builder: tfds.core.DatasetBuilder) -> list[str]:
 
 def class_names(builder: tfds.core.DatasetBuilder) -> list[str]:
   """Returns names that people know, by label: 'tench', not n01440764."""
-  path = pathlib.Path(nfnets.__file__).with_name('imagenet_classes.json')
-  synonyms = dict(json.loads(path.read_text(encoding='utf-8')))
-  # The first of several, as in 'tench, Tinca tinca'.
-  return [
-    synonyms.get(name, name).split(',')[0] for name in label_names(builder)
-  ]
+  known = utils.imagenet_classes()
+  return [known.get(name, name) for name in label_names(builder)]
 
 
 def num_examples(builder: tfds.core.DatasetBuilder, split: str) -> int:

@@ -76,10 +76,9 @@ class Archive:
     done = 0
     try:
       with self._zip.open(self._members[name]) as file:
-        # The end is read, too: there the checksum is compared.
+        # At the end the checksum is compared.
         while count := file.readinto(data[done : done + _CHUNK]):
           done += count
-        done += len(file.read(1))
     except _ERRORS as error:
       raise ValueError(f'is damaged in {_shown(name)}: {error}') from error
     if done != data.size:
@@ -142,5 +141,5 @@ def _array(name: str, content: np.ndarray) -> np.ndarray:
   order = 'F' if fortran == 'True' else 'C'
   array = np.ndarray(shape, dtype, content, offset=end, order=order)
   # NumPy's own headers end where numbers are aligned; others need not.
-  copy = False
+  copy = not array.flags.aligned
   return array.astype(dtype.newbyteorder('='), order='K', copy=copy)

@@ -16,7 +16,7 @@ import haiku as hk
 import jax
 import numpy as np
 
-from nfnets import timm_variants, zoo
+from nfnets import conv, timm_variants, zoo
 
 _Shapes = dict[str, tuple[int, ...]]
 
@@ -245,7 +245,8 @@ def _zeros(name: str, num_classes: int) -> hk.MutableParams:
 @functools.cache
 def _param_shapes(model: str, num_classes: int):
   model = zoo.create_model(model, num_classes)
-  return jax.eval_shape(lambda: model.init(jax.random.key(0), 32))[0]
+  with conv.lowering('plain'):  # The same shapes, sooner.
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), 32))[0]
 
 
 def _flat(params: hk.Params) -> dict[str, np.ndarray]:
