@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_params
+import safetensors.numpy
 
 import nfnets
+from nfnets import weights
 from nfnets.weights import folding, matching
 
 
@@ -115,3 +117,61 @@ def test_moving_averages_are_asked_for():
   del state['ResNet/~/final_bn/~/mean_ema']
   with pytest.raises(ValueError, match='missing: ResNet/~/final_bn/~/mean_ema'):
     matching.check_fits(params, model, state)
+
+
+def test_own_files_are_opened_with_their_model(tmp_path):
+  model = nfnets.create_model('nfnet_digits', 7)
+  params = reference_params.reference_params(shapes('nfnet_digits', 7)[0])
+  half = jax.tree.map(lambda x: x.astype(np.float16), params)
+  for suffix in ('npz', 'safetensors'):
+    weights.save_weights(tmp_path / f'a.{suffix}', half)
+    opened, read, state = weights.open_model(tmp_path / f'a.{suffix}')
+    assert (opened.name, opened.num_classes) == ('nfnet_digits', 7)
+    assert state == {} and opened.test_size == model.test_size
+    jax.tree.map(np.testing.assert_array_equal, read, half)
+    assert {x.dtype for x in jax.tree.leaves(read)} == {np.dtype('f4')}
+
+
+def test_files_of_timm_are_opened_as_what_they_are(tmp_path):
+  for name, timm_name in (
+    ('timm/test_nfnet', 'test_nfnet'),
+    ('nfnet_f0', 'dm_nfnet_f0'),
+  ):
+    tree = shapes(name, 0)[0]
+    params = jax.tree.map(lambda x: np.ones(x.shape, np.float16), tree)
+    state_dict = weights.to_timm(timm_name, params)
+    safetensors.numpy.save_file(state_dict, tmp_path / 'a')
+    model, read, _ = weights.open_model(tmp_path / 'a')
+    assert (model.name, model.num_classes) == (name, 0)
+    assert jax.tree.map(np.shape, read) == jax.tree.map(np.shape, params)
+
+
+def test_state_is_opened_and_asked_for(tmp_path):
+  params, state = jax.tree.map(
+    lambda x: np.zeros(x.shape, x.dtype), shapes('resnet50', 0)
+  )
+  weights.save_weights(tmp_path / 'a.npz', params, state)
+  model, _, read = weights.open_model(tmp_path / 'a.npz')
+  assert model.name == 'resnet50' and read.keys() == state.keys()
+  weights.save_weights(tmp_path / 'a.npz', params)
+  with pytest.raises(ValueError, match=r'a\.npz: .* moving averages'):
+    weights.open_model(tmp_path / 'a.npz')
+
+
+def test_a_named_model_must_fit(tmp_path):
+  params = reference_params.reference_params(shapes('nfnet_digits', 10)[0])
+  path = tmp_path / 'a.npz'
+  weights.save_weights(path, params)
+  model, _, _ = weights.open_model(path, 'nfnet_digits')
+  assert (model.name, model.num_classes) == ('nfnet_digits', 10)
+  with pytest.raises(ValueError, match=r'a\.npz: .*of nfnet_digits with 10'):
+    weights.open_model(path, 'nfnet_f0')
+  with pytest.raises(ValueError, match=r"a\.npz: No model 'nfnet_f9'"):
+    weights.open_model(path, 'nfnet_f9')
+
+
+def test_tensors_of_other_networks_are_refused(tmp_path):
+  tensors = {'conv1.weight': np.ones((3, 3, 1, 1), np.float32)}
+  safetensors.numpy.save_file(tensors, tmp_path / 'a')
+  with pytest.raises(ValueError, match='a: .*conv1.weight'):
+    weights.open_model(tmp_path / 'a')

@@ -1,0 +1,115 @@
+"""Computes embeddings of images: what the last layer of a network sees.
+
+python -m nfnets.embed --weights=F0_haiku.npz FOLDER --output=embeddings.npz
+
+The model is recognized from its weights and gets the images in its own test
+size and preprocessing.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+
+import numpy as np
+
+from nfnets import predict
+
+_DESCRIPTION = """\
+Writes the embeddings of images, the features that the network's last layer
+sees, to a NumPy file.
+"""
+_EPILOG = """\
+The file holds embeddings, float32 [N, C]; paths, [N], from the folder on if a
+single one is given, else as they are given; and the model's name. Images that
+cannot be read are reported and left out. The last line of standard output is
+JSON; everything else goes to standard error. The exit status is 0 if all went
+well, 1 for a failure, be it of a single image, and 2 for a wrong command.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command; returns its exit status."""
+  parser = argparse.ArgumentParser(
+    prog='python -m nfnets.embed',
+    description=_DESCRIPTION,
+    epilog=_EPILOG,
+    allow_abbrev=False,
+  )
+  predict.add_arguments(parser)
+  parser.add_argument(
+    '--output', required=True, metavar='FILE', help='the .npz to write'
+  )
+  return predict.run(_embed, parser.parse_args(argv))
+
+
+def _embed(args: argparse.Namespace) -> int:
+  _check_output(args.output)
+  paths = predict.find_images(args.paths)
+  network = predict.open_network(args)
+  done, embeddings = [], []
+  for path, embedding in predict.outputs(
+    network.embed, network.model, paths, args.batch_size
+  ):
+    if isinstance(embedding, str):
+      predict.say(f'{path}: {embedding}', sys.stderr)
+    else:
+      done.append(path)
+      embeddings.append(embedding)
+  if not done:
+    raise predict.CommandError('no image to embed; nothing is written.')
+  folder = args.paths[0]
+  if len(args.paths) == 1 and os.path.isdir(folder):
+    done = [os.path.relpath(path, folder) for path in done]
+  _write(
+    args.output,
+    embeddings=np.stack(embeddings),
+    paths=np.array(done),
+    model=np.array(network.model.name),
+  )
+  failed = len(paths) - len(done)
+  results = {
+    'model': network.model.name,
+    'output': args.output,
+    'images': len(done),
+    'failed': failed,
+    'dimension': len(embeddings[0]),
+  }
+  predict.say(json.dumps(results), sys.stdout)
+  return 1 if failed else 0
+
+
+def _check_output(path: str) -> None:
+  """Raises CommandError unless the file can be written, as far as one sees."""
+  folder = os.path.dirname(path) or '.'
+  if not os.path.isdir(folder):
+    raise predict.CommandError(f'--output={path}: there is no folder {folder}.')
+  if os.path.isdir(path):
+    raise predict.CommandError(f'--output={path} is a folder.')
+  if not os.access(folder, os.W_OK):
+    raise predict.CommandError(
+      f'--output={path}: nothing can be written to the folder {folder}.'
+    )
+
+
+def _write(path: str, **arrays: np.ndarray) -> None:
+  """Writes an .npz, in full or not at all."""
+  if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    # Nothing is being computed any more, so that an interrupt can be, and has
+    # to be, an exception.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+  partial = f'{path}.{os.getpid()}.partial'
+  try:
+    with open(partial, 'xb') as file:
+      np.savez(file, **arrays)
+    os.replace(partial, path)
+  except OSError as error:
+    raise predict.CommandError(f'{path}: {error.strerror}') from error
+  finally:
+    if os.path.exists(partial):
+      os.remove(partial)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

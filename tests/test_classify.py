@@ -1,0 +1,400 @@
+"""The command that classifies images."""
+
+import errno
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import golden_lib
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import predict_lib
+import pytest
+import tqdm
+
+from nfnets import classify, predict
+import nfnets.weights
+
+JPEG = predict_lib.JPEG
+photos, weights_file = predict_lib.photos, predict_lib.weights_file
+shared_models = predict_lib.shared_models
+
+
+@pytest.fixture
+def run(capsys, weights_file):
+  """Returns a function that runs the command: (*args) -> (status, out, err)."""
+  return predict_lib.runner(classify.main, capsys, weights_file)
+
+
+def expected_probabilities(model, params, image):
+  """Returns the softmax of the logits, in float64."""
+  images = model.preprocess(image)[None]
+  logits = np.float64(model.logits(params, images)[0])
+  return np.exp(logits) / np.exp(logits).sum()
+
+
+def test_json_has_the_most_probable_classes(run, photos):
+  status, out, err = run('--json', '--top=3', photos / 'b.png')
+  assert status == 0
+  assert err.splitlines() == [
+    'The 10 classes have no names here; --labels=FILE gives them.'
+  ]
+  (result,) = map(json.loads, out.splitlines())
+  assert result['image'] == str(photos / 'b.png')
+  assert result['model'] == 'nfnet_digits'
+  model, params = predict_lib.digits()
+  pixels = np.asarray(Image.open(photos / 'b.png'))
+  probabilities = expected_probabilities(model, params, pixels)
+  best = np.argsort(probabilities)[::-1][:3]
+  assert [c['label'] for c in result['top']] == list(best)
+  assert [c['name'] for c in result['top']] == [f'class {i}' for i in best]
+  np.testing.assert_allclose(
+    [c['probability'] for c in result['top']], probabilities[best], rtol=1e-4
+  )
+
+
+def test_jpegs_are_what_the_model_makes_of_them(run, photos):
+  _, out, _ = run('--json', '--top=10', photos / 'a.jpg')
+  model, params = predict_lib.digits()
+  probabilities = expected_probabilities(model, params, JPEG)
+  for top in json.loads(out)['top']:
+    expected = probabilities[top['label']]
+    assert top['probability'] == pytest.approx(expected, rel=1e-5)
+
+
+def test_tables_tell_the_same_as_json(run, photos, tmp_path):
+  labels = tmp_path / 'labels.txt'
+  labels.write_text('\n'.join(f'digit {i}' for i in range(10)))
+  _, out, _ = run('--json', f'--labels={labels}', photos)
+  lines = []
+  for result in map(json.loads, out.splitlines()):
+    lines.append(result['image'])
+    assert len(result['top']) == 5
+    for top in result['top']:
+      percent = f'{100 * top["probability"]:.2f}%'
+      lines.append(f'   {percent:>6}  {top["label"]}  {top["name"]}')
+      assert top['name'] == f'digit {top["label"]}'
+    lines.append('')
+  status, out, err = run(f'--labels={labels}', photos)
+  assert (status, err) == (0, '')
+  assert out.splitlines() == lines
+
+
+def test_results_do_not_depend_on_the_batch(run, photos):
+  alone = [
+    json.loads(run('--json', path)[1]) for path in sorted(photos.iterdir())
+  ]
+  for size in (2, 50):
+    _, out, _ = run('--json', f'--batch_size={size}', photos)
+    together = [json.loads(line) for line in out.splitlines()]
+    assert len(together) == len(alone) == 5
+    for one, other in zip(alone, together, strict=True):
+      assert one['image'] == other['image']
+      for a, b in zip(one['top'], other['top'], strict=True):
+        assert a['label'] == b['label']
+        assert a['probability'] == pytest.approx(b['probability'], rel=1e-4)
+
+
+def test_one_program_is_compiled_for_all_batches(run, photos, monkeypatch):
+  shapes = []
+  logits = predict.Network.logits
+
+  def watch(self, images):
+    shapes.append(images.shape)
+    return logits(self, images)
+
+  monkeypatch.setattr(predict.Network, 'logits', watch)
+  run('--batch_size=2', photos)
+  assert shapes == [(2, 32, 32, 3)] * 3
+  shapes.clear()
+  run(photos / 'a.jpg')
+  run('--image_size=40', photos / 'a.jpg')
+  assert shapes == [(1, 32, 32, 3), (1, 40, 40, 3)]
+
+
+def test_broken_images_are_reported_and_the_rest_goes_on(run, photos):
+  (photos / 'aa.jpg').write_bytes(JPEG[:3000])
+  none, alone = photos / 'none.jpg', photos / 'c.png'
+  status, out, err = run('--json', '--batch_size=2', photos, none, alone)
+  assert status == 1
+  results = [json.loads(line) for line in out.splitlines()]
+  names = ['a.jpg', 'aa.jpg', 'b.png', 'c.png', 'd.png', 'e.png']
+  paths = [str(photos / name) for name in [*names, 'none.jpg', 'c.png']]
+  assert [result['image'] for result in results] == paths
+  errors = [result.get('error') for result in results]
+  assert errors[6] == 'No such file or directory'
+  assert errors[1].startswith('cannot be decoded') and 'truncated' in errors[1]
+  assert results[3]['top'] == results[7]['top']
+  lines = [f'{paths[i]}: {errors[i]}' for i in (1, 6)]
+  assert err.splitlines()[1:] == lines
+  status, out, err = run('--top=1', photos, none)
+  assert status == 1
+  assert out.count('%') == 5 and 'none' not in out
+  assert err.splitlines()[1:] == lines
+  status, out, err = run(none)
+  assert (status, out) == (1, '')
+
+
+def test_jpegs_that_only_tensorflow_refuses_are_reported(
+  run, photos, monkeypatch
+):
+  def refuse(self, image):
+    raise RuntimeError('Uncompress failed')
+
+  monkeypatch.setattr(nfnets.Model, 'preprocess', refuse)
+  status, _, err = run(photos / 'a.jpg')
+  assert status == 1
+  assert err.splitlines()[-1] == (
+    f'{photos / "a.jpg"}: cannot be decoded: damaged JPEG data'
+  )
+  with pytest.raises(RuntimeError):  # This is a mistake of ours.
+    run(photos / 'b.png')
+
+
+def test_thousand_classes_have_imagenets_names(
+  run, photos, tmp_path, monkeypatch
+):
+  path = tmp_path / 'w.npz'
+  _, params = predict_lib.digits()
+  last = {'w': np.zeros((256, 1000)), 'b': np.zeros(1000)}
+  nfnets.weights.save_weights(path, {**params, 'NFNet/~/linear': last})
+  monkeypatch.setattr(
+    predict.Network,
+    'logits',
+    lambda self, images: -jnp.abs(jnp.arange(1000.0) - 1)[None],
+  )
+  status, out, err = run('--top=3', photos / 'b.png', weights=path)
+  assert (status, err) == (0, '')
+  assert out.splitlines() == [
+    str(photos / 'b.png'),
+    '   51.29%    1  goldfish',
+    '   18.87%    0  tench',
+    '   18.87%    2  great white shark',
+    '',
+  ]
+
+
+@pytest.mark.parametrize(
+  ('name', 'text'),
+  [
+    ('a.txt', 'null\neins\nzwei\ndrei\nvier\nfünf\nsechs\nsieben\nacht\nneun'),
+    ('b', 'null\r\neins\r\nzwei\r\n3\r\n4\r\n5\r\n6\r\n7\r\n8\r\nneun\r\n\r\n'),
+    ('c.json', json.dumps(['null', *'12345678', 'neun'])),
+    ('d.JSON', json.dumps([['n0', 'null'], *'12345678', ['n9', 'neun']])),
+  ],
+)
+def test_labels_are_read(tmp_path, name, text):
+  path = tmp_path / name
+  path.write_bytes(b'\xef\xbb\xbf' * (name == 'b') + text.encode())
+  names = classify.read_labels(path)
+  assert len(names) == 10 and names[0] == 'null' and names[9] == 'neun'
+
+
+@pytest.mark.parametrize(
+  ('name', 'content', 'message'),
+  [
+    ('a.txt', b'one\ntwo\n', 'has 2 names, and the network has 10 classes'),
+    ('a.txt', None, 'No such file'),
+    ('a.txt', b'\xff\xfe\0', 'no text in UTF-8'),
+    ('a.json', b'["a",', 'no JSON'),
+    ('a.json', b'{"0": "a"}', r'no list of names or of \[id, name\]'),
+    ('a.json', b'[1, 2]', r'no list of names or of \[id, name\]'),
+  ],
+)
+def test_wrong_labels_are_a_wrong_command(
+  run, photos, tmp_path, name, content, message
+):
+  path = tmp_path / name
+  if content is not None:
+    path.write_bytes(content)
+  status, out, err = run(f'--labels={path}', photos)
+  assert (status, out) == (2, '')
+  assert len(err.splitlines()) == 1 and str(path) in err
+  assert re.search(message, err)
+
+
+def test_top_k_is_limited_by_the_number_of_classes():
+  logits = np.array([0.0, 2.0, 1.0, 2.0], np.float32)
+  total = 1 + 2 * np.e**2 + np.e
+  expected = [
+    (1, np.e**2 / total),
+    (3, np.e**2 / total),
+    (2, np.e / total),
+    (0, 1 / total),
+  ]
+  for k in (1, 3, 4, 9):
+    top = classify.top_classes(logits, k)
+    assert [label for label, _ in top] == [x for x, _ in expected[:k]]
+    np.testing.assert_allclose(top, expected[:k])
+  ((label, probability),) = classify.top_classes(np.array([-1e4, 1e4]), 1)
+  assert (label, probability) == (1, 1)
+
+
+def test_weights_of_lower_precision_run_in_float32(run, photos, tmp_path):
+  path = tmp_path / 'half.npz'
+  _, params = predict_lib.digits()
+  half = jax.tree.map(lambda x: np.asarray(x, np.float16), params)
+  nfnets.weights.save_weights(path, half)
+  status, out, _ = run('--json', photos / 'b.png', weights=path)
+  assert status == 0
+  whole = jax.tree.map(np.float32, half)
+  pixels = np.asarray(Image.open(photos / 'b.png'))
+  model, _ = predict_lib.digits()
+  probabilities = expected_probabilities(model, whole, pixels)
+  for top in json.loads(out)['top']:
+    expected = probabilities[top['label']]
+    assert top['probability'] == pytest.approx(expected, rel=1e-5)
+
+
+def test_networks_without_classes_are_refused(run, photos, tmp_path):
+  path = tmp_path / 'headless.npz'
+  _, params = predict_lib.digits()
+  params = {k: v for k, v in params.items() if k != 'NFNet/~/linear'}
+  nfnets.weights.save_weights(path, params)
+  status, out, err = run(photos, weights=path)
+  assert (status, out) == (1, '')
+  assert 'headless.npz has no last layer' in err and 'nfnets.embed' in err
+
+
+def test_output_that_is_not_finite_is_an_error(run, photos, tmp_path):
+  path = tmp_path / 'nan.npz'
+  _, params = predict_lib.digits()
+  params = {**params, 'NFNet/~/linear': dict(params['NFNet/~/linear'])}
+  params['NFNet/~/linear']['b'] = np.full(10, np.nan, np.float32)
+  nfnets.weights.save_weights(path, params)
+  status, out, err = run('--json', photos / 'b.png', weights=path)
+  assert status == 1 and 'not finite' in json.loads(out)['error']
+  assert err.splitlines()[-1].endswith("the network's output is not finite")
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [(None, 'no such file'), (b'', ''), (b'no weights', ''), (JPEG, '')],
+)
+def test_unreadable_weights_fail(run, photos, tmp_path, content, message):
+  path = tmp_path / 'w.npz'
+  if content is not None:
+    path.write_bytes(content)
+  status, out, err = run(photos, weights=path)
+  assert (status, out) == (1, '')
+  assert len(err.splitlines()) == 1
+  assert err.startswith('error: ') and 'w.npz' in err and message in err.lower()
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    ((), 'required: IMAGE'),
+    (('--top=0', 'a.jpg'), '0 is no whole number above 0'),
+    (('--batch_size=-1', 'a.jpg'), '-1 is no whole number above 0'),
+    (('--image_size=big', 'a.jpg'), 'big is no whole number above 0'),
+    (('--model=nfnet_f9', 'a.jpg'), 'Did you mean nfnet_f'),
+    (('--jsn', 'a.jpg'), 'unrecognized arguments: --jsn'),
+  ],
+)
+def test_wrong_commands_are_answered(run, args, message):
+  status, out, err = run(*args)
+  assert (status, out) == (2, '')
+  assert message in err and 'Traceback' not in err
+
+
+def test_model_is_taken_at_its_word(run, photos):
+  status, _, err = run('--model=nfnet_f0', photos)
+  assert status == 1
+  assert 'nfnet_f0' in err and 'nfnet_digits' in err
+  status, out, _ = run('--model=nfnet_digits', photos)
+  assert status == 0 and out.count('%') == 25
+
+
+def test_what_is_not_installed_is_named(run, photos, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'tqdm', None)
+  status, out, err = run(photos)
+  assert (status, out) == (1, '')
+  assert err.startswith('error: tqdm is not installed') and '.[train]' in err
+
+
+class Terminal(io.StringIO):
+  """A terminal."""
+
+  def isatty(self):
+    return True
+
+
+@pytest.mark.parametrize(('size', 'has_bar'), [(2, True), (5, False)])
+def test_many_images_have_a_bar(run, photos, monkeypatch, size, has_bar):
+  # However small the terminal is that the tests run in.
+  monkeypatch.setattr('tqdm.std._screen_shape_wrapper', lambda: None)
+  monkeypatch.setattr(sys, 'stderr', Terminal())
+  status, out, _ = run(f'--batch_size={size}', photos)
+  assert status == 0 and out.count('%') == 25
+  assert ('5/5' in sys.stderr.getvalue()) is has_bar
+  assert not tqdm.tqdm._instances
+
+
+def test_an_interrupt_ends_the_command(run, photos, monkeypatch):
+  class Ended(BaseException):
+    """Stands for the end of the process."""
+
+  def end(status):
+    raise Ended(status)
+
+  def interrupt(self, images):
+    os.kill(os.getpid(), signal.SIGINT)
+    raise AssertionError('not reached')
+
+  monkeypatch.setattr(os, '_exit', end)
+  monkeypatch.setattr(predict.Network, 'logits', interrupt)
+  with pytest.raises(Ended, match='130'):
+    run(photos)
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def start(weights, *args, **kwargs):
+  """Starts the command as people do."""
+  command = [sys.executable, '-m', 'nfnets.classify', f'--weights={weights}']
+  return subprocess.Popen(
+    [*command, *map(str, args)],
+    cwd=golden_lib.GOLDEN.parents[1],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    **kwargs,
+  )
+
+
+def test_nothing_but_errors_is_told(weights_file, photos, tmp_path):
+  labels = tmp_path / 'labels.txt'
+  labels.write_text('\n'.join('0123456789'))
+  none = tmp_path / 'none.jpg'
+  process = start(weights_file, '--top=1', f'--labels={labels}', photos, none)
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == 1
+  assert err.splitlines() == [f'{none}: No such file or directory']
+  assert len(out.splitlines()) == 15
+
+
+def test_results_that_nobody_reads_end_the_command(weights_file, photos):
+  process = start(weights_file, *[photos] * 20)
+  process.stdout.close()
+  process.stdout = None
+  _, err = process.communicate(timeout=120)
+  assert process.returncode == 1
+  assert len(err.splitlines()) == 1 and 'classes have no names' in err
+
+
+def test_results_that_cannot_be_written_are_an_error(run, photos, monkeypatch):
+  def fail(text, file):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(predict, 'say', fail)
+  monkeypatch.setattr(os, 'dup2', lambda *_: None)
+  monkeypatch.setattr(sys.stdout, 'fileno', lambda: 1, raising=False)
+  status, out, err = run(photos)
+  assert (status, out) == (1, '')
+  assert err.splitlines()[-1] == 'error: [Errno 28] No space left on device'

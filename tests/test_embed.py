@@ -1,0 +1,192 @@
+"""The command that computes embeddings."""
+
+import json
+import os
+import signal
+
+import numpy as np
+from PIL import Image
+import predict_lib
+import pytest
+
+from nfnets import embed, predict
+import nfnets.weights
+
+photos, weights_file = predict_lib.photos, predict_lib.weights_file
+shared_models = predict_lib.shared_models
+
+
+@pytest.fixture
+def run(capsys, weights_file):
+  """Returns a function that runs the command: (*args) -> (status, out, err)."""
+  return predict_lib.runner(embed.main, capsys, weights_file)
+
+
+def load(path):
+  """Reads the result as anybody would."""
+  with np.load(path, allow_pickle=False) as file:
+    return dict(file)
+
+
+def expected_embedding(image):
+  model, params = predict_lib.digits()
+  return model.embed(params, model.preprocess(image)[None])[0]
+
+
+def test_embeddings_of_a_folder_are_written(run, photos, tmp_path):
+  (photos / 'deep').mkdir()
+  (photos / 'c.png').rename(photos / 'deep' / 'c.png')
+  output = tmp_path / 'e.npz'
+  status, out, err = run(photos, f'--output={output}')
+  assert (status, err) == (0, '')
+  assert json.loads(out) == {
+    'model': 'nfnet_digits',
+    'output': str(output),
+    'images': 5,
+    'failed': 0,
+    'dimension': 256,
+  }
+  result = load(output)
+  assert result.keys() == {'embeddings', 'paths', 'model'}
+  assert result['model'] == 'nfnet_digits'
+  names = ['a.jpg', 'b.png', 'd.png', 'deep/c.png', 'e.png']
+  assert list(result['paths']) == names
+  embeddings = result['embeddings']
+  assert embeddings.shape == (5, 256) and embeddings.dtype == np.float32
+  pixels = [np.asarray(Image.open(photos / name)) for name in names[1:]]
+  expected = [
+    expected_embedding(image) for image in [predict_lib.JPEG, *pixels]
+  ]
+  np.testing.assert_allclose(embeddings, expected, rtol=1e-3, atol=1e-5)
+  assert sorted(os.listdir(tmp_path)) == ['e.npz', 'photos']
+
+
+def test_images_have_the_paths_that_were_given(run, photos, tmp_path):
+  output = tmp_path / 'e.npz'
+  given = [str(photos), str(photos / 'b.png'), str(photos / 'b.png')]
+  status, out, _ = run(*given, f'--output={output}')
+  assert status == 0 and json.loads(out)['images'] == 7
+  result = load(output)
+  folder = [str(photos / name) for name in sorted(os.listdir(photos))]
+  assert list(result['paths']) == [*folder, *given[1:]]
+  same = result['embeddings'][[1, 5, 6]]
+  np.testing.assert_allclose(same, same[[0, 0, 0]], rtol=1e-4, atol=1e-6)
+  run(given[1], f'--output={output}')
+  assert list(load(output)['paths']) == given[1:2]
+
+
+def test_broken_images_are_left_out(run, photos, tmp_path):
+  whole, output = tmp_path / 'whole.npz', tmp_path / 'e.npz'
+  run(photos, f'--output={whole}')
+  (photos / 'aa.jpg').write_bytes(b'')
+  status, out, err = run(photos, f'--output={output}')
+  assert status == 1
+  assert err == f'{photos / "aa.jpg"}: an empty file\n'
+  assert (json.loads(out)['images'], json.loads(out)['failed']) == (5, 1)
+  for key, value in load(whole).items():
+    if key == 'embeddings':
+      np.testing.assert_allclose(load(output)[key], value, 1e-3, 1e-5)
+    else:
+      np.testing.assert_array_equal(load(output)[key], value)
+
+
+def test_without_any_image_nothing_is_written(run, tmp_path):
+  (tmp_path / 'empty').mkdir()
+  output = tmp_path / 'e.npz'
+  for path, message in (
+    ('empty', 'no image in this folder'),
+    ('none', 'No such file'),
+  ):
+    status, out, err = run(tmp_path / path, f'--output={output}')
+    assert (status, out) == (1, '')
+    assert err.startswith(f'{tmp_path / path}: {message}')
+    assert err.splitlines()[1:] == [
+      'error: no image to embed; nothing is written.'
+    ]
+    assert not output.exists()
+
+
+def test_output_is_checked_before_anything_is_computed(
+  run, photos, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(nfnets.weights, 'open_model', None)
+  for output, message in (
+    (tmp_path / 'none' / 'e.npz', 'there is no folder'),
+    (tmp_path, 'is a folder'),
+  ):
+    status, out, err = run(photos, f'--output={output}')
+    assert (status, out) == (1, '')
+    assert message in err and str(output) in err
+  monkeypatch.setattr(os, 'access', lambda path, mode: False)
+  status, _, err = run(photos, f'--output={tmp_path / "e.npz"}')
+  assert status == 1 and 'nothing can be written' in err
+  status, _, err = run(photos)
+  assert status == 2 and '--output' in err
+
+
+def fail(file, **arrays):
+  file.write(b'half of it')
+  raise OSError(28, 'No space left on device')
+
+
+def interrupt(file, **arrays):
+  file.write(b'half of it')
+  os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+  ('savez', 'expected'),
+  [(fail, (1, 'e.npz: No space left')), (interrupt, (130, 'interrupted'))],
+)
+def test_what_was_there_stays_if_writing_fails(
+  run, photos, tmp_path, monkeypatch, savez, expected
+):
+  output = tmp_path / 'e.npz'
+  output.write_bytes(b'old')
+  monkeypatch.setattr(np, 'savez', savez)
+  status, out, err = run(photos / 'b.png', f'--output={output}')
+  assert (status, out) == (expected[0], '')
+  assert expected[1] in err and len(err.splitlines()) == 1
+  assert output.read_bytes() == b'old'
+  assert sorted(os.listdir(tmp_path)) == ['e.npz', 'photos']
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_names_of_files_in_other_encodings_are_kept(run, photos, tmp_path):
+  name = os.fsdecode(b'caf\xe9.png')
+  os.rename(photos / 'b.png', photos / name)
+  (photos / os.fsdecode(b'bad\xe9.png')).write_bytes(b'')
+  output = tmp_path / 'e.npz'
+  status, _, err = run(photos, f'--output={output}')
+  assert status == 1 and err.endswith('bad\\udce9.png: an empty file\n')
+  assert name in load(output)['paths']
+
+
+def test_networks_without_a_last_layer_have_embeddings(run, photos, tmp_path):
+  path, output = tmp_path / 'headless.npz', tmp_path / 'e.npz'
+  _, params = predict_lib.digits()
+  params = {k: v for k, v in params.items() if k != 'NFNet/~/linear'}
+  nfnets.weights.save_weights(path, params)
+  status, _, _ = run(photos / 'b.png', f'--output={output}', weights=path)
+  assert status == 0
+  pixels = np.asarray(Image.open(photos / 'b.png'))
+  np.testing.assert_allclose(
+    load(output)['embeddings'], [expected_embedding(pixels)], 1e-3, 1e-5
+  )
+
+
+def test_output_that_is_not_finite_is_left_out(
+  run, photos, tmp_path, monkeypatch
+):
+  output = tmp_path / 'e.npz'
+
+  def embed_but_one(self, images):
+    embeddings = np.ones((len(images), 3), np.float32)
+    embeddings[1, 2] = np.inf
+    return embeddings
+
+  monkeypatch.setattr(predict.Network, 'embed', embed_but_one)
+  status, out, err = run(photos, f'--output={output}')
+  assert status == 1 and json.loads(out)['failed'] == 1
+  assert err == f"{photos / 'b.png'}: the network's output is not finite\n"
+  assert 'b.png' not in load(output)['paths']
