@@ -6,17 +6,13 @@ called and written in the background, so training may go on at once.
 """
 
 from collections.abc import Callable
-from concurrent import futures
 import contextlib
-import io
-import os
 import pathlib
 import shutil
 import tempfile
 import time
 import types
 from typing import Any
-import zlib
 
 from absl import logging
 import jax
@@ -24,15 +20,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from experiments import jaxline_compat
+from experiments import checkpoint_files, jaxline_compat
+from experiments.checkpoint_files import CheckpointError
 
 _POLL_SECONDS = 1.0
 _RETRY_SECONDS = 15.0
-_SHOWN_DIFFERENCES = 5
-
-
-class CheckpointError(RuntimeError):
-  """A checkpoint cannot be used, written or waited for any longer."""
 
 
 class OrbaxCheckpointer:
@@ -118,7 +110,13 @@ class OrbaxCheckpointer:
     state = self.get_experiment_state(ckpt_series)
     step = self._latest_step(ckpt_series)
     path = self._root / ckpt_series / str(step)
-    tree = _read(path, _template(state))
+    wanted = state.experiment_module.abstract_snapshot()
+
+    def choose(full):
+      checkpoint_files.check_same(path, full['experiment_module'], wanted)
+      return {**full, 'experiment_module': wanted}
+
+    tree = checkpoint_files.read(path, choose)
     state.experiment_module.restore_from_snapshot(tree.pop('experiment_module'))
     for name, value in tree.items():
       if name == 'train_step_rng' and self._is_training:
@@ -183,7 +181,7 @@ class OrbaxCheckpointer:
         step,
         args=ocp.args.Composite(
           state=ocp.args.StandardSave(tree),
-          checksums=ocp.args.JsonSave(_checksums(tree)),
+          checksums=ocp.args.JsonSave(checkpoint_files.checksums(tree)),
         ),
       )
 
@@ -232,17 +230,14 @@ class OrbaxCheckpointer:
           # What a killed run left half written.
           cleanup_tmp_directories=True,
           create=False,
-          multiprocessing_options=_this_process_only(),
+          multiprocessing_options=checkpoint_files.this_process_only(),
         ),
       )
     return self._managers[series]
 
   def _latest_step(self, series: str) -> int | None:
     # Not by the manager: another process may be the one that writes.
-    folder = self._root / series
-    if not folder.is_dir():
-      return None
-    return max(ocp.utils.checkpoint_steps(folder), default=None)
+    return checkpoint_files.latest_step(self._root / series)
 
   @contextlib.contextmanager
   def _writing(self, series: str):
@@ -254,7 +249,7 @@ class OrbaxCheckpointer:
         raise
       raise CheckpointError(
         f'Could not write a checkpoint to {self._root / series}: '
-        f'{_first_line(error)}'
+        f'{checkpoint_files.first_line(error)}'
       ) from error
 
   def _nothing_in(self, folder: pathlib.Path) -> CheckpointError:
@@ -297,16 +292,6 @@ class OrbaxCheckpointer:
       time.sleep(_POLL_SECONDS)
 
 
-def _this_process_only() -> ocp.options.MultiprocessingOptions:
-  """Has Orbax wait for no other process: each reads, and one writes."""
-  index = jax.process_index()
-  return ocp.options.MultiprocessingOptions(
-    primary_host=index,
-    active_processes={index},
-    barrier_sync_key_prefix=f'process_{index}',
-  )
-
-
 def _snapshot(state: types.SimpleNamespace) -> dict[str, Any]:
   """Copies what a checkpoint holds to NumPy arrays."""
   tree = {}
@@ -318,112 +303,3 @@ def _snapshot(state: types.SimpleNamespace) -> dict[str, Any]:
     if value is not None and not isinstance(value, str):
       tree[name] = jax.tree.map(np.asarray, value)
   return tree
-
-
-def _template(state: types.SimpleNamespace) -> dict[str, Any]:
-  """Returns shapes and dtypes of what a checkpoint should hold."""
-  return {
-    'experiment_module': state.experiment_module.abstract_snapshot(),
-  }
-
-
-def _named_leaves(tree: Any) -> dict[str, Any]:
-  """Returns {name: leaf}, with names that lists and tuples do not change."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {
-    '.'.join(
-      str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k))))
-      for k in path
-    ): leaf
-    for path, leaf in leaves
-  }
-
-
-def _checksums(tree: Any) -> dict[str, int]:
-  """Returns the CRC-32 of each array; Orbax would not notice a flipped bit."""
-  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    leaves = _named_leaves(tree)
-    sums = pool.map(
-      lambda x: zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8)),
-      leaves.values(),
-    )
-    return dict(zip(leaves, sums, strict=True))
-
-
-def _read(path: pathlib.Path, template: dict[str, Any]) -> dict[str, Any]:
-  """Reads and checks the checkpoint of one step."""
-  # Reading in parallel, Orbax prints a traceback for every array.
-  with (
-    contextlib.redirect_stderr(io.StringIO()),
-    ocp.Checkpointer(
-      ocp.CompositeCheckpointHandler(
-        state=ocp.StandardCheckpointHandler(),
-        checksums=ocp.JsonCheckpointHandler(),
-      ),
-      multiprocessing_options=_this_process_only(),
-    ) as checkpointer,
-  ):
-    try:
-      metadata = checkpointer.metadata(path).item_metadata['state'].tree
-      full = jax.tree.map(
-        lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), dict(metadata)
-      )
-    except Exception as error:  # pylint: disable=broad-except
-      raise _damaged(path, error) from error
-    _check_same(path, full['experiment_module'], template['experiment_module'])
-    try:
-      restored = checkpointer.restore(
-        path,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(
-            jax.tree.map(lambda x: np.empty(x.shape, x.dtype), full | template)
-          ),
-          checksums=ocp.args.JsonRestore(),
-        ),
-      )
-    except Exception as error:  # pylint: disable=broad-except
-      raise _damaged(path, error) from error
-  tree, expected = restored['state'], restored['checksums']
-  for name, checksum in _checksums(tree).items():
-    if expected.get(name) != checksum:
-      raise _damaged(path, f'{name} has changed since it was written')
-  return tree
-
-
-def _check_same(path: pathlib.Path, found: Any, wanted: Any) -> None:
-  """Raises CheckpointError with the first differences, if there are any."""
-
-  def show(leaf):
-    return f'{leaf.dtype}{list(leaf.shape)}'
-
-  found = {k: show(v) for k, v in _named_leaves(found).items()}
-  wanted = {k: show(v) for k, v in _named_leaves(wanted).items()}
-  differences = [
-    f'  {name}: {found.get(name, "nothing")} in the checkpoint, '
-    f'{wanted.get(name, "nothing")} in this experiment'
-    for name in sorted(found.keys() | wanted.keys())
-    if found.get(name) != wanted.get(name)
-  ]
-  if differences:
-    hidden = len(differences) - _SHOWN_DIFFERENCES
-    more = f'\n  and {hidden} more' if hidden > 0 else ''
-    raise CheckpointError(
-      f'The checkpoint {path} is of another model or optimizer:\n'
-      + '\n'.join(differences[:_SHOWN_DIFFERENCES])
-      + more
-      + '\nContinue it with the config that wrote it, or choose a new folder '
-      'with --config.checkpoint_dir.'
-    )
-
-
-def _damaged(path: pathlib.Path, error: Any) -> CheckpointError:
-  return CheckpointError(
-    f'The checkpoint {path} is damaged: {_first_line(error)}\nDelete that '
-    'folder to go on from the checkpoint before it, if there is one.'
-  )
-
-
-def _first_line(error: Any) -> str:
-  """Returns the first line of a message, without TensorStore's long tail."""
-  lines = str(error).split(' [tensorstore_spec')[0].strip().splitlines()
-  return lines[0][:300] if lines else type(error).__name__

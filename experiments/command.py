@@ -17,14 +17,17 @@ from jaxline import base_config, train
 import ml_collections
 
 from experiments import (
+  checkpoint_files,
   checkpoints,
   configs,
   experiment,
+  initial_weights,
   jaxline_compat,
   preemption,
   progress,
   settings,
 )
+from nfnets import weights as weights_lib
 from nfnets.data import dataset
 
 _USAGE = """\
@@ -41,6 +44,9 @@ usage: python experiments/experiment.py --config=NAME [options]
                        for several hosts: the address of process 0, the same
                        for all, and the number of each, from 0. TPU pods, Slurm
                        and Open MPI tell these by themselves.
+
+With --config.experiment_kwargs.config.weights=FILE training starts from the
+weights of a file, and eval evaluates these, once, and no checkpoint.
 
 Running the same command again continues from the last checkpoint. SIGTERM has
 training save and end; a second one ends it at once. The last line of standard
@@ -64,6 +70,7 @@ _EXPECTED = (
   checkpoints.CheckpointError,
   dataset.DatasetError,
   experiment.NonFiniteError,
+  initial_weights.WeightsError,
   settings.ConfigError,
 )
 _MODES = ('train', 'eval', 'train_eval_multithreaded')
@@ -116,6 +123,9 @@ def run(config: ml_collections.ConfigDict, mode: str) -> dict[str, Any]:
   """
   ours = config.experiment_kwargs.config
   num_examples = settings.check(ours)
+  if mode == 'eval' and ours.weights:
+    return _evaluate_weights(config)
+  weights = _weights_to_start_from(config) if ours.weights else None
   if not config.training_steps:
     images = ours.num_epochs * num_examples
     config.training_steps = max(1, int(images / ours.train_batch_size))
@@ -138,9 +148,49 @@ def run(config: ml_collections.ConfigDict, mode: str) -> dict[str, Any]:
   else:
     train = _train if mode == 'train' else _train_and_evaluate
     with preemption.Notice() as notice:
-      experiment_class = functools.partial(experiment_class, notice=notice)
+      experiment_class = functools.partial(
+        experiment_class, notice=notice, weights=weights
+      )
       last = train(experiment_class, config, reporter, notice)
   return {**last, 'checkpoint_dir': config.checkpoint_dir}
+
+
+def _evaluate_weights(config) -> dict[str, Any]:
+  """Evaluates the file of weights, without any folder of results."""
+  ours = config.experiment_kwargs.config
+  weights = initial_weights.read(ours, is_training=False)
+  if _has_checkpoint(config):
+    logging.info(
+      'The checkpoints in %s are not evaluated; for these, leave out weights.',
+      config.checkpoint_dir,
+    )
+  module = experiment.Experiment(
+    'eval',
+    jax.random.PRNGKey(config.random_seed),
+    ours,
+    weights=weights,
+  )
+  metrics = module.evaluate(global_step=None, rng=None, writer=None)
+  return {**metrics, 'weights': ours.weights}
+
+
+def _weights_to_start_from(config) -> weights_lib.Weights | None:
+  """Reads the file of weights, unless there is a checkpoint to go on from."""
+  ours = config.experiment_kwargs.config
+  if not _has_checkpoint(config):
+    return initial_weights.read(ours, is_training=True)
+  logging.info(
+    'There is a checkpoint in %s, so training goes on from there and not from '
+    '%s. To start from that again, choose another --config.checkpoint_dir.',
+    config.checkpoint_dir,
+    ours.weights,
+  )
+  return None
+
+
+def _has_checkpoint(config) -> bool:
+  folder = pathlib.Path(config.checkpoint_dir) / 'latest'
+  return checkpoint_files.latest_step(folder) is not None
 
 
 def _train(experiment_class, config, reporter, notice) -> dict[str, Any]:
@@ -197,7 +247,9 @@ def _train_and_evaluate(
     if notice.is_set() or not thread.is_alive():
       raise preemption.StoppedError
 
-  evaluated = _evaluate(experiment_class, config, check_training)
+  evaluated = _evaluate(
+    functools.partial(experiment_class, weights=None), config, check_training
+  )
   thread.join()
   if failure:
     raise failure[0]
@@ -295,7 +347,24 @@ def parse(argv: list[str]) -> tuple[str, ml_collections.ConfigDict, str]:
     path, _, argument = name.partition(':')
     run_name = '_'.join(filter(None, (pathlib.Path(path).stem, argument)))
     config.checkpoint_dir = f'runs/{run_name}'
+  _check_what_to_evaluate(config, mode)
   return name, config, mode
+
+
+def _check_what_to_evaluate(config, mode) -> None:
+  """Raises UsageError where it is unclear, or not what would be evaluated."""
+  weights = config.experiment_kwargs.config.weights
+  if mode == 'eval' and weights:
+    if 'config.checkpoint_dir' in flags.FLAGS and _has_checkpoint(config):
+      raise UsageError(
+        f'Evaluate either the checkpoints of {config.checkpoint_dir} or '
+        f'{weights}: leave out weights or --config.checkpoint_dir.'
+      )
+  elif config.eval_initial_weights:
+    raise UsageError(
+      'eval_initial_weights is for the weights of a file: it needs '
+      '--jaxline_mode=eval and --config.experiment_kwargs.config.weights=FILE.'
+    )
 
 
 def _usage() -> str:

@@ -28,6 +28,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 # pylint: disable=g-import-not-at-top
 from experiments import jaxline_compat, preemption, progress, settings
 from experiments import step as step_lib
+from nfnets import weights as weights_lib
 from nfnets.data import dataset
 
 # pylint: enable=g-import-not-at-top
@@ -73,6 +74,7 @@ class Experiment(experiment.AbstractExperiment):
     config: ml_collections.ConfigDict,
     reporter: progress.Reporter | None = None,
     notice: preemption.Notice | None = None,
+    weights: weights_lib.Weights | None = None,
   ):
     """Checks the settings and opens the dataset; in training, starts.
 
@@ -82,6 +84,9 @@ class Experiment(experiment.AbstractExperiment):
       config: the experiment's; see `configs.get_base`.
       reporter: shows a bar on a terminal; None shows none.
       notice: tells that training should save and end; None if it never should.
+      weights: parameters and state to start from, of all modules or of some, or
+        in evaluation to evaluate, unless a checkpoint is restored. What reads
+        `config.weights` is the command.
 
     Raises:
       settings.ConfigError: for settings that are wrong.
@@ -107,7 +112,7 @@ class Experiment(experiment.AbstractExperiment):
     )
     if self._is_training:
       self._train_state = jaxline_compat.bcast_local_devices(
-        jax.jit(self._init)(init_rng)
+        jax.jit(self._init)(init_rng, weights)
       )
       self._train_step = jax.pmap(
         _with_stop(
@@ -118,6 +123,18 @@ class Experiment(experiment.AbstractExperiment):
         axis_name=_AXIS,
         donate_argnums=0,
         out_axes=(0, None),
+      )
+    elif weights is not None:
+      self._train_state = jaxline_compat.bcast_local_devices(
+        step_lib.TrainState(
+          step=0,
+          params=weights.params,
+          state=weights.state,
+          opt_state=None,
+          ema_params=None,
+          ema_state=None,
+          skipped=0,
+        )
       )
     self._eval_step = jax.pmap(
       step_lib.make_eval_step(self._model, config, _AXIS),
@@ -297,7 +314,7 @@ class Experiment(experiment.AbstractExperiment):
     """
     del global_step, rng, writer
     weights = {'eval_': (self._train_state.params, self._train_state.state)}
-    if self.config.use_ema:
+    if self._train_state.ema_params is not None:
       weights['eval_ema_'] = (
         self._train_state.ema_params,
         self._train_state.ema_state,

@@ -100,8 +100,14 @@ def train_split(config: ml_collections.ConfigDict) -> str:
   return 'train_and_valid' if config.eval_subset == 'test' else 'train'
 
 
-def create_model(config: ml_collections.ConfigDict) -> nfnets.Model:
+def create_model(
+  config: ml_collections.ConfigDict, num_classes: int | None = None
+) -> nfnets.Model:
   """Builds the network that the settings name.
+
+  Args:
+    config: the experiment's.
+    num_classes: another number of classes than the config's, if not None.
 
   Raises:
     ConfigError: if there is no such network, or no such argument of it.
@@ -109,7 +115,7 @@ def create_model(config: ml_collections.ConfigDict) -> nfnets.Model:
   try:
     return zoo.create_model(
       config.model,
-      config.num_classes,
+      config.num_classes if num_classes is None else num_classes,
       remat=config.remat,
       **config.model_kwargs,
     )

@@ -16,7 +16,7 @@ import ml_collections
 import optax
 
 import nfnets
-from nfnets import conv, utils
+from nfnets import conv, utils, zoo
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -56,9 +56,20 @@ def init_train_state(
   optimizer: optax.GradientTransformation,
   use_ema: bool,
   rng: jax.Array,
+  weights: tuple[hk.Params, hk.State] | None = None,
 ) -> TrainState:
-  """Returns the state before the first step."""
+  """Returns the state before the first step.
+
+  Args:
+    model: the network.
+    optimizer: starts anew.
+    use_ema: whether to keep averages; they start as the parameters do.
+    rng: key of the parameters.
+    weights: modules' parameters and state to have in place of new ones.
+  """
   params, state = model.init(rng)
+  if weights is not None:
+    params, state = {**params, **weights[0]}, {**state, **weights[1]}
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -96,7 +107,8 @@ def network_input(
   images: jax.Array, config: ml_collections.ConfigDict
 ) -> jax.Array:
   """Turns images of 0-255, uint8 or float32, into what the network takes."""
-  images = utils.normalize(images.astype(jnp.float32))
+  entry = zoo.get_entry(config.model)
+  images = (images.astype(jnp.float32) - entry.mean) / entry.std
   return _cast(images, _compute_dtype(config))
 
 

@@ -17,6 +17,8 @@ def _files() -> dict[str, str]:
   """Returns {recipe: the file of this folder that makes it}."""
   files = {}
   for model in nfnets.list_models():
+    if model.startswith('timm/'):
+      continue  # Their recipes were not published; `model` takes them.
     family = zoo.get_entry(model).module.__module__.rpartition('.')[2]
     name = model.removeprefix('nfnet_')
     files[name] = 'digits' if name == 'digits' else family
@@ -100,6 +102,10 @@ def get_base(name: str, model: str) -> ml_collections.ConfigDict:
   # Arguments of the network's class; `width` and so on can be added.
   experiment.model_kwargs = ml_collections.ConfigDict({'stochdepth_rate': 0.1})
   experiment.num_classes = 1000
+  # A file of weights that training starts from, unless there is a checkpoint to
+  # go on from, and that `eval` evaluates instead of checkpoints; '' is none. A
+  # last layer for another number of classes is replaced in training.
+  experiment.weights = ''
   experiment.image_size = entry.train_size  # Pixels.
   experiment.eval_image_size = entry.test_size
 

@@ -1,0 +1,426 @@
+"""Tests of weights: to start from, to evaluate, and out of a checkpoint."""
+
+import json
+import os
+import shutil
+import sys
+import types
+
+from absl import flags
+import jax
+import numpy as np
+import pytest
+
+from experiments import (
+  checkpoints,
+  command,
+  configs,
+  experiment,
+  extract_weights,
+  initial_weights,
+  jaxline_compat,
+  step,
+)
+import nfnets
+from nfnets import weights
+
+_SETTING = '--config.experiment_kwargs.config'
+_HEAD = 'NFNet/~/linear'
+_SIZE = 16  # Pixels.
+
+
+def _config(folder, data_dir, **settings):
+  config = configs.load('digits')
+  config.checkpoint_dir = str(folder)
+  config.experiment_kwargs.config.update(
+    image_size=_SIZE,
+    eval_image_size=_SIZE,
+    train_batch_size=16,
+    lr_schedule={'name': 'constant'},
+    use_ema=True,
+    which_ema='ema',
+    ema_decay=0.5,
+    data_dir=data_dir,
+    **settings,
+  )
+  return config
+
+
+def _run(config, mode):
+  flags.FLAGS.mark_as_parsed()  # JAXline looks at some.
+  return command.run(config, mode)
+
+
+def _write(path, num_classes):
+  """Writes random weights; returns them."""
+  params, _ = nfnets.create_model('nfnet_digits', num_classes).init(
+    jax.random.key(1), _SIZE
+  )
+  params = jax.tree.map(np.asarray, params)
+  weights.save_weights(path, params)
+  return params
+
+
+def _assert_equal(actual, expected):
+  assert set(actual) == set(expected)
+  for module, leaves in expected.items():
+    assert set(actual[module]) == set(leaves)
+    for name, leaf in leaves.items():
+      np.testing.assert_array_equal(actual[module][name], leaf, module + name)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, data_dir):
+  """A run of two steps that began with weights, and its evaluation."""
+  run = types.SimpleNamespace(folder=tmp_path_factory.mktemp('trained') / 'run')
+  run.weights = run.folder.parent / 'start.npz'
+  run.given = _write(run.weights, 10)
+  run.config = _config(run.folder, data_dir, weights=str(run.weights))
+  run.config.training_steps = 2
+  run.config.save_checkpoint_interval = 1
+  run.config.save_initial_train_checkpoint = True
+  _run(run.config, 'train')
+  config = _config(run.folder, data_dir)
+  config.one_off_evaluate = True
+  run.evaluated = _run(config, 'eval')
+  return run
+
+
+# Weights out of a checkpoint.
+
+
+@pytest.mark.parametrize(
+  'which, suffix', [('ema', 'npz'), ('raw', 'safetensors')]
+)
+def test_extracted_weights_evaluate_as_the_checkpoint_did(
+  which, suffix, trained, data_dir, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  output = f'digits.{suffix}'
+  # The average is what is taken if nothing is asked for.
+  args = [] if which == 'ema' else ['--which=raw']
+  args += [str(trained.folder), f'--output={output}']
+  assert extract_weights.main(args) == 0
+  assert json.loads(capsys.readouterr().out) == {
+    'output': output,
+    'step': 2,
+    'which': which,
+    'model': 'nfnet_digits',
+    'num_classes': 10,
+  }
+  config = _config('runs/digits', data_dir, weights=output)
+  got = _run(config, 'eval')
+  prefix = 'eval_ema_' if which == 'ema' else 'eval_'
+  other = 'eval_' if which == 'ema' else 'eval_ema_'
+  for key in ('loss', 'top_1_acc', 'top_5_acc'):
+    expected = trained.evaluated[prefix + key]
+    assert got[f'eval_{key}'] == pytest.approx(expected, rel=1e-6)
+  other_loss = trained.evaluated[f'{other}loss']
+  assert got['eval_loss'] != pytest.approx(other_loss, rel=1e-4)
+  assert got['eval_num_examples'] == 360
+  assert not any('ema' in key for key in got)
+  assert os.listdir() == [output]  # No folder of results.
+
+
+def test_the_best_checkpoint_can_be_taken(trained, tmp_path, capsys):
+  run = tmp_path / 'run'
+  shutil.copytree(trained.folder / 'latest' / '1', run / 'best' / '1')
+  output = str(tmp_path / 'best.npz')
+  args = [str(run), f'--output={output}']
+  assert extract_weights.main(args) == 1
+  assert f'no checkpoint in {run}/latest' in capsys.readouterr().err
+  assert extract_weights.main([*args, '--series=best']) == 0
+  captured = capsys.readouterr()
+  assert json.loads(captured.out)['step'] == 1
+  assert f'the averaged weights of step 1 of {run}/best' in captured.err
+
+
+class _Module:
+  """In place of an experiment: a network with moving averages."""
+
+  def __init__(self, use_ema):
+    def tree(*names):
+      rng = np.random.default_rng(len(names))
+      return {
+        'net/~/norm': {n: rng.standard_normal(3).astype('f4') for n in names}
+      }
+
+    self.train_state = step.TrainState(
+      step=np.int32(4),
+      params=tree('scale'),
+      state=tree('average', 'hidden'),
+      opt_state=({'trace': tree('a', 'b', 'c')}, ()),
+      ema_params=tree('scale', 'x') if use_ema else None,
+      ema_state=tree('average', 'hidden', 'x') if use_ema else None,
+      skipped=np.int32(0),
+    )
+
+  def snapshot_state(self):
+    return {'train_state': self.train_state}
+
+
+def _save(folder, use_ema):
+  """Writes a checkpoint of a network with moving averages."""
+  config = _config(folder, '')
+  checkpointer = checkpoints.OrbaxCheckpointer(config, 'train')
+  state = checkpointer.get_experiment_state('latest')
+  state.global_step, state.experiment_module = 4, _Module(use_ema)
+  state.train_step_rng = jaxline_compat.bcast_local_devices(np.zeros(2, 'u4'))
+  checkpointer.save('latest')
+  checkpointer.close()
+  return state.experiment_module.train_state
+
+
+@pytest.mark.parametrize(
+  'use_ema, which, expected',
+  [
+    (True, None, 'ema'),
+    (True, 'ema', 'ema'),
+    (True, 'raw', 'raw'),
+    (False, None, 'raw'),
+  ],
+)
+def test_moving_averages_come_along(use_ema, which, expected, tmp_path, capsys):
+  written = _save(tmp_path, use_ema)
+  args = [str(tmp_path), f'--output={tmp_path}/x.npz']
+  args += [f'--which={which}'] if which else []
+  assert extract_weights.main(args) == 0
+  last = json.loads(capsys.readouterr().out)
+  assert last['which'] == expected
+  assert last['model'] is None and last['num_classes'] is None
+  read = weights.load_weights(tmp_path / 'x.npz')
+  is_ema = expected == 'ema'
+  _assert_equal(read.params, written.ema_params if is_ema else written.params)
+  _assert_equal(read.state, written.ema_state if is_ema else written.state)
+
+
+def _flip_a_bit(folder):
+  """Changes one byte of each file that holds arrays."""
+  for file in (folder / 'latest' / '4' / 'state').rglob('*'):
+    if file.is_file() and '/d/' in str(file):
+      data = bytearray(file.read_bytes())
+      data[len(data) // 2] ^= 1
+      file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+  'args, message',
+  [
+    (['{}/nowhere', '--output={}/x.npz'], 'no checkpoint in {}/nowhere/latest'),
+    (['{}', '--output={}/x.npz', '--which=ema'], 'has no averaged weights'),
+    (['{}', '--output={}/no/x.npz'], 'no/x.npz cannot be written: No such'),
+    (['{}/damaged', '--output={}/x.npz'], 'is damaged'),
+  ],
+)
+def test_bad_input_to_extraction_is_one_line(args, message, tmp_path, capsys):
+  _save(tmp_path, use_ema=False)
+  _save(tmp_path / 'damaged', use_ema=False)
+  _flip_a_bit(tmp_path / 'damaged')
+  assert extract_weights.main([a.format(tmp_path) for a in args]) == 1
+  captured = capsys.readouterr()
+  assert captured.out == ''
+  assert captured.err.startswith('error: ')
+  assert message.format(tmp_path) in captured.err
+  assert not (tmp_path / 'x.npz').exists()
+
+
+def test_an_unknown_suffix_is_a_wrong_command(tmp_path, capsys):
+  with pytest.raises(SystemExit) as error:
+    extract_weights.main([str(tmp_path), '--output=x.pt'])
+  assert error.value.code == 2
+  assert 'must end in .npz or .safetensors' in capsys.readouterr().err
+
+
+# Weights to start from.
+
+
+def _start(config):
+  """Returns the train state that training from weights begins with."""
+  ours = config.experiment_kwargs.config
+  module = experiment.Experiment(
+    'train',
+    jax.random.PRNGKey(0),
+    ours,
+    weights=initial_weights.read(ours, is_training=True),
+  )
+  return module.snapshot_state()['train_state']
+
+
+@pytest.mark.parametrize(
+  'num_classes, message',
+  [
+    (10, None),
+    (1000, 'is for 1000 classes; it was replaced by a new one for 10.'),
+    (0, 'has no last layer; it got a new one for 10 classes.'),
+  ],
+)
+def test_training_starts_from_the_weights_but_for_another_head(
+  num_classes, message, data_dir, tmp_path, caplog
+):
+  path = str(tmp_path / 'start.npz')
+  given = _write(path, num_classes)
+  given.setdefault(_HEAD, {'w': np.ones(1), 'b': np.ones(1)})
+  caplog.set_level('INFO')
+  state = _start(_config(tmp_path, data_dir, weights=path))
+  assert state.step == 0
+  assert set(state.params) == set(given)
+  for params in (state.params, state.ema_params):
+    if message is not None:
+      assert params[_HEAD]['w'].shape[-1:] == params[_HEAD]['b'].shape == (10,)
+      assert params[_HEAD]['w'].std() > 0
+      params.pop(_HEAD)
+    _assert_equal(params, {module: given[module] for module in params})
+  trace = jax.tree.leaves(state.opt_state)
+  assert not any(np.any(leaf) for leaf in trace)
+  lines = [r.getMessage() for r in caplog.records if path in r.getMessage()]
+  assert lines[0] == f'Starting from the weights of {path}'
+  assert len(lines) == 1 + (message is not None)
+  assert message is None or lines[1].endswith(f'{path} {message}')
+
+
+def test_training_began_with_the_weights(trained):
+  latest = trained.folder / 'latest'
+  for which in ('raw', 'ema'):
+    start, _ = extract_weights.read_checkpoint(latest / '0', which)
+    _assert_equal(start.params, trained.given)
+  after, _ = extract_weights.read_checkpoint(latest / '2')
+  assert not np.array_equal(after.params[_HEAD]['w'], trained.given[_HEAD]['w'])
+
+
+def test_training_goes_on_from_a_checkpoint_and_not_from_weights(
+  trained, caplog
+):
+  trained.weights.unlink(missing_ok=True)
+  caplog.set_level('INFO')
+  assert _run(trained.config, 'train')['step'] == 2
+  assert f'from there and not from {trained.weights}' in caplog.text
+  assert 'Nothing to do: step 2 was reached' in caplog.text
+
+
+def test_images_are_normalized_as_the_model_wants():
+  images = np.full((1, 2, 2, 3), 255, np.uint8)
+  config = configs.load('digits').experiment_kwargs.config
+  for name in ('nfnet_f0', 'timm/nfnet_l0', *_OTHER_NORMALIZATION):
+    config.model = name
+    expected = nfnets.create_model(name).normalize(images.astype(np.float32))
+    np.testing.assert_allclose(step.network_input(images, config), expected)
+
+
+_OTHER_NORMALIZATION = [
+  name
+  for name in nfnets.list_models('timm/')
+  if nfnets.zoo.get_entry(name).mean is not nfnets.utils.IMAGENET_MEAN
+]
+
+
+# Bad input.
+
+
+def _in_no_cluster(**_):
+  raise ValueError('coordinator_address should be defined.')
+
+
+@pytest.fixture
+def run_main(tmp_path, monkeypatch, data_dir):
+  """Returns a function that runs the command in an empty folder."""
+
+  def run(*args):
+    args = ('--config=digits', f'{_SETTING}.data_dir={data_dir}', *args)
+    monkeypatch.setattr(sys, 'argv', ['experiment.py', *args])
+    _forget_overrides()
+    return command.main(sys.argv)
+
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(jax.distributed, 'initialize', _in_no_cluster)
+  yield run
+  _forget_overrides()
+
+
+def _forget_overrides():
+  for name in list(flags.FLAGS):
+    if name.startswith('config.'):
+      delattr(flags.FLAGS, name)
+  flags.FLAGS.unparse_flags()
+
+
+@pytest.fixture(scope='module')
+def bad_files(tmp_path_factory):
+  """A folder of weights that do not fit, and of a checkpoint."""
+  folder = tmp_path_factory.mktemp('bad_files')
+  params = _write(folder / 'head.npz', 1000)
+  weights.save_weights(folder / 'folded.npz', weights.fold_weights(params))
+  del params['NFNet/~/stem_conv0']
+  weights.save_weights(folder / 'missing.npz', params)
+  _write(folder / 'digits.npz', 10)
+  (folder / 'text.npz').write_text('weights')
+  _save(folder / 'run', use_ema=True)
+  return folder
+
+
+_EVAL = '--jaxline_mode=eval'
+_RESNET = f'{_SETTING}.model=nf_resnet50'
+_MULTITHREADED = '--jaxline_mode=train_eval_multithreaded'
+
+
+@pytest.mark.parametrize(
+  'file, args, status, message',
+  [
+    ('no.npz', (), 1, 'no.npz: there is no such file'),
+    ('text.npz', (), 1, 'is not a file of weights'),
+    ('text.npz', (_EVAL,), 1, 'is not a file of weights'),
+    ('missing.npz', (), 2, 'missing: NFNet/~/stem_conv0/bias'),
+    ('digits.npz', (_RESNET,), 2, 'with 10 classes, not of nf_resnet50 with 1'),
+    ('digits.npz', (_RESNET, _EVAL), 2, 'are of nfnet_digits with 10 classes'),
+    ('head.npz', (_RESNET,), 2, 'of nfnet_digits with 1000 classes, not of nf'),
+    ('digits.npz', (_RESNET, _MULTITHREADED), 2, 'are of nfnet_digits with'),
+    ('head.npz', (_EVAL,), 2, 'with 1000 classes, not of nfnet_digits with 10'),
+    ('folded.npz', (), 2, 'cannot be trained any more'),
+    ('', ('--config.eval_initial_weights=True',), 2, 'is for the weights of'),
+    (
+      'head.npz',
+      (_EVAL, '--config.checkpoint_dir={}/run'),
+      2,
+      'leave out weights or --config.checkpoint_dir',
+    ),
+  ],
+)
+def test_weights_that_do_not_fit_are_one_line(
+  file, args, status, message, bad_files, run_main, tmp_path, capsys
+):
+  path = f'{bad_files}/{file}' if file else ''
+  args = [arg.format(bad_files) for arg in args]
+  assert run_main(*args, f'{_SETTING}.weights={path}') == status
+  captured = capsys.readouterr()
+  assert captured.out == ''
+  last = captured.err.splitlines()[-1]
+  assert last.startswith('error: ')
+  assert path in last
+  assert message in last
+  assert os.listdir(tmp_path) == []
+
+
+def test_evaluation_of_weights_ends_with_one_line_of_json(
+  run_main, tmp_path_factory, capsys
+):
+  """Also of folded ones, with the same results."""
+  folder = tmp_path_factory.mktemp('weights')
+  folded = weights.fold_weights(_write(folder / 'plain.safetensors', 10))
+  weights.save_weights(folder / 'folded.npz', folded)
+  args = (_EVAL, '--config.eval_initial_weights=True')
+  losses = []
+  for path in (folder / 'plain.safetensors', folder / 'folded.npz'):
+    assert run_main(*args, f'{_SETTING}.weights={path}') == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    last = json.loads(line)
+    assert set(last) == {
+      'config',
+      'mode',
+      'weights',
+      'eval_loss',
+      'eval_top_1_acc',
+      'eval_top_5_acc',
+      'eval_num_examples',
+    }
+    losses.append(last['eval_loss'])
+  assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+  assert os.listdir() == []
