@@ -85,6 +85,7 @@ class EfficientChannelAttention(hk.Module):
 
   def __init__(self, ch: int, name: str | None = None):
     super().__init__(name=name)
+    self.ch = ch
     size = int((math.log2(ch) + 1) / 2)
     size = max(3, size + 1 - size % 2)  # Odd.
     # As PyTorch initializes it: uniform in +-1 / sqrt(size).
@@ -94,6 +95,10 @@ class EfficientChannelAttention(hk.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     gate = self.conv(jnp.mean(x, axis=(1, 2))[:, :, None])
     return jax.nn.sigmoid(gate)[:, None, None, :, 0]
+
+  def count_flops(self) -> int:
+    """Returns the multiply-adds for one image."""
+    return self.ch * self.conv.kernel_shape[0]
 
 
 class NormFreeNet(hk.Module):
@@ -245,6 +250,28 @@ class NormFreeNet(hk.Module):
       outputs['logits'] = self.fc(out)
     return {**outputs, **metrics}
 
+  def count_flops(self, h: int, w: int) -> tuple[list[int], int]:
+    """Returns the multiply-adds for one image [h, w]: per part, and in all."""
+    flops, ch = [], 3
+    for conv in self.stem:
+      flops.append(base.count_conv_flops(ch, conv, h, w))
+      ch, h, w = conv.output_channels, *_strided(h, w, conv.stride[0])
+    if self.max_pool:
+      h, w = _strided(h, w, 2)
+    for block in sum(self.stages, []):
+      flops.append(block.count_flops(h, w))
+      ch, h, w = block.out_ch, *_strided(h, w, block.stride)
+    if self.final_conv is not None:
+      flops.append(base.count_conv_flops(ch, self.final_conv, h, w))
+      ch = self.final_conv.output_channels
+    if self.fc is not None:
+      flops.append(ch * self.fc.output_size)
+    return flops, sum(flops)
+
+
+def _strided(h: int, w: int, stride: int) -> tuple[int, int]:
+  return -(-h // stride), -(-w // stride)
+
 
 class NFBlock(hk.Module):
   """Residual block: 1x1, one or two grouped 3x3, 1x1, and a gate."""
@@ -261,6 +288,7 @@ class NFBlock(hk.Module):
     name: str | None = None,
   ):
     super().__init__(name=name)
+    self.in_ch, self.out_ch = in_ch, out_ch
     self.stride = stride
     self.beta = beta
     self.activation, gamma = _ACTIVATIONS[row['activation']]
@@ -284,9 +312,7 @@ class NFBlock(hk.Module):
 
     gate, gate_ch = None, width if row['inverted'] else out_ch
     if row['se_ratio']:
-      hidden_ch = timm_variants.multiple_of_8(
-        gate_ch * row['se_ratio'], least=0.0
-      )
+      hidden_ch = timm_variants.multiple_of_8(gate_ch * row['se_ratio'])
       gate = base.SqueezeExcite(
         gate_ch,
         gate_ch,
@@ -323,3 +349,21 @@ class NFBlock(hk.Module):
 
     out = self.stoch_depth(branch, is_training)
     return shortcut + out * _ALPHA, branch
+
+  def count_flops(self, h: int, w: int) -> int:
+    """Returns the multiply-adds for one image [h, w]."""
+    out_h, out_w = _strided(h, w, self.stride)
+    width = self.conv0.output_channels
+    flops = base.count_conv_flops(self.in_ch, self.conv0, h, w)
+    flops += base.count_conv_flops(width, self.conv1, h, w)
+    if self.conv1b is not None:
+      flops += base.count_conv_flops(width, self.conv1b, out_h, out_w)
+    flops += base.count_conv_flops(width, self.conv2, out_h, out_w)
+    if self.conv_shortcut is not None:
+      flops += base.count_conv_flops(
+        self.in_ch, self.conv_shortcut, out_h, out_w
+      )
+    for gate in (self.inner_gate, self.last_gate):
+      if gate is not None:
+        flops += gate.count_flops()
+    return flops

@@ -29,10 +29,9 @@ _DEFAULTS = {
 }
 
 
-def multiple_of_8(channels: float, least: float = 0.9) -> int:
-  """Rounds to a multiple of 8, but not below `least` times the number."""
-  rounded = max(8, int(channels + 4) // 8 * 8)
-  return rounded if rounded >= least * channels else rounded + 8
+def multiple_of_8(channels: float) -> int:
+  """Rounds to the nearest multiple of 8, half of 8 up; 8 is the least."""
+  return max(8, int(channels + 4) // 8 * 8)
 
 
 _F0 = {

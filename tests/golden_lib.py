@@ -25,6 +25,7 @@ from nfnets import (
   nfnet,
   resnet,
   skipinit_resnet,
+  timm_nets,
 )
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -42,6 +43,7 @@ _CLASSES = {
   ),
   'SkipInit_ResNet': skipinit_resnet.SkipInit_ResNet,
   'FixUp_ResNet': fixup_resnet.FixUp_ResNet,
+  'NormFreeNet': timm_nets.NormFreeNet,
 }
 
 

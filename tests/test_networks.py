@@ -19,6 +19,7 @@ from nfnets import (
   nfnet,
   resnet,
   skipinit_resnet,
+  timm_nets,
 )
 
 # Their arguments; `tiny` is made below.
@@ -30,13 +31,16 @@ NETWORKS = {
   'ResNet_v1': ('ResNet/tiny', {'width': 1, 'preactivation': False}),
   'SkipInit_ResNet': ('SkipInit_ResNet/tiny', {'width': 1}),
   'FixUp_ResNet': ('FixUp_ResNet/tiny', {'width': 1}),
+  'NormFreeNet': ('NormFreeNet/tiny', {}),
 }
 # test_nfnet.py and test_nf_resnet.py have these tests of the other two.
 NEW = [name for name in NETWORKS if name not in ('NFNet', 'NF_ResNet')]
+NEW_PUBLISHED = [name for name in NEW if name != 'NormFreeNet']
 # Channels of the five maps.
 WIDTHS = {
   'NF_RegNet': (18, 18, 24, 30, 96),
   'ResNet': (16, 64, 128, 256, 512),
+  'NormFreeNet': (8, 32, 64, 96, 192),
 }
 PUBLISHED = [
   model
@@ -57,6 +61,9 @@ def tiny(monkeypatch):
     'depth': [1, 2, 1, 1],
   }
   monkeypatch.setitem(base.nf_regnet_params, 'tiny', row)
+  table = timm_nets.NormFreeNet.variant_dict
+  stem = [(8, 3, 2), (8, 3, 1), (8, 3, 1), (16, 3, 2)]
+  monkeypatch.setitem(table, 'tiny', {**table['test_nfnet'], 'stem': stem})
 
 
 def test_published_trees_of_four_families_are_known():
@@ -86,12 +93,16 @@ def test_trees_of_parameters_and_state_are_the_published_ones(model):
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('f4')}
 
 
-@pytest.mark.parametrize('name', [*NEW, 'ResNet with SE'])
+@pytest.mark.parametrize(
+  'name', [*NEW, 'ResNet with SE', 'NormFreeNet with ECA']
+)
 @pytest.mark.parametrize('size', [(64, 64), (65, 97)])
 def test_count_flops_counts_what_is_traced(name, size):
-  model, kwargs = NETWORKS[name.removesuffix(' with SE')]
+  model, kwargs = NETWORKS[name.split()[0]]
   if name.endswith('SE'):
     kwargs = {**kwargs, 'use_se': True, 'se_ratio': 0.3}
+  elif name.endswith('ECA'):
+    model = 'NormFreeNet/nf_ecaresnet26'
   parts, total = golden_lib.count_flops(model, *size, **kwargs)
   assert sum(parts) == total
   transformed = golden_lib.transform(model, **kwargs)
@@ -187,7 +198,7 @@ def test_bfloat16_stays_bfloat16_and_close_to_float32(name, plain):
 
 
 @pytest.mark.parametrize(
-  'name', ['NF_RegNet', 'SkipInit_ResNet', 'FixUp_ResNet']
+  'name', ['NF_RegNet', 'SkipInit_ResNet', 'FixUp_ResNet', 'NormFreeNet']
 )
 def test_dropout_and_stochastic_depth_act_in_training_only(name, plain):
   model, kwargs = NETWORKS[name]
@@ -232,7 +243,7 @@ def test_stochastic_depth_rate_grows_linearly_from_zero(name):
   np.testing.assert_allclose(rates, 0.25 * np.arange(16) / 16)
 
 
-@pytest.mark.parametrize('name', NEW)
+@pytest.mark.parametrize('name', NEW_PUBLISHED)
 def test_unknown_variant_and_activation_are_answered_with_all_names(name):
   model, kwargs = NETWORKS[name]
   family = model.split('/')[0]
@@ -256,7 +267,12 @@ def num_elements(leaves) -> int:
 
 
 def set_depth(monkeypatch, depth):
-  for table in (base.resnet_params, base.nfnet_params, base.nf_regnet_params):
+  for table in (
+    base.resnet_params,
+    base.nfnet_params,
+    base.nf_regnet_params,
+    timm_nets.NormFreeNet.variant_dict,
+  ):
     monkeypatch.setitem(table, 'tiny', {**table['tiny'], 'depth': depth})
 
 
@@ -321,6 +337,15 @@ BLOCKS = {
   ),
   'SkipInit_ResNet': lambda: skipinit_resnet.NFResBlock(8, 16, stride=2),
   'FixUp_ResNet': lambda: fixup_resnet.ResBlock(8, 16, 4, stride=2),
+  'NormFreeNet': lambda: timm_nets.NFBlock(
+    timm_nets.NormFreeNet.variant_dict['tiny'],
+    8,
+    16,
+    bottleneck=0.5,
+    stride=2,
+    beta=1.0,
+    stochdepth_rate=0.0,
+  ),
 }
 
 

@@ -63,10 +63,13 @@ def test_all_networks_of_the_two_papers_are_listed():
 
 
 def test_list_is_filtered_by_part_or_pattern():
-  assert nfnets.list_models('nf_resnet') == RESNETS
+  timms = [f'timm/nf_resnet{depth}' for depth in (26, 50, 101)]
+  assert nfnets.list_models('nf_resnet') == RESNETS + timms
+  assert nfnets.list_models('nf_resnet*') == RESNETS
   assert nfnets.list_models('nfnet_f?') == list(F_SIZES)
   assert nfnets.list_models('*f0+') == ['nfnet_f0+']
-  assert nfnets.list_models('f0') == ['nfnet_f0', 'nfnet_f0+']
+  f0s = ['nfnet_f0', 'nfnet_f0+', 'timm/nfnet_f0']
+  assert nfnets.list_models('f0') == f0s
   assert nfnets.list_models('[') == nfnets.list_models('no such') == []
 
 

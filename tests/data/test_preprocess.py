@@ -1,8 +1,10 @@
 """Tests of the image preprocessings."""
 
+import math
 import pathlib
 
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow as tf
 
@@ -10,7 +12,13 @@ from nfnets.data import preprocess
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 JPEG = (GOLDEN / 'image_210x150.jpg').read_bytes()
-MODES = ('crop_resize', 'resize_crop_32', 'resize_crop_0.9', 'resize_crop_1')
+MODES = (
+  'crop_resize',
+  'resize_crop_32',
+  'resize_crop_0.9',
+  'resize_crop_1',
+  'center_crop_0.9',
+)
 
 
 @pytest.mark.parametrize('mode', MODES[:3])
@@ -24,6 +32,55 @@ def test_eval_agrees_with_the_published_preprocessing(mode):
   np.testing.assert_allclose(
     preprocess.normalize(image), normalized, atol=0.005
   )
+
+
+def crop_with_pillow(pixels, size, part):
+  """Resizes the shorter side to size / part and takes the centre.
+
+  Returns the image as Pillow makes it of bytes, rounded between its two passes,
+  and as it makes it of float32.
+  """
+  height, width = pixels.shape[:2]
+  short = math.floor(size / part)
+  resized = [int(short * side / min(height, width)) for side in (width, height)]
+  left, top = (round((side - size) / 2) for side in resized)
+
+  def crop(image):
+    image = image.resize(resized, PIL.Image.Resampling.BICUBIC)
+    return np.asarray(image)[top : top + size, left : left + size]
+
+  channels = [
+    crop(PIL.Image.fromarray(channel.astype(np.float32)))
+    for channel in np.moveaxis(pixels, 2, 0)
+  ]
+  return crop(PIL.Image.fromarray(pixels)), np.stack(channels, axis=-1)
+
+
+@pytest.mark.parametrize('size', [33, 64, 97, 200])
+@pytest.mark.parametrize('part', ['0.9', '.94', '1', '1.0'])
+@pytest.mark.parametrize('shape', ['wide', 'high', 'small'])
+def test_center_crop_agrees_with_pillow(size, part, shape):
+  pixels = tf.io.decode_jpeg(JPEG).numpy()
+  if shape == 'high':
+    pixels = pixels.transpose(1, 0, 2).copy()
+  elif shape == 'small':
+    pixels = pixels[50:91, 30:72].copy()
+  mode = f'center_crop_{part}'
+  image = preprocess.preprocess_eval(pixels, (size, size), mode).numpy()
+  rounded, exact = crop_with_pillow(pixels, size, float(part))
+  np.testing.assert_allclose(image, exact.clip(0, 255), atol=0.02)
+  # Rounding to whole numbers alone is 0.25 off on average.
+  assert np.abs(image - rounded).mean() < 0.35
+
+
+def test_center_crop_covers_a_size_that_is_not_square():
+  pixels = tf.io.decode_jpeg(JPEG).numpy()  # 150 by 210.
+  image = preprocess.preprocess_eval(pixels, (60, 20), 'center_crop_0.5')
+  resized = PIL.Image.fromarray(pixels).resize(
+    (168, 120), PIL.Image.Resampling.BICUBIC
+  )
+  expected = np.asarray(resized)[30:90, 74:94]
+  assert np.abs(image.numpy() - expected).mean() < 0.35
 
 
 @pytest.mark.parametrize('mode', MODES)
@@ -69,10 +126,11 @@ def test_grey_and_odd_and_tiny_images_come_out_in_size(shape, encode):
 @pytest.mark.parametrize(
     'mode',
     ['', 'squish', 'resize_crop', 'resize_crop_0', 'resize_crop_1.5',
-     'resize_crop_-3', 'resize_crop_32 ', 'crop_flip'],
+     'resize_crop_-3', 'resize_crop_32 ', 'crop_flip', 'center_crop',
+     'center_crop_0', 'center_crop_32', 'center_crop_1.5', 'center_crop_0.9%'],
 )  # fmt: skip
 def test_unknown_eval_mode_is_refused_with_the_known_ones(mode):
-  with pytest.raises(ValueError, match="'crop_resize' or 'resize_crop_P'"):
+  with pytest.raises(ValueError, match="'crop_resize', .* or 'center_crop_P'"):
     preprocess.preprocess_eval(JPEG, (64, 64), mode)
 
 
