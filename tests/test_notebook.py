@@ -14,7 +14,7 @@ _NOTEBOOK = pathlib.Path(__file__).parents[1] / 'examples/nfnet_demo.ipynb'
 
 
 def run(folder: pathlib.Path) -> tuple[str, list[int]]:
-  """Runs the notebook in a folder; returns its text and the cells with plots."""
+  """Runs the notebook in a folder; returns its text and cells with plots."""
   notebook = nbformat.read(_NOTEBOOK, as_version=4)
   client = nbclient.NotebookClient(
     notebook, timeout=500, resources={'metadata': {'path': str(folder)}}
