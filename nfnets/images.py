@@ -132,8 +132,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_8_bits(image: Image.Image) -> Image.Image:
   """Scales grey of 16 bits, which Pillow would clip at 255."""
   pixels = np.asarray(image)
-  # Some formats' 16 bits come as 'I', 32-bit integers.
-  if image.mode == 'F' or pixels.min() < 0 or pixels.max() > 65535:
+  # These formats' 16 bits come as 'I', 32-bit integers.
+  is_widened = image.mode == 'I' and image.format in ('PNG', 'PPM')
+  if not (is_widened or image.mode.startswith('I;16')):
     raise ImageError(
       'has 32 bits per channel, and nothing says which values are black and '
       'white; save it with 8 or 16 bits'

@@ -70,7 +70,8 @@ def write(network: predict.Network, path: str, float16: bool) -> list[str]:
     The operators, sorted.
 
   Raises:
-    GraphError: if it would have operators that are not in `OPERATORS`.
+    GraphError: if it would have operators that are not in `OPERATORS`, or is
+      not valid.
   """
   import onnx  # pylint: disable=g-import-not-at-top
   import onnx_ir
@@ -103,7 +104,10 @@ def write(network: predict.Network, path: str, float16: bool) -> list[str]:
       f'knows: {", ".join(unknown)}.'
     )
   _save(graph, path)
-  onnx.checker.check_model(path, full_check=True)
+  try:
+    onnx.checker.check_model(path, full_check=True)
+  except onnx.checker.ValidationError as error:
+    raise GraphError(f'The graph is not valid ONNX: {error}') from error
   return operators
 
 

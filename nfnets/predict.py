@@ -146,7 +146,7 @@ def open_network(args: argparse.Namespace) -> Network:
   if args.image_size:
     entry = dataclasses.replace(model.entry, test_size=args.image_size)
     model = dataclasses.replace(model, entry=entry)
-  params, state = _to_device((params, state))
+  params, state = jax.tree.map(jnp.asarray, (params, state))
   return Network(model, params, state)
 
 
@@ -229,16 +229,6 @@ def _check_installed() -> None:
       f'{error.name} is not installed, and images are prepared with it: pip '
       'install ".[train]" in the folder of this project.'
     ) from error
-
-
-def _to_device(tree: Any) -> Any:
-  """Returns the arrays on the device, floating ones in float32."""
-
-  def to_device(x):
-    is_float = jnp.issubdtype(x.dtype, jnp.floating)
-    return jnp.asarray(x, jnp.float32 if is_float else None)
-
-  return jax.tree.map(to_device, tree)
 
 
 def _load(model: zoo.Model, path: str) -> np.ndarray | str:

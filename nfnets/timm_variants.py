@@ -1,5 +1,7 @@
 """The table of timm's own normalizer-free networks (see `timm_nets`)."""
 
+import numpy as np
+
 from nfnets import utils
 
 # What a row holds, and what most rows have.
@@ -103,8 +105,8 @@ def _table() -> dict[str, dict]:
     'train_imsize': 160,
     'test_imsize': 160,
     'crop': 0.95,
-    'mean': 127.5,
-    'std': 127.5,
+    'mean': np.full(3, 127.5, np.float32),
+    'std': np.full(3, 127.5, np.float32),
   }
 
   # Three quarters of these widths, as those of the published NF-RegNets.

@@ -37,7 +37,7 @@ def load_haiku_file(path: str | os.PathLike[str]) -> hk.MutableParams:
   # Later, because the models use this module, and the weights know the models.
   from nfnets.weights import files  # pylint: disable=g-import-not-at-top
 
-  return files.load_weights(path).params
+  return files.load_haiku_file(path)
 
 
 def imagenet_classes() -> dict[str, str]:

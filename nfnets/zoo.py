@@ -124,10 +124,14 @@ def create_model(name: str, num_classes: int = 1000, **overrides) -> 'Model':
     **overrides: arguments of the network's class, such as `activation`.
 
   Raises:
-    ValueError: for an unknown name.
+    ValueError: for an unknown name or an impossible number of classes.
     TypeError: for an argument that the network does not have.
   """
   entry = get_entry(name)
+  if not isinstance(num_classes, int) or num_classes < 0:
+    raise ValueError(
+      f'num_classes must be a whole number of at least 0, not {num_classes!r}.'
+    )
   # A copy, so that nobody can change a dictionary inside it later.
   kwargs = copy.deepcopy(
     {**entry.kwargs, 'num_classes': num_classes, **overrides}

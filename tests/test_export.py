@@ -348,6 +348,7 @@ def test_bad_weights_are_told_in_one_line(run, tmp_path):
 
 
 SLOW = pytest.mark.slow
+MORE = [pytest.mark.slow, pytest.mark.exhaustive]
 
 
 @pytest.mark.parametrize(
@@ -356,13 +357,13 @@ SLOW = pytest.mark.slow
     ('nf_resnet50', {'width': 1}, 35),
     ('timm/test_nfnet', {}, 33),
     pytest.param('resnet50', {'width': 1}, 33, marks=SLOW),
-    pytest.param('resnet50_v1', {'width': 1}, 34, marks=SLOW),
-    pytest.param('fixup_resnet50', {'width': 1}, 33, marks=SLOW),
-    pytest.param('skipinit_resnet50', {'width': 1}, 33, marks=SLOW),
-    pytest.param('nf_regnet_b0', {}, 65, marks=SLOW),
+    pytest.param('resnet50_v1', {'width': 1}, 34, marks=MORE),
+    pytest.param('fixup_resnet50', {'width': 1}, 33, marks=MORE),
+    pytest.param('skipinit_resnet50', {'width': 1}, 33, marks=MORE),
+    pytest.param('nf_regnet_b0', {}, 65, marks=MORE),
     pytest.param('timm/eca_nfnet_l0', {}, 65, marks=SLOW),
-    pytest.param('timm/nf_resnet50', {}, 33, marks=SLOW),
-    pytest.param('timm/nfnet_f0', {}, 33, marks=SLOW),
+    pytest.param('timm/nf_resnet50', {}, 33, marks=MORE),
+    pytest.param('timm/nfnet_f0', {}, 33, marks=MORE),
     pytest.param('nfnet_f0', {}, 64, marks=SLOW),
   ],
 )

@@ -71,6 +71,7 @@ def test_outputs_and_features_agree_with_golden(name):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize('name', [n for n in NAMES if n not in QUICK])
 def test_outputs_and_features_of_large_networks_agree_with_golden(name):
   check_outputs(name)

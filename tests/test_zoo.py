@@ -149,6 +149,18 @@ def test_every_model_can_recompute_its_blocks(name):
   nfnets.create_model(name, remat=True)
 
 
+@pytest.mark.parametrize('num_classes', [-1, 1.5, '10'])
+def test_impossible_numbers_of_classes_are_refused(num_classes):
+  with pytest.raises(ValueError, match='num_classes must be'):
+    nfnets.create_model('nfnet_digits', num_classes)
+
+
+def test_headless_model_has_no_logits():
+  model = nfnets.create_model('nfnet_digits', 0)
+  with pytest.raises(ValueError, match='has no last layer'):
+    model.logits({}, jnp.zeros((1, 32, 32, 3)))
+
+
 def test_model_is_immutable_and_hashable():
   model = nfnets.create_model('nfnet_digits')
   with pytest.raises(dataclasses.FrozenInstanceError):

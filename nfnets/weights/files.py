@@ -89,8 +89,8 @@ def load_weights(path: Path) -> Weights:
 def load_tensors(path: Path) -> dict[str, np.ndarray]:
   """Reads a state dict that PyTorch or safetensors wrote, without PyTorch.
 
-  Where a checkpoint of training has it under 'state_dict' or the like, as timm
-  writes them, this is what is read, averaged weights first. A 'module.' or
+  Where a checkpoint of training has it under 'state_dict' or the like, this is
+  what is read, averaged weights first. A 'module.' or
   '_orig_mod.' before the names, from a wrapped model, is removed.
 
   Args:

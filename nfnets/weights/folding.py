@@ -62,7 +62,15 @@ def freeze(
 
   Returns:
     A jitted function of normalized images [B, H, W, 3] to that output.
+
+  Raises:
+    ValueError: if the model has no such output.
   """
+  outputs = ['logits'] * bool(model.num_classes) + ['pool', 'features']
+  if output not in outputs:
+    raise ValueError(
+      f'{model.name} has no output {output!r}; it has {", ".join(outputs)}.'
+    )
   params = fold_weights(params, model)
 
   @jax.jit

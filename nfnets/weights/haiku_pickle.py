@@ -20,6 +20,10 @@ NUMERIC = frozenset(
 )
 MAX_DIMS = 32
 MAX_SIZE = 2**48
+# What the tree may take, as a multiple of the file; and a leaf, but for its
+# array.
+_MAX_SHARING = 4
+_LEAF_BYTES = 30
 _HINT = (
   'A file of weights holds dicts of NumPy arrays; jax.device_get makes such '
   'arrays from those of JAX.'
@@ -259,7 +263,14 @@ def read(file: unpickle.File) -> dict[str, dict[str, np.ndarray]]:
   tree = unpickler.load()
   if not isinstance(tree, dict):
     raise ValueError(f'holds {unpickle.kind(tree)}, not a dict of modules')
-  return {module: _leaves(module, leaves) for module, leaves in tree.items()}
+  params, size = {}, 0
+  for module, leaves in tree.items():
+    params[module] = _leaves(module, leaves)
+    # A pickle can name one array, or a whole dict of them, again and again.
+    size += sum(_LEAF_BYTES + leaf.nbytes for leaf in params[module].values())
+    if size > _MAX_SHARING * file.size:
+      raise ValueError('has the same arrays over and over')
+  return params
 
 
 def _leaves(module: Any, leaves: Any) -> dict[str, np.ndarray]:

@@ -126,16 +126,17 @@ def read_weights(path: files.Path) -> files.Weights:
     ValueError: if it is no such file.
   """
   kind = files.recognize(path)
-  tensors = None
+  tensors = {}
   if kind in ('safetensors', 'torch_zip', 'torch_legacy'):
     tensors = files.load_tensors(path)
-  if tensors is None or any('/' in name for name in tensors):
-    weights = files.load_weights(path)
-  else:
+  if tensors and not any('/' in name for name in tensors):
     try:
       weights = files.Weights(timm.guess_tree(tensors), {})
     except ValueError as error:
       raise ValueError(f'{path}: {error}') from error
+  else:
+    del tensors
+    weights = files.load_weights(path)
 
   def as_float32(x):
     if np.issubdtype(x.dtype, np.floating):

@@ -118,6 +118,7 @@ def guess_tree(state_dict: Mapping[str, Any]) -> hk.MutableParams:
   """
   blocks = [m for m in map(_TIMM_BLOCK.match, state_dict) if m]
   blocks = sorted({(int(m[1]), int(m[2])) for m in blocks})
+  numbers = {block: i for i, block in enumerate(blocks)}
   skipinit = any(key.endswith('.skipinit_gain') for key in state_dict)
   root = 'NFNet' if skipinit else 'NormFreeNet'
   params, strange = {}, {}
@@ -126,7 +127,7 @@ def guess_tree(state_dict: Mapping[str, Any]) -> hk.MutableParams:
     module, _, name = key.rpartition('.')
     path = [root]
     if match := _TIMM_BLOCK.fullmatch(module):
-      number = blocks.index((int(match[1]), int(match[2])))
+      number = numbers[int(match[1]), int(match[2])]
       path.append(f'nf_block_{number}' if number else 'nf_block')
       module = match[3]
     if name != 'skipinit_gain':

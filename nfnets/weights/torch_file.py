@@ -114,7 +114,12 @@ def _storage(pid: Any) -> _Storage:
       size,
       *rest,
     ):
-      if name in _DTYPES and type(size) is int and rest in ([], [None]):
+      if (
+        name in _DTYPES
+        and type(size) is int
+        and 0 <= size < haiku_pickle.MAX_SIZE
+        and rest in ([], [None])
+      ):
         return _Storage(_DTYPES[name], key, size)
   raise ValueError('has a tensor whose storage is damaged')
 

@@ -35,7 +35,7 @@ class File:
     self.position = 0
 
   def _check(self, count: int, available: int) -> None:
-    if count > available:
+    if not 0 <= count <= available:
       raise ValueError(
         f'ends too early, after {self.size} bytes: a download that stopped, or '
         'a damaged file'

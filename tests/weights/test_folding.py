@@ -108,3 +108,17 @@ def test_a_kernel_whose_gain_is_lost_is_not_taken_for_a_folded_one():
   del params['ws_conv2_d']['gain']
   with pytest.raises(ValueError, match='gain'):
     conv.apply(params, x)
+
+
+def test_frozen_model_is_a_function_of_images_alone():
+  model = nfnets.create_model('nfnet_digits', 10)
+  params = random_params(model)
+  images = reference_params.reference_images(2, 32, 32, 0)
+  np.testing.assert_allclose(
+    folding.freeze(model, params)(images),
+    model.logits(params, images),
+    rtol=1e-4,
+    atol=1e-5,
+  )
+  with pytest.raises(ValueError, match="'logit'; it has logits, pool"):
+    folding.freeze(model, params, output='logit')

@@ -330,6 +330,19 @@ def test_endless_pickles_are_refused(tmp_path):
   assert '1000000 pickle instructions' in message
 
 
+def test_the_same_arrays_over_and_over_are_refused(tmp_path):
+  array = np.zeros(1000, np.float16)
+  leaves = {f'w{i}': np.zeros((), np.float32) for i in range(100)}
+  for tree in (
+    {'a': {str(i): array for i in range(1000)}},
+    {str(i): leaves for i in range(1000)},
+  ):
+    assert 'over and over' in refusal(tmp_path, pickle.dumps(tree, 4))
+  # As where a network ties two of its layers.
+  tree = {'a': {'w': array}, 'b': {'w': array}}
+  assert_same(load(tmp_path, pickle.dumps(tree, 4)), tree)
+
+
 def test_deep_nesting_is_refused(tmp_path):
   deep = b'\x80\x04' + b')' + 200_000 * b'\x85' + b'.'
   assert 'tuple' in refusal(tmp_path, deep)

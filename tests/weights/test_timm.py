@@ -45,6 +45,7 @@ def test_keys_and_shapes_are_those_of_timm(name):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize('name', DEEP)
 def test_keys_and_shapes_of_deep_networks_are_those_of_timm(name):
   check_tree(name)
