@@ -251,7 +251,7 @@ def zipped(**members):
     (b'\n  <html>', 'web page'),
     (b'<?xml version="1.0"?><Error>NoSuchKey</Error>', 'web page'),
     (b'version https://git-lfs.github.com/spec/v1\noid sha256:1', 'git lfs'),
-    (gzip.compress(b'weights'), 'gzip'),
+    (gzip.compress(b'weights', mtime=0), 'gzip'),
     (b'\x89HDF\r\n\x1a\n', 'HDF5'),
     (b'{"a": 1}', 'JSON'),
     (b'Not found', "begins with b'Not found'"),
