@@ -90,6 +90,8 @@ def _last_layer(
   head = _modules(settings.create_model(config)) - body
   if params.keys() == body:
     return head, 0
+  if params.keys() - head != body:
+    return head, config.num_classes
   sizes = {
     np.shape(leaf)[-1]
     for module in head & params.keys()

@@ -52,26 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     epilog=_EPILOG,
     allow_abbrev=False,
   )
-  parser.add_argument(
-    '--weights',
-    required=True,
-    metavar='FILE',
-    help='weights: .npz, .safetensors, a pickle of Haiku, or a file of timm',
-  )
+  predict.add_network_arguments(parser)
   parser.add_argument(
     '--output', required=True, metavar='FILE', help='the .onnx to write'
-  )
-  parser.add_argument(
-    '--model',
-    type=predict.model_name,
-    metavar='NAME',
-    help='whose weights they are (recognized from the file)',
-  )
-  parser.add_argument(
-    '--image_size',
-    type=predict.positive,
-    metavar='N',
-    help="side of the images in pixels (the model's test size)",
   )
   parser.add_argument(
     '--float16',
@@ -81,11 +64,11 @@ def main(argv: list[str] | None = None) -> int:
   try:
     return _export(parser.parse_args(argv))
   except predict.CommandError as error:
-    return _fail(error, error.status)
+    return predict.fail(error, error.status)
   except KeyboardInterrupt:
-    return _fail('interrupted', 130)
+    return predict.fail('interrupted', 130)
   except OSError as error:
-    return _fail(error, 1)
+    return predict.fail(error, 1)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -226,11 +209,6 @@ def _check_output(path: str) -> None:
 
 def _say(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
-
-
-def _fail(error: Any, status: int) -> int:
-  _say(f'error: {error}')
-  return status
 
 
 if __name__ == '__main__':

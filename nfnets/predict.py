@@ -77,6 +77,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='an image in any format that Pillow reads, or a folder: all images in '
     'it, at any depth, but for hidden ones and links to folders',
   )
+  add_network_arguments(parser)
+  parser.add_argument(
+    '--batch_size',
+    type=positive,
+    default=8,
+    metavar='N',
+    help='how many images go through the network together (8)',
+  )
+
+
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the arguments that `open_network` reads."""
   parser.add_argument(
     '--weights',
     required=True,
@@ -95,13 +107,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='N',
     help="side of the images in pixels (the model's test size)",
   )
-  parser.add_argument(
-    '--batch_size',
-    type=positive,
-    default=8,
-    metavar='N',
-    help='how many images go through the network together (8)',
-  )
 
 
 def run(command: Callable[[argparse.Namespace], int], args) -> int:
@@ -119,14 +124,14 @@ def run(command: Callable[[argparse.Namespace], int], args) -> int:
     _check_installed()
     return command(args)
   except CommandError as error:
-    return _fail(error, error.status)
+    return fail(error, error.status)
   except KeyboardInterrupt:
-    return _fail('interrupted', 130)
+    return fail('interrupted', 130)
   except OSError as error:
     # Nobody reads the results, or they cannot be written. Python would try
     # once more at its end.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1 if isinstance(error, BrokenPipeError) else _fail(error, 1)
+    return 1 if isinstance(error, BrokenPipeError) else fail(error, 1)
   finally:
     signal.signal(signal.SIGINT, previous)
 
@@ -214,7 +219,7 @@ def say(text: str, file: TextIO) -> None:
 def _interrupt(*_: Any) -> None:
   # An exception could get lost inside of JAX, and ending in an orderly way
   # crashes while XLA is computing.
-  os._exit(_fail('interrupted', 130))
+  os._exit(fail('interrupted', 130))
 
 
 def _check_installed() -> None:
@@ -267,6 +272,7 @@ def _run_batch(
       yield result if is_finite else "the network's output is not finite"
 
 
-def _fail(error: Any, status: int) -> int:
+def fail(error: Any, status: int) -> int:
+  """Tells an error in one line; returns the exit status."""
   print(f'error: {error}', file=sys.stderr, flush=True)
   return status
