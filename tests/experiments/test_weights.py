@@ -358,6 +358,7 @@ def bad_files(tmp_path_factory):
 
 
 _EVAL = '--jaxline_mode=eval'
+_F0 = f'{_SETTING}.model=nfnet_f0'
 _RESNET = f'{_SETTING}.model=nf_resnet50'
 _MULTITHREADED = '--jaxline_mode=train_eval_multithreaded'
 
@@ -372,6 +373,7 @@ _MULTITHREADED = '--jaxline_mode=train_eval_multithreaded'
     ('digits.npz', (_RESNET,), 2, 'with 10 classes, not of nf_resnet50 with 1'),
     ('digits.npz', (_RESNET, _EVAL), 2, 'are of nfnet_digits with 10 classes'),
     ('head.npz', (_RESNET,), 2, 'of nfnet_digits with 1000 classes, not of nf'),
+    ('head.npz', (_F0,), 2, 'with 1000 classes, not of nfnet_f0 with 10 '),
     ('digits.npz', (_RESNET, _MULTITHREADED), 2, 'are of nfnet_digits with'),
     ('head.npz', (_EVAL,), 2, 'with 1000 classes, not of nfnet_digits with 10'),
     ('folded.npz', (), 2, 'cannot be trained any more'),
