@@ -6,7 +6,7 @@ from nfnets.optim.agc import (
   unitwise_norm,
 )
 from nfnets.optim.recipe import clip_mask, decay_mask, make_optimizer, sgd_agc
-from nfnets.optim.sam import sam
+from nfnets.optim.sam import sam, sam_ascent, sam_descent
 from nfnets.optim.schedules import warmup_cosine
 
 __all__ = [
@@ -16,6 +16,8 @@ __all__ = [
   'decay_mask',
   'make_optimizer',
   'sam',
+  'sam_ascent',
+  'sam_descent',
   'sgd_agc',
   'unitwise_norm',
   'warmup_cosine',

@@ -7,16 +7,66 @@ import jax.numpy as jnp
 import optax
 
 
-def _normalize() -> optax.GradientTransformation:
-  """Divides updates by their global norm; zero stays zero."""
+def sam_ascent(
+  params: optax.Params, gradient: optax.Updates, rho: float = 0.05
+) -> optax.Params:
+  """Returns the worse point nearby: params + rho * g / ||g|| (equation 2).
 
-  def update_fn(updates, state, params=None):
-    del params
-    norm = optax.tree.norm(updates)
-    scale = jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1), 0)
-    return jax.tree.map(lambda u: u * scale.astype(u.dtype), updates), state
+  Args:
+    params: tree of arrays.
+    gradient: g, a tree of the same shapes. It may come from a part of the
+      batch, and differ between devices (section 4.1, "m-sharpness"). If it is
+      zero, the parameters are returned.
+    rho: length of the step.
 
-  return optax.GradientTransformation(optax.init_empty_state, update_fn)
+  Returns:
+    A tree with the shapes and dtypes of `params`. The descent gradient is the
+    one of the whole batch at this point, averaged over devices.
+  """
+  norm = optax.tree.norm(gradient)
+  norm = jnp.where(norm > 0, norm, 1)
+  return jax.tree.map(
+    lambda p, g: (p + rho * g / norm).astype(p.dtype), params, gradient
+  )
+
+
+def sam_descent(
+  base: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+  """The base optimizer, with the state of `sam`.
+
+  For training steps that take both gradients themselves, as they do to get more
+  than a gradient out of the descent:
+
+    worse = sam_ascent(params, ascent_gradient, rho)
+    loss, grads = jax.value_and_grad(loss_fn)(worse, batch)
+    updates, state = sam_descent(base).update(grads, state, params)
+
+  Args:
+    base: takes the gradient of the worse point, but the parameters where the
+      step starts: weight decay and the limit of AGC are of these.
+
+  Returns:
+    An optax transformation whose `update` passes everything on to `base`.
+  """
+  base = optax.with_extra_args_support(base)
+
+  def init_fn(params):
+    # The tree of optax.contrib.sam in its opaque mode, because checkpoints hold
+    # it; only `opt_state` ever changes.
+    empty = optax.EmptyState()
+    return optax.contrib.SAMState(
+      steps_since_sync=jnp.zeros((), jnp.int32),
+      opt_state=base.init(params),
+      adv_state=(empty, (empty, empty)),
+      cache=None,
+    )
+
+  def update_fn(updates, state, params=None, **extra: Any):
+    updates, opt_state = base.update(updates, state.opt_state, params, **extra)
+    return updates, state._replace(opt_state=opt_state)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def sam(
@@ -24,18 +74,14 @@ def sam(
 ) -> optax.GradientTransformationExtraArgs:
   """Takes the base optimizer's step with the gradient of a worse point nearby.
 
-  With ascent gradient g, the base optimizer sees the gradient at params + rho *
-  g / ||g|| (equation 2). `update` takes the ascent gradient as `updates` and
-  the extra argument `grad_fn`, a function of (params, number of the ascent
-  step) that returns the descent gradient:
+  `sam_ascent` and `sam_descent` in one `update`, which takes the ascent
+  gradient as `updates` and the extra argument `grad_fn`, a function of (params,
+  number of the ascent step: 0) that returns the descent gradient:
 
     tx = sam(optax.sgd(0.1), rho=0.05)
     ascent = jax.grad(loss)(params, part_of_batch)
     descent = lambda p, _: jax.lax.pmean(jax.grad(loss)(p, batch), 'i')
     updates, state = tx.update(ascent, state, params, grad_fn=descent)
-
-  The ascent gradient may come from a part of the batch, and differ between
-  devices (section 4.1, "m-sharpness"); average the descent gradient.
 
   Args:
     base: the optimizer of the descent step.
@@ -45,11 +91,9 @@ def sam(
     An optax transformation with the extra argument `grad_fn`. `update` raises
     ValueError without `params` or without `grad_fn`.
   """
-  ascent = optax.chain(_normalize(), optax.sgd(rho))
-  inner = optax.contrib.sam(base, ascent, sync_period=2, opaque_mode=True)
+  descent = sam_descent(base)
 
   def update_fn(updates, state, params=None, *, grad_fn=None, **extra: Any):
-    del extra
     if params is None:
       raise ValueError('sam needs params: update(grads, state, params, ...).')
     if grad_fn is None:
@@ -57,6 +101,7 @@ def sam(
         'sam needs the descent gradient: call update(ascent_gradient, state, '
         'params, grad_fn=lambda params, i: descent_gradient).'
       )
-    return inner.update(updates, state, params, grad_fn=grad_fn)
+    updates = grad_fn(sam_ascent(params, updates, rho), 0)
+    return descent.update(updates, state, params, **extra)
 
-  return optax.GradientTransformationExtraArgs(inner.init, update_fn)
+  return optax.GradientTransformationExtraArgs(descent.init, update_fn)

@@ -75,14 +75,50 @@ def test_two_updates_of_optaxs_transparent_mode_are_one_of_ours():
     )
 
 
-def test_ascent_gradient_of_zero_leaves_the_plain_step():
-  tx = optim.sam(optax.sgd(0.1))
-  zeros = jax.tree.map(jnp.zeros_like, START)
-  updates, _ = tx.update(zeros, tx.init(START), START, grad_fn=gradient)
-  expected = jax.tree.map(lambda g: -0.1 * g, gradient(START))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected
+def test_two_halves_are_the_whole():
+  base = optax.adam(0.05)
+  whole, half = optim.sam(base, 0.3), optim.sam_descent(base)
+  want = whole.update(
+    gradient(START), whole.init(START), START, grad_fn=gradient
   )
+  worse = optim.sam_ascent(START, gradient(START), 0.3)
+  got = half.update(gradient(worse), half.init(START), START)
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_state_is_that_of_optax_which_checkpoints_hold():
+  base = optim.sgd_agc(0.1)
+  ascent = optax.chain(optax.contrib.normalize(), optax.sgd(0.1))
+  want = optax.contrib.sam(base, ascent, opaque_mode=True).init(START)
+  tx = optim.sam(base)
+  state = tx.init(START)
+  assert jax.tree.structure(state) == jax.tree.structure(want)
+  jax.tree.map(np.testing.assert_array_equal, state, want)
+  _, state = tx.update(START, want, START, grad_fn=gradient)
+  assert jax.tree.structure(state) == jax.tree.structure(want)
+
+
+def test_ascent_along_a_zero_gradient_stays_where_it_is():
+  zeros = jax.tree.map(jnp.zeros_like, START)
+  worse = optim.sam_ascent(START, zeros)
+  jax.tree.map(np.testing.assert_array_equal, worse, START)
+
+
+def test_ascent_keeps_the_dtypes_of_the_parameters():
+  params = {'w': jnp.ones(2, jnp.bfloat16), 'b': jnp.ones(2)}
+  worse = optim.sam_ascent(params, jax.tree.map(jnp.float32, params))
+  assert worse['w'].dtype == jnp.bfloat16 and worse['b'].dtype == jnp.float32
+
+
+def test_base_gets_the_arguments_of_an_update():
+  def update(updates, state, params=None, *, value):
+    return value, state
+
+  base = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+  tx = optim.sam(base)
+  state = tx.init(START)
+  updates, _ = tx.update(START, state, START, grad_fn=gradient, value=3)
+  assert updates == 3
 
 
 def test_ascent_may_come_from_another_batch_than_the_descent():
