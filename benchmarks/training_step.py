@@ -32,7 +32,7 @@ import numpy as np
 # For `experiments`, which is not installed.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from experiments import configs, settings  # noqa: E402
+from experiments import configs, recipe  # noqa: E402
 from experiments import step as step_lib  # noqa: E402
 
 _SETTINGS = {
@@ -46,11 +46,11 @@ _SETTINGS = {
 def _prepare(args, name: str):
   """Returns a compiled step, what it takes, and the bytes that it keeps."""
   config = configs.load(args.config).experiment_kwargs.config
-  config.update(bfloat16=False, train_batch_size=args.batch, **_SETTINGS[name])
+  config.update(bfloat16=False, fake_data=True)
+  config.update(train_batch_size=args.batch, **_SETTINGS[name])
   size = args.image_size or config.image_size
-  model = settings.create_model(config)
-  schedule = settings.create_schedule(config, 1e4)
-  optimizer = settings.create_optimizer(config, schedule)
+  built = recipe.build(config, jax.random.PRNGKey(0))
+  model, optimizer = built.model, built.optimizer
   init = jax.jit(
     lambda rng: step_lib.init_train_state(model, optimizer, config.use_ema, rng)
   )
@@ -59,7 +59,7 @@ def _prepare(args, name: str):
     'images': rng.integers(256, size=(args.batch, size, size, 3)).astype('u1'),
     'labels': rng.integers(config.num_classes, size=args.batch, dtype='i4'),
   }
-  step = step_lib.make_train_step(model, optimizer, schedule, config)
+  step = step_lib.make_train_step(model, optimizer, built.schedule, config)
   key = jax.random.PRNGKey(0)
   state = jax.eval_shape(init, key)
   compiled = jax.jit(step, donate_argnums=0).lower(state, batch, key).compile()
@@ -72,7 +72,7 @@ def _kept_bytes(model, config, batch) -> int:
   """Returns the bytes that the backward pass needs of the forward pass."""
 
   def loss(params, state, key):
-    images = step_lib.network_input(batch['images'], config)
+    images = model.normalize(batch['images'].astype(jnp.float32))
     out, _ = model.apply(params, state, key, images, is_training=True)
     return jnp.sum(out['logits'])
 

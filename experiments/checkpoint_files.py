@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 import zlib
 
 import jax
@@ -25,6 +25,27 @@ def latest_step(folder: pathlib.Path) -> int | None:
   if not folder.is_dir():
     return None
   return max(ocp.utils.checkpoint_steps(folder), default=None)
+
+
+class Best(NamedTuple):
+  """The value of the metric that was best, and the step."""
+
+  value: float
+  step: int
+
+
+def best(folder: pathlib.Path) -> Best | None:
+  """Returns what a run's best checkpoint is; None without one.
+
+  Raises:
+    CheckpointError: if it is damaged.
+  """
+  step = latest_step(folder / 'best')
+  if step is None:
+    return None
+  key = 'best_eval_metric_value'
+  tree = read(folder / 'best' / str(step), lambda full: {key: full[key]})
+  return Best(float(tree[key]), step)
 
 
 def read(
@@ -59,7 +80,7 @@ def read(
       full = jax.tree.map(
         lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), dict(metadata)
       )
-    except Exception as error:  # pylint: disable=broad-except
+    except Exception as error:
       raise _damaged(path, error) from error
     chosen = choose(full)
     try:
@@ -73,7 +94,7 @@ def read(
           checksums=ocp.args.JsonRestore(),
         ),
       )
-    except Exception as error:  # pylint: disable=broad-except
+    except Exception as error:
       raise _damaged(path, error) from error
   tree, expected = restored['state'], restored['checksums']
   for name, checksum in checksums(tree).items():
@@ -141,7 +162,7 @@ def check_same(path: pathlib.Path, found: Any, wanted: Any) -> None:
       + '\n'.join(differences[:_SHOWN_DIFFERENCES])
       + more
       + '\nContinue it with the config that wrote it, or choose a new folder '
-      'with --config.checkpoint_dir.'
+      'with --checkpoint_dir.'
     )
 
 

@@ -256,7 +256,7 @@ class OrbaxCheckpointer:
     return CheckpointError(
       f'No checkpoint in {folder}. Train first, with the same command and '
       '--jaxline_mode=train, or name another folder with '
-      '--config.checkpoint_dir.'
+      '--checkpoint_dir.'
     )
 
   def _wait_for_news(self, series: str) -> None:
@@ -277,7 +277,7 @@ class OrbaxCheckpointer:
       if waited > 60 * self._wait_minutes:
         raise CheckpointError(
           f'{what} in {folder} for {self._wait_minutes:g} minutes. Is '
-          'training running? --config.eval_wait_minutes sets how long '
+          'training running? --eval_wait_minutes sets how long '
           'evaluation waits.'
         )
       if time.time() - logged > 60:

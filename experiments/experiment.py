@@ -1,425 +1,297 @@
 """Trains and evaluates the networks of `nfnets` with JAXline.
 
-python experiments/experiment.py --config=NAME [--config.key=value ...]
+python experiments/experiment.py --config=NAME [--SETTING=value ...]
 """
 
-import collections
-from collections.abc import Iterator, Mapping
-import contextlib
 import functools
-import math
+import json
 import pathlib
 import sys
+import textwrap
 import threading
 import time
 from typing import Any
 
-from absl import logging
+from absl import flags, logging
 import jax
-from jaxline import experiment
-from jaxline import utils as jaxline_utils
+from jaxline import train
 import ml_collections
-import numpy as np
-import tqdm
 
 # The command works from a clone that is not installed, too.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-# pylint: disable=g-import-not-at-top
-from experiments import jaxline_compat, preemption, progress, settings
-from experiments import step as step_lib
+from experiments import (
+  checkpoint_files,
+  checkpoints,
+  command_line,
+  compilation_cache,
+  configs,
+  help_text,
+  initial_weights,
+  jaxline_compat,
+  preemption,
+  processes,
+  progress,
+  recipe,
+  summary,
+  trainer,
+)
 from nfnets import weights as weights_lib
 from nfnets.data import dataset
 
-# pylint: enable=g-import-not-at-top
+_USAGE = """\
+usage: python experiments/experiment.py --config=NAME [options]
 
-_AXIS = jaxline_compat.AXIS
-# Steps that the host may be ahead of the devices: enough that these never wait,
-# few enough that not many batches take up memory.
-_STEPS_AHEAD = 3
-# Names the part of a batch by which hosts tell each other to end.
-_STOP = 'stop'
+  --config=NAME        a recipe, or the path of a config file; recipes:
+{names}
+                       NAME:small is a few steps of a small network on random
+                       images, to look around.
+  --SETTING=VALUE      another value of a setting, such as
+                       --training_steps=1000 --train_batch_size=256
+                       --checkpoint_dir=/data/runs/f0 --weights=F0_haiku.npz
+                       --lr_schedule.warmup_epochs=1; all of them stand below.
+  --jaxline_mode=MODE  train (the default), eval, or train_eval_multithreaded
+  --coordinator_address=HOST:PORT --num_processes=N --process_id=I
+                       for several hosts: the address of process 0, the same
+                       for all, and the number of each, from 0. TPU pods, Slurm
+                       and Open MPI tell these by themselves.
 
-# Two programs of several devices must not be started in different orders.
-_dispatch_lock = threading.Lock()
+With --weights=FILE training starts from the weights of a file, and eval
+evaluates these, once, and no checkpoint.
+
+Running the same command again continues from the last checkpoint. SIGTERM has
+training save and end; a second one ends it at once. The last line of standard
+output is JSON; everything else goes to standard error.
+
+{settings}"""
+
+# Errors whose message says it all.
+_EXPECTED = (
+  checkpoints.CheckpointError,
+  dataset.DatasetError,
+  initial_weights.WeightsError,
+  recipe.ConfigError,
+  trainer.NonFiniteError,
+)
+_MODES = ('train', 'eval', 'train_eval_multithreaded')
 
 
-class NonFiniteError(RuntimeError):
-  """Training has come to numbers that are not finite."""
+def main(argv: list[str]) -> int:
+  """Runs the command; returns its exit status.
+
+  0 is success, 1 a failure, 2 a wrong command.
+  """
+  if '--help' in argv or '-h' in argv:
+    names = textwrap.fill(', '.join(configs.names()), 54)
+    names = textwrap.indent(names, ' ' * 23)
+    settings = help_text.explain_settings(argv)
+    print(_USAGE.format(names=names, settings=settings))
+    return 0
+  progress.set_up_logging()
+  try:
+    name, config = command_line.parse(argv)
+    mode = flags.FLAGS.jaxline_mode
+    _check_mode(config, mode)
+    processes.join()
+  except ValueError as error:
+    return processes.fail(error, 2)
+  if config.compilation_cache:
+    compilation_cache.enable()
+  start = time.monotonic()
+  try:
+    results = run(config, mode)
+  except _EXPECTED as error:
+    # A wrong setting is a wrong command.
+    is_usage = isinstance(error, recipe.ConfigError)
+    return processes.fail(error, 2 if is_usage else 1)
+  except KeyboardInterrupt:
+    return processes.fail('interrupted; the last checkpoint is kept', 130)
+  except Exception as error:
+    if not jax.distributed.is_initialized():
+      raise
+    return processes.fail(processes.describe_failure(error), 1)
+  results = {'config': name, 'mode': mode, **results}
+  if jax.process_index() == 0:
+    seconds = time.monotonic() - start
+    print(summary.describe(argv, config, results, seconds), file=sys.stderr)
+    print(json.dumps(results), flush=True)
+  return 0
 
 
-def _with_stop(train_step):
-  """Has the devices of all hosts agree on whether one of them shall end."""
+def run(config: ml_collections.ConfigDict, mode: str) -> dict[str, Any]:
+  """Trains, evaluates, or both.
 
-  def step(train_state, batch, rng):
-    batch = dict(batch)
-    stop = batch.pop(_STOP, None)
-    train_state, metrics = train_step(train_state, batch, rng)
-    if stop is not None:
-      metrics[_STOP] = jax.lax.pmax(stop, _AXIS)
-    return train_state, metrics
+  Args:
+    config: JAXline's; `training_steps` of 0 is set to the recipe's.
+    mode: 'train', 'eval' or 'train_eval_multithreaded'.
 
-  return step
+  Returns:
+    The last metrics and where the results are.
+  """
+  ours = config.experiment_kwargs.config
+  built = recipe.build(ours, jaxline_compat.init_rng(config))
+  if mode == 'eval' and ours.weights:
+    return _evaluate_weights(config, built)
+  weights = None
+  if mode != 'eval':
+    weights = _weights_to_start_from(config, built)
+  if not config.training_steps:
+    config.training_steps = built.num_steps
+  logging.info(
+    '%d steps of %d images (%d for training) on %d %s device(s) of %d '
+    'process(es); results in %s',
+    config.training_steps,
+    ours.train_batch_size,
+    built.num_examples,
+    jax.device_count(),
+    jax.devices()[0].device_kind,
+    jax.process_count(),
+    config.checkpoint_dir,
+  )
+  reporter = progress.Reporter(config.training_steps, ours.train_batch_size)
+  jaxline_compat.log_train_metrics_with(reporter.log)
+  make = functools.partial(trainer.Experiment, recipe=built, reporter=reporter)
+  if mode == 'eval':
+    last = _evaluate(make, config)
+  else:
+    with preemption.Notice() as notice:
+      make = functools.partial(make, notice=notice)
+      if mode == 'train':
+        make = functools.partial(make, weights=weights)
+        test = built.num_eval_examples <= config.test_at_end
+        last = _train(make, config, reporter, test)
+      else:
+        last = _train_and_evaluate(make, config, reporter, weights, notice)
+  return {**last, 'checkpoint_dir': config.checkpoint_dir}
 
 
-class Experiment(experiment.AbstractExperiment):
-  """Image classification by one network on one dataset."""
-
-  CHECKPOINT_ATTRS = {'_train_state': 'train_state'}
-
-  def __init__(
-    self,
-    mode: str,
-    init_rng: jax.Array,
-    config: ml_collections.ConfigDict,
-    reporter: progress.Reporter | None = None,
-    notice: preemption.Notice | None = None,
-    weights: weights_lib.Weights | None = None,
-  ):
-    """Checks the settings and opens the dataset; in training, starts.
-
-    Args:
-      mode: JAXline's mode.
-      init_rng: key of the first parameters, and of the order of the data.
-      config: the experiment's; see `configs.get_base`.
-      reporter: shows a bar on a terminal; None shows none.
-      notice: tells that training should save and end; None if it never should.
-      weights: parameters and state to start from, of all modules or of some, or
-        in evaluation to evaluate, unless a checkpoint is restored. What reads
-        `config.weights` is the command.
-
-    Raises:
-      settings.ConfigError: for settings that are wrong.
-      nfnets.data.dataset.DatasetError: if the dataset cannot be used.
-    """
-    super().__init__(mode=mode, init_rng=init_rng)
-    settings.check_config(config)
-    self.config = config
-    self._is_training = mode == 'train'
-    self._builder, num_examples = settings.open_dataset(config)
-    self._steps_per_epoch = num_examples / config.train_batch_size
-    self._reporter = reporter
-    self._model = settings.create_model(config)
-    self._schedule = settings.create_schedule(config, self._steps_per_epoch)
-    self._optimizer = settings.create_optimizer(config, self._schedule)
-
-    self._data_seed = int(jax.random.randint(init_rng, (), 0, 2**31 - 1))
-    self._init = functools.partial(
-      step_lib.init_train_state,
-      self._model,
-      self._optimizer,
-      config.use_ema,
-    )
-    if self._is_training:
-      self._train_state = jaxline_compat.bcast_local_devices(
-        jax.jit(self._init)(init_rng, weights)
-      )
-      self._train_step = jax.pmap(
-        _with_stop(
-          step_lib.make_train_step(
-            self._model, self._optimizer, self._schedule, config, _AXIS
-          )
-        ),
-        axis_name=_AXIS,
-        donate_argnums=0,
-        out_axes=(0, None),
-      )
-    elif weights is not None:
-      self._train_state = jaxline_compat.bcast_local_devices(
-        step_lib.TrainState(
-          step=0,
-          params=weights.params,
-          state=weights.state,
-          opt_state=None,
-          ema_params=None,
-          ema_state=None,
-          skipped=0,
-        )
-      )
-    self._eval_step = jax.pmap(
-      step_lib.make_eval_step(self._model, config, _AXIS),
-      axis_name=_AXIS,
-      out_axes=None,
-    )
-    self._batches = None
-    self._next_batch = None
-    # The numbers of the steps that the devices are at, with their metrics.
-    self._in_flight = collections.deque()
-    self._periodic_actions = ()
-    self._notice = notice
-    self._last_step = math.inf
-    self._started = None
-    self._seconds_waited = 0.0
-
-  def abstract_snapshot(self) -> dict[str, Any]:
-    """Returns shapes and dtypes of what a checkpoint of this holds."""
-    return {'train_state': jax.eval_shape(self._init, jax.random.PRNGKey(0))}
-
-  # Training.
-
-  def should_run_step(self, global_step: int, config) -> bool:
-    """Tells whether to go on: not after the last step, nor after SIGTERM."""
-    if self._notice is not None and jax.process_count() == 1:
-      if self._notice.is_set():
-        return False
-    return global_step < min(config.training_steps, self._last_step)
-
-  def train_loop(self, config, state, periodic_actions, writer=None) -> None:
-    """Trains from `state.global_step` to `config.training_steps`.
-
-    Raises:
-      NonFiniteError: if the loss or its gradient is not finite, unless such
-        updates are left out.
-      nfnets.data.dataset.DatasetError: if an image cannot be read.
-    """
-    reporter = self._reporter
-    with contextlib.ExitStack() as stack:
-      if state.global_step >= config.training_steps:
-        logging.info('Nothing to do: step %d was reached.', state.global_step)
-        return
-      self._global_step = state.global_step
-      self._start_batches(state.global_step)
-      stack.callback(self._stop_batches)
-      if reporter is not None and reporter.start_bar(state.global_step):
-        stack.callback(reporter.close)
-        bar = jaxline_utils.PeriodicAction(reporter.update_bar, 'secs', 1.0)
-        stack.callback(bar.wait_to_finish)
-        periodic_actions = (*periodic_actions, bar)
-      self._periodic_actions = periodic_actions
-      logging.info('Compiling the first step; this can take minutes.')
-      super().train_loop(config, state, periodic_actions, writer)
-      while self._in_flight:
-        self._finish_oldest_step()
-
-  def step(
-    self, *, global_step: jax.Array, rng: jax.Array, writer: Any
-  ) -> dict[str, Any]:
-    """Makes one update; returns metrics that may still be computing."""
-    del global_step, writer
-    if len(self._in_flight) == _STEPS_AHEAD:
-      self._finish_oldest_step()
-    with _dispatch_lock:
-      self._train_state, metrics = self._train_step(
-        self._train_state, self._next_batch, rng
-      )
-    self._global_step += 1
-    self._in_flight.append((self._global_step, metrics))
-    if self._started is None:
-      # The first step compiles, which the speed should not include.
-      jax.block_until_ready(metrics)
-      for action in self._periodic_actions:
-        action.update_time(time.time() - 1e-3, self._global_step)
-      self._started = time.monotonic()
-    # While the devices work on this batch, the next one is sent.
-    start = time.monotonic()
-    batch = next(self._batches)
-    now = time.monotonic()
-    if metrics['train_loss'].is_ready():  # The devices wait, too.
-      self._seconds_waited += now - start
-    self._next_batch = self._send(batch)
-    # What is known on the host.
-    metrics = {
-      **metrics,
-      'data_wait': self._seconds_waited / (now - self._started),
-    }
-    metrics.pop(_STOP, None)
-    if self.config.skip_corrupt and not self.config.fake_data:
-      metrics['images_skipped'] = self._batches.num_skipped
-    return metrics
-
-  def snapshot_state(self) -> Mapping[str, Any]:
-    """Returns what a checkpoint holds.
-
-    Raises:
-      NonFiniteError: if that would not be worth keeping.
-    """
-    while self._in_flight:
-      self._finish_oldest_step()
-    snapshot = super().snapshot_state()
-    for x in jax.tree.leaves(snapshot['train_state']):
-      if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
-        raise NonFiniteError(
-          f'The parameters or what goes with them are not finite after step '
-          f'{int(snapshot["train_state"].step)}.'
-        )
-    return snapshot
-
-  def _finish_oldest_step(self) -> None:
-    """Waits for the oldest step under way and looks at what it gave."""
-    step, metrics = self._in_flight.popleft()
-    metrics = {k: float(v) for k, v in metrics.items()}
-    if metrics.get(_STOP):
-      # All hosts have seen this step by the time they come to that one, but
-      # one that has just written a checkpoint has seen it sooner.
-      self._last_step = min(self._last_step, step + _STEPS_AHEAD)
-    loss, norm = metrics['train_loss'], metrics['grad_norm']
-    if math.isfinite(loss + norm):
-      return
-    what = f'the loss is {loss:g} and the norm of its gradient {norm:g}'
-    if not self.config.skip_nonfinite:
-      raise NonFiniteError(
-        f'At step {step} {what}, at a learning rate of '
-        f'{metrics["learning_rate"]:.3g}. A lower rate or more warm-up may '
-        'help; --config.experiment_kwargs.config.skip_nonfinite=True leaves '
-        'such updates out and counts them.'
-      )
-    logging.warning(
-      'At step %d %s: left out, as %d update(s) so far.',
-      step,
-      what,
-      metrics['updates_skipped'],
-    )
-
-  def _start_batches(self, first_step: int) -> None:
-    config = self.config
-    if config.fake_data:
-      self._batches = dataset.fake_batches(
-        image_size=config.image_size,
-        num_classes=config.num_classes,
-        augment_name=config.augment_name,
-        augment_before_mix=config.augment_before_mix,
-        **self._batch_kwargs(config.train_batch_size),
-      )
-    else:
-      self._batches = dataset.train_batches(
-        self._builder,
-        settings.train_split(config),
-        image_size=config.image_size,
-        preprocessing=config.train_preproc,
-        augment_name=config.augment_name,
-        augment_before_mix=config.augment_before_mix,
-        augment_kwargs=config.augment_kwargs,
-        skip_corrupt=config.skip_corrupt,
-        seed=self._data_seed,
-        first_step=first_step,
-        **self._batch_kwargs(config.train_batch_size),
-      )
-    self._next_batch = self._send(next(self._batches))
-
-  def _stop_batches(self) -> None:
-    self._next_batch = None
-    if hasattr(self._batches, 'close'):
-      self._batches.close()
-
-  # Evaluation.
-
-  def evaluate(
-    self, *, global_step: jax.Array, rng: jax.Array, writer: Any
-  ) -> dict[str, float]:
-    """Measures the raw weights, and the averaged ones if there are any.
-
-    Returns:
-      `eval_loss`, `eval_top_1_acc`, `eval_top_5_acc`, the same with `eval_ema_`
-      in front for the averaged weights, and `eval_num_examples`.
-    """
-    del global_step, rng, writer
-    weights = {'eval_': (self._train_state.params, self._train_state.state)}
-    if self._train_state.ema_params is not None:
-      weights['eval_ema_'] = (
-        self._train_state.ema_params,
-        self._train_state.ema_state,
-      )
-    sums = collections.defaultdict(float)
-    in_flight = collections.deque()
-
-    def count_oldest():
-      for key, value in in_flight.popleft().items():
-        sums[key] += float(value)
-
-    for batch in self._eval_batches():
-      if self._notice is not None and self._notice.is_set():
-        raise preemption.StoppedError
-      batch = self._send(batch)
-      outputs = {}
-      for prefix, (params, state) in weights.items():
-        with _dispatch_lock:
-          sums_of = self._eval_step(params, state, batch)
-        outputs.update({prefix + k: v for k, v in sums_of.items()})
-      in_flight.append(outputs)
-      if len(in_flight) == _STEPS_AHEAD:
-        count_oldest()
-    while in_flight:
-      count_oldest()
-
-    num_examples = sums['eval_num_examples']
-    metrics = {
-      key: value / num_examples
-      for key, value in sums.items()
-      if not key.endswith('num_examples')
-    }
-    metrics['eval_num_examples'] = int(num_examples)
+def _evaluate_weights(config, built) -> dict[str, Any]:
+  """Evaluates the file of weights, without any folder of results."""
+  ours = config.experiment_kwargs.config
+  weights = initial_weights.read(built, is_training=False)
+  if _has_checkpoint(config):
     logging.info(
-      'evaluated %d examples: %s',
-      num_examples,
-      '  '.join(
-        f'{key.removeprefix("eval_")} {value:.4f}'
-        for key, value in metrics.items()
-        if key != 'eval_num_examples'
-      ),
+      'The checkpoints in %s are not evaluated; for these, leave out weights.',
+      config.checkpoint_dir,
     )
-    return metrics
+  module = trainer.Experiment(
+    'eval', jaxline_compat.init_rng(config), ours, built, weights=weights
+  )
+  metrics = module.evaluate(global_step=None, rng=None, writer=None)
+  return {**metrics, 'weights': ours.weights}
 
-  def _eval_batches(self) -> Iterator[Mapping[str, np.ndarray]]:
-    config = self.config
-    # As many more as make the devices' shares equal; they are masked.
-    batch_size = config.eval_batch_size
-    batch_size += -batch_size % jax.device_count()
-    if config.fake_data:
-      total = 2
-      batches = dataset.fake_batches(
-        image_size=config.eval_image_size,
-        num_classes=config.num_classes,
-        num_batches=total,
-        **self._batch_kwargs(batch_size),
-      )
-    else:
-      total = -(
-        -dataset.num_examples(self._builder, config.eval_subset) // batch_size
-      )
-      batches = dataset.eval_batches(
-        self._builder,
-        config.eval_subset,
-        image_size=config.eval_image_size,
-        preprocessing=config.eval_preproc,
-        skip_corrupt=config.skip_corrupt,
-        **self._batch_kwargs(batch_size),
-      )
-    return tqdm.tqdm(
-      batches,
-      desc='evaluating',
-      total=total,
-      leave=False,
-      dynamic_ncols=True,
-      disable=not sys.stderr.isatty(),
+
+def _weights_to_start_from(config, built) -> weights_lib.Weights | None:
+  """Reads the file of weights, unless there is a checkpoint to go on from."""
+  ours = config.experiment_kwargs.config
+  if not ours.weights:
+    return None
+  if not _has_checkpoint(config):
+    return initial_weights.read(built, is_training=True)
+  logging.info(
+    'There is a checkpoint in %s, so training goes on from there and not from '
+    '%s. To start from that again, choose another --checkpoint_dir.',
+    config.checkpoint_dir,
+    ours.weights,
+  )
+  return None
+
+
+def _has_checkpoint(config) -> bool:
+  folder = pathlib.Path(config.checkpoint_dir) / 'latest'
+  return checkpoint_files.latest_step(folder) is not None
+
+
+def _train(make, config, reporter, test: bool) -> dict[str, Any]:
+  checkpointer = checkpoints.OrbaxCheckpointer(config, 'train')
+  writer = progress.Writer(config, 'train', reporter)
+  try:
+    train.train(make, config, checkpointer, writer)
+  finally:
+    checkpointer.close()
+  state = checkpointer.get_experiment_state('latest')
+  step = int(state.global_step)
+  stopped = step < config.training_steps
+  tested = {}
+  if test and not stopped:
+    tested = _test(state.experiment_module, config, step)
+  return {**writer.last, 'step': step, 'stopped_by_sigterm': stopped, **tested}
+
+
+def _test(module: trainer.Experiment, config, step: int) -> dict[str, float]:
+  """Measures the last weights, averaged if there is an average."""
+  try:
+    metrics = module.evaluate(global_step=None, rng=None, writer=None)
+  except preemption.StoppedError:
+    return {}
+  progress.Writer(config, 'eval').write_scalars(step, metrics)
+  prefix = 'eval_ema_' if 'eval_ema_loss' in metrics else 'eval_'
+  return {
+    **{f'test_{k}': metrics[prefix + k] for k in ('loss', 'top_1_acc')},
+    'test_num_examples': metrics['eval_num_examples'],
+  }
+
+
+def _evaluate(make, config, check_training=None) -> dict[str, Any]:
+  checkpointer = checkpoints.OrbaxCheckpointer(config, 'eval', check_training)
+  if check_training is None:
+    # Before anything is made in a folder that may be a misspelt one.
+    checkpointer.check_folder()
+  writer = progress.Writer(config, 'eval')
+  try:
+    train.evaluate(make, config, checkpointer, writer, 'eval')
+  except preemption.StoppedError:
+    pass
+  finally:
+    checkpointer.close()
+  return writer.last
+
+
+def _train_and_evaluate(make, config, reporter, weights, notice):
+  """Trains in a thread and evaluates each new checkpoint in this one."""
+  trained, failure = {}, []
+
+  def target():
+    try:
+      make_training = functools.partial(make, weights=weights)
+      trained.update(_train(make_training, config, reporter, test=False))
+    except BaseException as error:
+      failure.append(error)
+
+  # A daemon, so that a failure of evaluation ends the program as well.
+  thread = threading.Thread(target=target, name='train', daemon=True)
+  thread.start()
+
+  def check_training():
+    if notice.is_set() or not thread.is_alive():
+      raise preemption.StoppedError
+
+  evaluated = _evaluate(make, config, check_training)
+  thread.join()
+  if failure:
+    raise failure[0]
+  return {**evaluated, **trained}
+
+
+def _check_mode(config, mode: str) -> None:
+  """Raises UsageError where it is unclear, or not what would be evaluated."""
+  if mode not in _MODES:
+    raise command_line.UsageError(
+      f'--jaxline_mode is {mode!r}; it must be one of {", ".join(_MODES)}.'
     )
-
-  # What both need.
-
-  def _batch_kwargs(self, batch_size: int) -> dict[str, Any]:
-    return {
-      'global_batch_size': batch_size,
-      'process_index': jax.process_index(),
-      'process_count': jax.process_count(),
-      'transpose': self.config.transpose,
-    }
-
-  def _send(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Puts a batch on the devices: [b, ...] becomes [devices, b', ...]."""
-    n = jax.local_device_count()
-
-    def split(name, x):
-      if name == 'images' and self.config.transpose:  # [H, W, 3, b].
-        return np.stack(np.split(x, n, axis=-1))
-      return x.reshape(n, -1, *x.shape[1:])
-
-    parts = {name: split(name, x) for name, x in batch.items()}
-    if self._is_training and jax.process_count() > 1:
-      stop = self._notice is not None and self._notice.is_set()
-      parts[_STOP] = np.full(n, stop, np.float32)
-    return jaxline_compat.shard_local_devices(parts)
+  weights = config.experiment_kwargs.config.weights
+  if mode == 'eval' and weights:
+    if command_line.is_given('checkpoint_dir') and _has_checkpoint(config):
+      raise command_line.UsageError(
+        f'Evaluate either the checkpoints of {config.checkpoint_dir} or '
+        f'{weights}: leave out --weights or --checkpoint_dir.'
+      )
+  elif config.eval_initial_weights:
+    raise command_line.UsageError(
+      'eval_initial_weights is for the weights of a file: it needs '
+      '--jaxline_mode=eval and --weights=FILE.'
+    )
 
 
 if __name__ == '__main__':
-  from experiments import command
-
-  sys.exit(command.main(sys.argv))
+  sys.exit(main(sys.argv))

@@ -8,7 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from experiments import settings
+from experiments import recipe
 import nfnets
 from nfnets import base, weights
 
@@ -17,15 +17,13 @@ class WeightsError(RuntimeError):
   """A file of weights cannot be read."""
 
 
-def read(
-  config: ml_collections.ConfigDict, is_training: bool
-) -> weights.Weights:
-  """Reads and checks `config.weights`, and logs what it holds.
+def read(built: recipe.Recipe, is_training: bool) -> weights.Weights:
+  """Reads and checks the setting `weights`, and logs what it holds.
 
   In a run of several processes each calls this and reads the file.
 
   Args:
-    config: the experiment's.
+    built: the recipe.
     is_training: whether to start from the weights. Then a last layer of another
       size than `config.num_classes`, which is to be replaced by a new one, is
       left out.
@@ -35,25 +33,26 @@ def read(
 
   Raises:
     WeightsError: if there is no such file, or not one of weights.
-    settings.ConfigError: if the weights are not those of the model, or cannot
+    recipe.ConfigError: if the weights are not those of the model, or cannot
       be trained.
   """
+  config, model = built.config, built.model
   path = config.weights
   params, state = _read_file(path)
-  model = settings.create_model(config)
   head, num_classes = set(), config.num_classes
   if is_training:
     if any(base.FOLDED in leaves for leaves in params.values()):
-      raise settings.ConfigError(
+      raise recipe.ConfigError(
         f'weights: {path} has its kernels standardized for inference, and '
         'cannot be trained any more; it can be evaluated.'
       )
     head, num_classes = _last_layer(config, params)
-    model = settings.create_model(config, num_classes)
+    if num_classes != config.num_classes:
+      model = recipe.create_model(config, num_classes)
   try:
     weights.check_fits(params, model, state)
   except ValueError as error:
-    raise settings.ConfigError(f'weights: {path}: {error}') from error
+    raise recipe.ConfigError(f'weights: {path}: {error}') from error
   what = 'Starting from' if is_training else 'Evaluating'
   logging.info('%s the weights of %s', what, path)
   if num_classes != config.num_classes:
@@ -86,8 +85,8 @@ def _last_layer(
 
   Where the file's parameters are another model's, the number is the config's.
   """
-  body = _modules(settings.create_model(config, num_classes=0))
-  head = _modules(settings.create_model(config)) - body
+  body = _modules(recipe.create_model(config, num_classes=0))
+  head = _modules(recipe.create_model(config)) - body
   if params.keys() == body:
     return head, 0
   if params.keys() - head != body:

@@ -17,6 +17,7 @@ from absl import logging
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxline import train, utils
+import ml_collections
 import numpy as np
 
 AXIS = 'i'  # JAXline's name of the pmapped axis.
@@ -58,7 +59,13 @@ def log_activity(activity_name: str):
 
 def log_train_metrics_with(log_fn) -> None:
   """Has (step, metrics) given to `log_fn` every `log_tensors_interval`."""
-  train._log_outputs = log_fn  # pylint: disable=protected-access
+  train._log_outputs = log_fn
+
+
+def init_rng(config: ml_collections.ConfigDict) -> jax.Array:
+  """Returns the key that training gives to the experiment with this config."""
+  rng = jax.random.PRNGKey(config.random_seed)
+  return rng if config.legacy_random_seed_behavior else jax.random.split(rng)[1]
 
 
 utils.bcast_local_devices = bcast_local_devices

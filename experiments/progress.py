@@ -1,6 +1,7 @@
 """What a run tells: log lines or a progress bar, and TensorBoard's scalars."""
 
 import datetime
+import logging as stdlib_logging
 import sys
 from typing import Any
 
@@ -77,9 +78,10 @@ class Reporter:
     self._bar.set_postfix_str('  '.join(_show(scalars)), refresh=False)
     self._bar.update(step - self._bar.n)
 
-  def close(self) -> None:
-    """Ends the bar."""
+  def close(self, step: int) -> None:
+    """Ends the bar at the last step that was made."""
     if self._bar is not None:
+      self._bar.update(step - self._bar.n)
       self._bar.close()
       self._bar = None
 
@@ -122,3 +124,42 @@ class Writer:
     if self._tensorboard is not None:
       self._tensorboard.write_scalars(global_step, scalars)
     self.last = {'step': int(global_step), **scalars}
+
+
+class _AboveBars:
+  """Standard error for log lines, which go above the bars that there are."""
+
+  def write(self, text: str) -> None:
+    tqdm.tqdm.write(text, file=sys.stderr, end='')
+
+  def flush(self) -> None:
+    sys.stderr.flush()
+
+  def close(self) -> None:
+    """Leaves standard error open; absl calls this at the end."""
+
+
+def set_up_logging() -> None:
+  """Logs to standard error, without what libraries tell of their workings."""
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
+  handler = logging.get_absl_handler()
+  handler.python_handler.setStream(_AboveBars())
+  handler.setFormatter(
+    stdlib_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S')
+  )
+  handler.addFilter(_is_for_people)
+
+  def excepthook(kind, error, traceback):
+    # TensorStore's threads say so of every array that they could not write.
+    if str(error) != 'Event loop is closed':
+      sys.__excepthook__(kind, error, traceback)
+
+  sys.excepthook = excepthook
+
+
+def _is_for_people(record: stdlib_logging.LogRecord) -> bool:
+  if 'orbax' in record.pathname:
+    return False  # Its errors are raised, too.
+  is_library = 'site-packages' in record.pathname
+  return record.levelno > stdlib_logging.INFO or not is_library

@@ -16,7 +16,7 @@ import ml_collections
 import optax
 
 import nfnets
-from nfnets import conv, utils, zoo
+from nfnets import conv, optim, utils
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -103,17 +103,15 @@ def _batch_first(
   return jnp.transpose(images, (3, 0, 1, 2)) if config.transpose else images
 
 
-def network_input(
-  images: jax.Array, config: ml_collections.ConfigDict
+def _compute_dtype(is_bfloat16: bool) -> jnp.dtype:
+  return jnp.bfloat16 if is_bfloat16 else jnp.float32
+
+
+def _network_input(
+  model: nfnets.Model, images: jax.Array, dtype: jnp.dtype
 ) -> jax.Array:
   """Turns images of 0-255, uint8 or float32, into what the network takes."""
-  entry = zoo.get_entry(config.model)
-  images = (images.astype(jnp.float32) - entry.mean) / entry.std
-  return _cast(images, _compute_dtype(config))
-
-
-def _compute_dtype(config: ml_collections.ConfigDict) -> jnp.dtype:
-  return jnp.bfloat16 if config.bfloat16 else jnp.float32
+  return model.normalize(images.astype(jnp.float32)).astype(dtype)
 
 
 def _targets(batch: Batch, num_classes: int) -> jax.Array:
@@ -150,7 +148,7 @@ def make_train_step(
     and `ratio`, float32 [B], the share of the first label. Metrics are float32
     scalars, averaged over all devices.
   """
-  dtype = _compute_dtype(config)
+  dtype = _compute_dtype(config.bfloat16)
   loss_of = LOSSES[config.which_loss]
   decay_at = EMAS[config.which_ema]
 
@@ -163,7 +161,7 @@ def make_train_step(
       _cast(params, dtype),
       state,
       rng,
-      network_input(batch['images'], config),
+      _network_input(model, batch['images'], dtype),
       is_training=True,
     )
     logits = out['logits'].astype(jnp.float32)
@@ -214,27 +212,22 @@ def make_train_step(
   def train_step(train_state, batch, rng):
     step, params = train_state.step, train_state.params
     batch = {**batch, 'images': _batch_first(batch['images'], config)}
-    descent = []
-
-    def descent_gradient(params, _=0):
-      grads, aux = gradient(params, train_state.state, batch, rng)
-      descent.append((mean(grads), aux))
-      return descent[-1][0]
-
+    point = params
     if config.sam_rho:
       # Each device ascends by a part of its own batch; the average of their
       # descent gradients is the same everywhere.
+      ascent = ascent_gradient(params, train_state.state, batch, rng)
+      point = optim.sam_ascent(params, ascent, config.sam_rho)
+    grads, (state, metrics) = gradient(point, train_state.state, batch, rng)
+    grads = mean(grads)
+    if config.sam_rho:
       updates, opt_state = optimizer.update(
-        ascent_gradient(params, train_state.state, batch, rng),
-        train_state.opt_state,
-        params,
-        grad_fn=descent_gradient,
+        ascent, train_state.opt_state, params, grad_fn=lambda *_: grads
       )
     else:
       updates, opt_state = optimizer.update(
-        descent_gradient(params), train_state.opt_state, params
+        grads, train_state.opt_state, params
       )
-    ((grads, (state, metrics)),) = descent
     params = optax.apply_updates(params, updates)
     # Moving averages of each device's statistics: their average is what all
     # devices go on with, so that a checkpoint holds all there is.
@@ -292,10 +285,11 @@ def make_eval_step(
     `loss`, `top_1_acc`, `top_5_acc` and `num_examples`, float32 scalars. The
     batch's `mask` [B] is 0 for padding, which counts nothing.
   """
-  dtype = _compute_dtype(config)
+  dtype = _compute_dtype(config.eval_bfloat16)
 
   def eval_step(params, state, batch):
-    images = network_input(_batch_first(batch['images'], config), config)
+    images = _batch_first(batch['images'], config)
+    images = _network_input(model, images, dtype)
     out, _ = model.apply(
       _cast(params, dtype), state, None, images, is_training=False
     )

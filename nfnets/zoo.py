@@ -266,6 +266,10 @@ class Model:
     """
     return (images - self.entry.mean) / self.entry.std
 
+  def denormalize(self, images):
+    """Undoes `normalize`: returns images [..., 3] in 0-255."""
+    return images * self.entry.std + self.entry.mean
+
   def preprocess(self, image: bytes | np.ndarray) -> np.ndarray:
     """Prepares one image as in the published evaluation.
 

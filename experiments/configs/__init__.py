@@ -11,6 +11,8 @@ import nfnets
 from nfnets import zoo
 
 _HERE = pathlib.Path(__file__).parent
+# What JAXline's flag takes: this, and after a colon a name for `load`.
+FILE = str(_HERE / 'by_name.py')
 
 
 def _files() -> dict[str, str]:
@@ -30,53 +32,82 @@ def names() -> list[str]:
   return [*_files(), 'f6:sam']
 
 
-def find(name: str) -> str:
-  """Turns the name of a recipe into what `--config` takes.
-
-  Args:
-    name: one of `names()`, any NFNet-F with `:sam` after it, or the path of a
-      config file, with an optional `:argument`.
-
-  Raises:
-    ValueError: if there is neither; the message lists the names.
-  """
-  model = name.partition(':')[0]
-  file = _files().get(model)
-  if file and (name == model or (file, name) == ('nfnet', f'{model}:sam')):
-    return f'{_HERE / file}.py:{name}'
-  path = name.partition(':')[0]
-  if path.endswith('.py'):
-    if not pathlib.Path(path).is_file():
-      raise ValueError(f'There is no config file {path}.')
-    return name
-  close = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
-  hint = f' Did you mean {" or ".join(close)}?' if close else ''
-  raise ValueError(
-    f'There is no config {name!r}.{hint} The names are {", ".join(names())}; '
-    'a path to a config file works too.'
-  )
-
-
 def load(name: str) -> ml_collections.ConfigDict:
   """Returns the config of that name, without changes.
 
   Args:
-    name: as `find` takes it.
+    name: one of `names()`, any NFNet-F with `:sam` after it, or the path of a
+      config file, with an optional `:argument`. With `:small` at the end, the
+      recipe is made small enough to look around on two cores.
 
   Raises:
-    ValueError: if there is none.
+    ValueError: if there is none; the message lists the names.
   """
-  path, _, argument = find(name).partition(':')
-  get_config = runpy.run_path(path)['get_config']
-  return get_config(argument) if argument else get_config()
+  full, is_small = name.removesuffix(':small'), name.endswith(':small')
+  recipe, _, argument = full.partition(':')
+  file = _files().get(recipe)
+  if file and (not argument or (file, argument) == ('nfnet', 'sam')):
+    path, argument = _HERE / f'{file}.py', full
+  elif recipe.endswith('.py'):
+    path = pathlib.Path(recipe)
+    if not path.is_file():
+      raise ValueError(f'There is no config file {path}.')
+  else:
+    close = difflib.get_close_matches(full, names(), n=3, cutoff=0.5)
+    hint = f' Did you mean {" or ".join(close)}?' if close else ''
+    raise ValueError(
+      f'There is no config {name!r}.{hint} The names are {", ".join(names())}; '
+      'a path to a config file works too.'
+    )
+  get_config = runpy.run_path(str(path))['get_config']
+  config = get_config(argument) if argument else get_config()
+  if is_small:
+    _make_small(config)
+  return config
+
+
+def _make_small(config: ml_collections.ConfigDict) -> None:
+  """Keeps all of a recipe but its size: a few steps of a small network.
+
+  The network is the smallest of its family; the images are random, until
+  `fake_data` is turned off.
+  """
+  if config.get('checkpoint_dir'):
+    config.checkpoint_dir += '_small'
+  config.training_steps = 6
+  config.interval_type = 'steps'
+  config.save_checkpoint_interval = 3
+  config.log_tensors_interval = 1
+  config.log_train_data_interval = 1
+  experiment = config.experiment_kwargs.config
+  module = zoo.get_entry(experiment.model).module
+  experiment.model, changes = _SMALL[module.__name__]
+  with experiment.model_kwargs.unlocked():
+    experiment.model_kwargs.update(changes)
+  experiment.image_size = experiment.eval_image_size = 32
+  experiment.train_batch_size = experiment.eval_batch_size = 16
+  experiment.fake_data = True
+
+
+# By class: the model, and arguments that make it smaller still. Few groups,
+# because each of them is compiled as a convolution of its own on a CPU.
+_SMALL = {
+  'NFNet': ('nfnet_digits', {}),
+  'NF_RegNet': ('nf_regnet_b0', {'group_size': 24, 'width': 0.5}),
+  'NF_ResNet': ('nf_resnet50', {'width': 1}),
+  'ResNet': ('resnet50', {'width': 1}),
+  'SkipInit_ResNet': ('skipinit_resnet50', {'width': 1}),
+  'FixUp_ResNet': ('fixup_resnet50', {'width': 1}),
+  'NormFreeNet': ('timm/test_nfnet', {}),
+}
 
 
 def get_base(name: str, model: str) -> ml_collections.ConfigDict:
   """Returns the settings that recipes start from.
 
-  Those at the top are JAXline's (see its `base_config.py`), but for
-  `checkpoint_dir`, `eval_wait_minutes` and `save_retry_minutes`. Those of the
-  experiment are under `experiment_kwargs.config`.
+  Those at the top are those of JAXline (see its `base_config.py`) and of the
+  run; those of the experiment are under `experiment_kwargs.config`. `--help`
+  shows the comments that stand here.
 
   Args:
     name: of the recipe, for the folder of its results.
@@ -84,42 +115,66 @@ def get_base(name: str, model: str) -> ml_collections.ConfigDict:
   """
   entry = zoo.get_entry(model)
   config = base_config.get_base_config()
+  # The folder of the run: checkpoints, curves.
   config.checkpoint_dir = f'runs/{name.replace(":", "_")}'
-  # 0 means as many as `num_epochs` makes.
+  # Updates to make; 0 means as many as `num_epochs` makes.
   config.training_steps = 0
-  # How long `eval` waits for a new checkpoint before it gives up.
+  # Unit of the intervals below: secs or steps.
+  config.interval_type = 'secs'
+  # Between two checkpoints.
+  config.save_checkpoint_interval = 600
+  # Between two lines of the log.
+  config.log_tensors_interval = 30
+  # Between two points of TensorBoard's curves.
+  config.log_train_data_interval = 30
+  # How many checkpoints of a series are kept.
+  config.max_checkpoints_to_keep = 3
+  # How long evaluation waits for a new checkpoint before it gives up.
   config.eval_wait_minutes = 60.0
   # How long training goes on trying to write its last checkpoint.
   config.save_retry_minutes = 10.0
+  # What the best checkpoint has the highest value of.
   config.best_model_eval_metric = 'eval_top_1_acc'
-  config.save_checkpoint_interval = 600  # Seconds, as the two below.
-  config.log_tensors_interval = 30
-  config.log_train_data_interval = 30
-  config.max_checkpoints_to_keep = 3
+  # Training ends with an evaluation where it takes no more than so many
+  # examples; 0 never. ImageNet's, of 10,000 and more, is for a program beside.
+  config.test_at_end = 5000
+  # Whether compiled programs are kept for the next start, in the user's cache
+  # folder or in JAX_COMPILATION_CACHE_DIR.
+  config.compilation_cache = True
+  # Decides on the first parameters, the order of the data and all randomness.
+  config.random_seed = 42
 
   experiment = ml_collections.ConfigDict()
+  # A name of nfnets.list_models().
   experiment.model = model
-  # Arguments of the network's class; `width` and so on can be added.
+  # Arguments of the network's class; a config file can add others, as `width`.
   experiment.model_kwargs = ml_collections.ConfigDict({'stochdepth_rate': 0.1})
+  # Size of the network's last layer.
   experiment.num_classes = 1000
   # A file of weights that training starts from, unless there is a checkpoint to
   # go on from, and that `eval` evaluates instead of checkpoints; '' is none. A
   # last layer for another number of classes is replaced in training.
   experiment.weights = ''
-  experiment.image_size = entry.train_size  # Pixels.
+  # Side of the training images, in pixels.
+  experiment.image_size = entry.train_size
+  # Side of the images in evaluation, in pixels.
   experiment.eval_image_size = entry.test_size
 
-  # A dataset of TFDS, and the folder that it was prepared in; '' is TFDS's.
+  # The name of a dataset of TFDS.
   experiment.which_dataset = 'imagenet2012'
+  # The folder that the dataset was prepared in; '' is TFDS's own.
   experiment.data_dir = ''
-  experiment.fake_data = False  # Random images instead, for trying things.
-  # 'test' trains on all of TFDS's training split; 'valid' holds out a part of
-  # it to evaluate on.
+  # Whether to take random images instead, for trying things.
+  experiment.fake_data = False
+  # What is evaluated: 'test' trains on all of TFDS's training split; 'valid'
+  # holds out a part of it.
   experiment.eval_subset = 'test'
+  # Crops and shifts in training: crop_flip or shift_K.
   experiment.train_preproc = 'crop_flip'
+  # In evaluation: crop_resize, resize_crop_P or center_crop_P.
   experiment.eval_preproc = entry.eval_preproc
-  # What is done after that, such as 'cutmix_mixup_0.4_randaugment_405'; '' is
-  # nothing.
+  # What is done after train_preproc, such as 'cutmix_mixup_randaugment_405'; ''
+  # is nothing.
   experiment.augment_name = ''
   # Whether RandAugment or AutoAugment come before mixing; published is after.
   experiment.augment_before_mix = False
@@ -133,14 +188,22 @@ def get_base(name: str, model: str) -> ml_collections.ConfigDict:
   # Whether batches leave the host as [H, W, 3, B], which TPUs like.
   experiment.transpose = False
 
-  experiment.train_batch_size = 1024  # Over all devices of all hosts.
+  # Images of an update, over all devices of all hosts.
+  experiment.train_batch_size = 1024
+  # Images of a step of evaluation, over all devices of all hosts.
   experiment.eval_batch_size = 1000
+  # How often training sees each image, unless training_steps says otherwise.
   experiment.num_epochs = 90.0
+  # The highest learning rate.
   experiment.lr = 0.1
-  experiment.lr_scale_by_bs = True  # Whether lr is for a batch of 256.
+  # Whether lr is for a batch of 256, and grows with train_batch_size.
+  experiment.lr_scale_by_bs = True
+  # warmup_cosine rises from 0, and falls along half a cosine to `end` at
+  # num_epochs; constant does not move.
   experiment.lr_schedule = ml_collections.ConfigDict(
     {'name': 'warmup_cosine', 'warmup_epochs': 5.0, 'end': 0.0}
   )
+  # sgd_agc, or any optimizer of optax; gains and biases get no weight decay.
   experiment.optimizer = ml_collections.ConfigDict(
     {
       'name': 'sgd',
@@ -151,8 +214,10 @@ def get_base(name: str, model: str) -> ml_collections.ConfigDict:
       },
     }
   )
-  experiment.sam_rho = 0.0  # 0 is without SAM.
-  experiment.sam_fraction = 0.2  # Of each device's batch, for the ascent.
+  # Length of SAM's ascent; 0 is without SAM.
+  experiment.sam_rho = 0.0
+  # The part of each device's batch that SAM's ascent takes.
+  experiment.sam_fraction = 0.2
   # Parts that each device's batch is computed in, one after the other: less
   # memory, the same gradient.
   experiment.accumulate_steps = 1
@@ -162,11 +227,20 @@ def get_base(name: str, model: str) -> ml_collections.ConfigDict:
   # Whether updates whose loss or gradient is not finite are left out and
   # counted, instead of ending the run.
   experiment.skip_nonfinite = False
+  # softmax_cross_entropy or sigmoid_cross_entropy.
   experiment.which_loss = 'softmax_cross_entropy'
+  # Share of each label that is spread over all classes.
   experiment.label_smoothing = 0.1
+  # Whether an average of the weights is kept, and evaluated beside them.
   experiment.use_ema = False
+  # The share of the average that an update leaves.
   experiment.ema_decay = 0.99999
-  experiment.which_ema = 'tf1_ema'  # Its decay warms up; that of 'ema' not.
+  # tf1_ema begins with a lower decay; ema has the same throughout.
+  experiment.which_ema = 'tf1_ema'
+  # Whether training computes in bfloat16; weights and loss stay float32.
   experiment.bfloat16 = False
+  # Whether evaluation does, too: its numbers are not the published ones, which
+  # are computed in float32.
+  experiment.eval_bfloat16 = False
   config.experiment_kwargs.config = experiment
   return config

@@ -23,7 +23,7 @@ def get_config(name: str = 'f0'):
     'drop_rate': row['drop_rate'],
     'activation': 'gelu',
   }
-  experiment.augment_name = f'cutmix_mixup_0.4_randaugment_{row["RA_level"]}'
+  experiment.augment_name = f'cutmix_mixup_randaugment_{row["RA_level"]}'
   experiment.train_batch_size = 4096
   experiment.num_epochs = 360.0
   experiment.optimizer = {

@@ -5,12 +5,12 @@ import json
 import sys
 
 from absl import flags
-import jax
 import matplotlib.image
 import numpy as np
 import pytest
 
-from experiments import configs, experiment, settings, show_batch
+from experiments import configs, jaxline_compat, recipe
+from experiments.tools import show_batch
 
 _SETTING = '--config.experiment_kwargs.config'
 
@@ -78,14 +78,10 @@ def test_images_are_those_that_training_takes(
 ):
   config = load_digits(data_dir, augment_name=augment_name)
   # What the experiment feeds to the devices in its third step.
-  _, rng = jax.random.split(jax.random.PRNGKey(config.random_seed))
-  trained = experiment.Experiment('train', rng, **config.experiment_kwargs)
-  trained._start_batches(2)
-  expected = {
-    k: np.asarray(x).reshape(-1, *x.shape[2:])
-    for k, x in trained._next_batch.items()
-  }
-  trained._stop_batches()
+  ours = config.experiment_kwargs.config
+  built = recipe.build(ours, jaxline_compat.init_rng(config))
+  with built.train_batches(2) as batches:
+    expected = next(batches)
   assert expected['images'].dtype == dtype
 
   kept = []
@@ -176,5 +172,5 @@ def test_bad_input_is_answered(
 
 
 def test_too_many_images_are_refused(data_dir):
-  with pytest.raises(settings.ConfigError, match='--images=65 is more than'):
+  with pytest.raises(recipe.ConfigError, match='--images=65 is more than'):
     show_batch.read(load_digits(data_dir), 0, 65)

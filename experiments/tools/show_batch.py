@@ -1,6 +1,6 @@
 """Draws images of a training batch, as the network sees them.
 
-python experiments/show_batch.py --config=NAME --output=batch.png
+python experiments/tools/show_batch.py --config=NAME --output=batch.png
 
 The images are those that the first rows of the batch of that step hold when the
 recipe is trained, after all that is done to them, with their labels.
@@ -13,28 +13,23 @@ import pathlib
 import sys
 
 from absl import flags
-import jax
 from matplotlib import figure
 import ml_collections
 import numpy as np
 
 # The command works from a clone that is not installed, too.
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-# pylint: disable=g-import-not-at-top
-from experiments import command, settings
-from experiments import step as step_lib
-from nfnets import utils
+from experiments import command_line, jaxline_compat, recipe
 from nfnets.data import builders, dataset
 
-# pylint: enable=g-import-not-at-top
-
 _USAGE = """\
-usage: python experiments/show_batch.py --config=NAME --output=FILE [options]
+usage: python experiments/tools/show_batch.py --config=NAME --output=FILE
+           [options]
 
   --config=NAME        a recipe, or the path of a config file
-  --config.KEY=VALUE   another value of a setting, such as
-                       --config.experiment_kwargs.config.augment_name=cutmix
+  --SETTING=VALUE      another value of a setting, such as
+                       --augment_name=cutmix
   --output=FILE        the PNG to write
   --images=N           how many images of the batch to show (16)
   --step=N             the step, from 0, whose batch to show (0)
@@ -61,18 +56,16 @@ def main(argv: list[str]) -> int:
     print(_USAGE, file=sys.stderr)
     return 0
   try:
-    if not any(arg.startswith('--config=') for arg in argv):
-      raise command.UsageError(f'--config is missing.\n\n{_USAGE}')
-    name, config, _ = command.parse(argv)
+    name, config = command_line.parse(argv)
     if not _OUTPUT.value:
-      raise command.UsageError(f'--output is missing.\n\n{_USAGE}')
+      raise command_line.UsageError(f'--output is missing.\n\n{_USAGE}')
     images, labels = read(config, _STEP.value, _IMAGES.value)
     ours = config.experiment_kwargs.config
     title = f'{name}, step {_STEP.value}: {ours.train_preproc}'
     if ours.augment_name:
       title += f', {ours.augment_name}'
     pathlib.Path(_OUTPUT.value).write_bytes(draw(images, labels, title))
-  except (command.UsageError, settings.ConfigError) as error:
+  except (command_line.UsageError, recipe.ConfigError) as error:
     return _fail(error, 2)
   except (dataset.DatasetError, OSError) as error:
     return _fail(error, 1)
@@ -106,13 +99,12 @@ def read(
     nfnets.data.dataset.DatasetError: if the dataset cannot be used.
   """
   ours = config.experiment_kwargs.config
-  settings.check_config(ours)
-  builder, _ = settings.open_dataset(ours)
-  if builder is None:
-    raise settings.ConfigError('fake_data is set: there is nothing to see.')
+  built = recipe.build(ours, jaxline_compat.init_rng(config))
+  if built.builder is None:
+    raise recipe.ConfigError('fake_data is set: there is nothing to see.')
   batch_size = ours.train_batch_size
   if num_images > batch_size:
-    raise settings.ConfigError(
+    raise recipe.ConfigError(
       f'--images={num_images} is more than the batch has; train_batch_size is '
       f'{batch_size}.'
     )
@@ -121,25 +113,17 @@ def read(
   share = num_images
   while batch_size % share:
     share += 1
-  with dataset.train_batches(
-    builder,
-    settings.train_split(ours),
-    image_size=ours.image_size,
-    preprocessing=ours.train_preproc,
-    augment_name=ours.augment_name,
-    augment_before_mix=ours.augment_before_mix,
-    augment_kwargs=ours.augment_kwargs,
-    skip_corrupt=ours.skip_corrupt,
-    seed=_data_seed(config),
-    first_step=step,
-    global_batch_size=batch_size,
-    process_count=batch_size // share,
+  with built.train_batches(
+    step, process_index=0, process_count=batch_size // share
   ) as batches:
-    batch = {key: x[:num_images] for key, x in next(batches).items()}
-  normalized = np.float32(step_lib.network_input(batch['images'], ours))
-  images = normalized * utils.IMAGENET_STD + utils.IMAGENET_MEAN
+    batch = dict(next(batches))
+  if ours.transpose:
+    batch['images'] = batch['images'].transpose(3, 0, 1, 2)
+  batch = {key: x[:num_images] for key, x in batch.items()}
+  normalized = built.model.normalize(batch['images'].astype(np.float32))
+  images = built.model.denormalize(normalized)
   images = np.uint8(np.round(images.clip(0, 255)))
-  return images, _labels(batch, builders.class_names(builder))
+  return images, _labels(batch, builders.class_names(built.builder))
 
 
 def draw(images: np.ndarray, labels: list[str], title: str) -> bytes:
@@ -185,14 +169,6 @@ def _labels(batch: dataset.Batch, names: list[str]) -> list[str]:
     f'{percent} % {a}\n{100 - percent} % {b}' if a != b else f'100 % {a}'
     for a, b, percent in zip(labels, others, percents, strict=True)
   ]
-
-
-def _data_seed(config: ml_collections.ConfigDict) -> int:
-  """Returns the seed that training with these settings has."""
-  rng = jax.random.PRNGKey(config.random_seed)
-  if not config.legacy_random_seed_behavior:  # As JAXline.
-    _, rng = jax.random.split(rng)
-  return int(jax.random.randint(rng, (), 0, 2**31 - 1))  # As `Experiment`.
 
 
 def _fail(error: Exception, status: int) -> int:

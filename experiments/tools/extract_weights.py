@@ -1,6 +1,6 @@
 """Takes the weights out of a training checkpoint.
 
-python experiments/extract_weights.py runs/f0 --output=f0.npz
+python experiments/tools/extract_weights.py runs/f0 --output=f0.npz
 """
 
 import argparse
@@ -12,13 +12,10 @@ from typing import Any
 import jax
 
 # The command works from a clone that is not installed, too.
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-# pylint: disable=g-import-not-at-top
 from experiments import checkpoint_files
 from nfnets import weights as weights_lib
-
-# pylint: enable=g-import-not-at-top
 
 # Where a train state has them.
 _NAMES = {'ema': ('ema_params', 'ema_state'), 'raw': ('params', 'state')}

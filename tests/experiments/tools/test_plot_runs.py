@@ -4,7 +4,7 @@ import sys
 
 import tensorflow as tf
 
-from experiments import plot_runs
+from experiments.tools import plot_runs
 
 
 def _write(folder, points):

@@ -1,6 +1,6 @@
 """Draws the curves of one or several runs into a picture.
 
-python experiments/plot_runs.py runs/digits [runs/other ...] --output=curves.png
+python experiments/tools/plot_runs.py RUN [RUN ...] --output=curves.png
 
 Reads what training and evaluation wrote for TensorBoard: the loss and the top-1
 accuracy on the training batches and, where there was one, on the test split.

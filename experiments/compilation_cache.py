@@ -1,0 +1,42 @@
+"""Keeps compiled programs on disk, so that the next start is quicker."""
+
+import os
+import pathlib
+import stat
+
+from absl import logging
+import jax
+
+# A training step of the largest network is about 100 MB.
+_MAX_BYTES = 4 * 2**30
+
+
+def enable() -> None:
+  """Turns on JAX's persistent cache, in a private folder of bounded size.
+
+  The folder is JAX_COMPILATION_CACHE_DIR, if that is set, or one in the user's
+  cache folder. Where it cannot be used there is a warning and no cache: what is
+  in it is run, so it must not be written to by anybody else.
+  """
+  if not jax.config.jax_compilation_cache_dir:
+    try:
+      folder = _make_private_folder()
+    except OSError as error:
+      logging.warning('Compiled programs are not kept: %s', error)
+      return
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+  if jax.config.jax_compilation_cache_max_size == -1:
+    jax.config.update('jax_compilation_cache_max_size', _MAX_BYTES)
+
+
+def _make_private_folder() -> pathlib.Path:
+  """Returns the folder; raises OSError if it is not the user's alone."""
+  cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  folder = pathlib.Path(cache) / 'nfnets' / 'compiled'
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  folder.mkdir(mode=0o700, exist_ok=True)
+  status = folder.lstat()
+  if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+    raise PermissionError(f'{folder} is not a folder of yours')
+  folder.chmod(0o700)
+  return folder

@@ -1,0 +1,313 @@
+"""A config becomes model, optimizer, schedule, data and seed, here and once.
+
+Training, evaluation, the tools and the benchmarks all use the `Recipe` that
+`build` returns; what is wrong with the settings is found out on the way.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from experiments import step as step_lib
+import nfnets
+from nfnets import optim, zoo
+from nfnets.data import augmentation, dataset, preprocess
+
+# Images that an epoch of fake data counts.
+_FAKE_EXAMPLES = 10_000
+# Batches of fake data that an evaluation takes.
+_FAKE_EVAL_BATCHES = 2
+
+
+class ConfigError(ValueError):
+  """Settings that do not go together, with the devices or with the dataset."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """What the settings of an experiment mean.
+
+  Attributes:
+    config: the settings, `experiment_kwargs.config` of JAXline's.
+    model: the network.
+    schedule: the learning rate by step, from 0.
+    optimizer: follows the schedule; with `config.sam_rho` one of `optim.sam`.
+    builder: TFDS's; None for fake data.
+    num_examples: of an epoch of training.
+    data_seed: decides on the order of the examples and on what happens to them.
+  """
+
+  config: ml_collections.ConfigDict
+  model: nfnets.Model
+  schedule: optax.Schedule
+  optimizer: optax.GradientTransformation
+  builder: Any
+  num_examples: int
+  data_seed: int
+
+  @property
+  def num_steps(self) -> int:
+    """How many updates `config.num_epochs` make; at least one."""
+    images = self.config.num_epochs * self.num_examples
+    return max(1, int(images / self.config.train_batch_size))
+
+  @property
+  def num_eval_examples(self) -> int:
+    """How many examples an evaluation counts."""
+    if self.builder is None:
+      return _FAKE_EVAL_BATCHES * self.eval_batch_size
+    return dataset.num_examples(self.builder, self.config.eval_subset)
+
+  @property
+  def eval_batch_size(self) -> int:
+    """The setting, and as many more as make the devices' shares equal."""
+    size = self.config.eval_batch_size
+    return size + -size % jax.device_count()
+
+  @property
+  def num_eval_batches(self) -> int:
+    """How many batches an evaluation takes; what the last lacks is masked."""
+    return -(-self.num_eval_examples // self.eval_batch_size)
+
+  def train_batches(self, first_step: int = 0, **processes: int):
+    """Returns the batches of training, without end.
+
+    Args:
+      first_step: the step, from 0, that the first batch is for.
+      **processes: `process_index` and `process_count`, if not JAX's own.
+
+    Returns:
+      An iterator; see `nfnets.data.dataset.train_batches`.
+
+    Raises:
+      nfnets.data.dataset.DatasetError: if the split cannot be used.
+    """
+    config = self.config
+    kwargs = {
+      'image_size': config.image_size,
+      'global_batch_size': config.train_batch_size,
+      'augment_name': config.augment_name,
+      'augment_before_mix': config.augment_before_mix,
+      'transpose': config.transpose,
+      **(processes or _processes()),
+    }
+    if self.builder is None:
+      return dataset.fake_batches(num_classes=config.num_classes, **kwargs)
+    return dataset.train_batches(
+      self.builder,
+      _train_split(config),
+      preprocessing=config.train_preproc,
+      augment_kwargs=config.augment_kwargs,
+      skip_corrupt=config.skip_corrupt,
+      seed=self.data_seed,
+      first_step=first_step,
+      **kwargs,
+    )
+
+  def eval_batches(self):
+    """Returns the batches of one evaluation: every example once.
+
+    Returns:
+      An iterator; see `nfnets.data.dataset.eval_batches`.
+
+    Raises:
+      nfnets.data.dataset.DatasetError: if the split cannot be used.
+    """
+    config = self.config
+    kwargs = {
+      'image_size': config.eval_image_size,
+      'global_batch_size': self.eval_batch_size,
+      'transpose': config.transpose,
+      **_processes(),
+    }
+    if self.builder is None:
+      return dataset.fake_batches(
+        num_classes=config.num_classes,
+        num_batches=_FAKE_EVAL_BATCHES,
+        **kwargs,
+      )
+    return dataset.eval_batches(
+      self.builder,
+      config.eval_subset,
+      preprocessing=config.eval_preproc,
+      skip_corrupt=config.skip_corrupt,
+      **kwargs,
+    )
+
+
+def build(config: ml_collections.ConfigDict, init_rng: jax.Array) -> Recipe:
+  """Builds all that the settings name; nothing is compiled or written.
+
+  Args:
+    config: the experiment's settings; see `configs.get_base`.
+    init_rng: the key that JAXline gives to the experiment.
+
+  Raises:
+    ConfigError: for settings that are wrong.
+    nfnets.data.dataset.DatasetError: if the dataset cannot be used.
+  """
+  _check(config)
+  builder, num_examples = _open_dataset(config)
+  model = create_model(config)
+  schedule = create_schedule(config, num_examples / config.train_batch_size)
+  return Recipe(
+    config=config,
+    model=model,
+    schedule=schedule,
+    optimizer=create_optimizer(config, schedule),
+    builder=builder,
+    num_examples=num_examples,
+    data_seed=int(jax.random.randint(init_rng, (), 0, 2**31 - 1)),
+  )
+
+
+def create_model(
+  config: ml_collections.ConfigDict, num_classes: int | None = None
+) -> nfnets.Model:
+  """Builds the network that the settings name.
+
+  Args:
+    config: the experiment's.
+    num_classes: another number of classes than the config's, if not None.
+
+  Raises:
+    ConfigError: if there is no such network, or no such argument of it.
+  """
+  try:
+    return zoo.create_model(
+      config.model,
+      config.num_classes if num_classes is None else num_classes,
+      remat=config.remat,
+      **config.model_kwargs,
+    )
+  except (TypeError, ValueError) as error:
+    raise ConfigError(f'model or model_kwargs: {error}') from error
+
+
+def create_schedule(
+  config: ml_collections.ConfigDict, steps_per_epoch: float
+) -> optax.Schedule:
+  """Builds the learning rate schedule that the settings describe.
+
+  Raises:
+    ConfigError: if there is no such schedule, or its times do not fit.
+  """
+  peak = config.lr
+  if config.lr_scale_by_bs:
+    peak *= config.train_batch_size / 256
+  if config.lr_schedule.name == 'constant':
+    return optax.constant_schedule(peak)
+  if config.lr_schedule.name != 'warmup_cosine':
+    raise ConfigError(
+      f'lr_schedule.name is {config.lr_schedule.name!r}; it must be '
+      'warmup_cosine or constant.'
+    )
+  try:
+    return optim.warmup_cosine(
+      peak,
+      config.lr_schedule.warmup_epochs * steps_per_epoch,
+      config.num_epochs * steps_per_epoch,
+      config.lr_schedule.end,
+    )
+  except ValueError as error:
+    raise ConfigError(f'lr_schedule: {error}') from error
+
+
+def create_optimizer(
+  config: ml_collections.ConfigDict, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """Builds the optimizer that the settings name.
+
+  Raises:
+    ConfigError: if there is no such optimizer, or no such argument of it.
+  """
+  try:
+    optimizer = optim.make_optimizer(
+      config.optimizer.name, schedule, **config.optimizer.kwargs
+    )
+  except (TypeError, ValueError) as error:
+    raise ConfigError(
+      f'optimizer: {error} A config file can set other arguments, with '
+      "optimizer = {'name': ..., 'kwargs': {...}}."
+    ) from error
+  return optim.sam(optimizer, config.sam_rho) if config.sam_rho else optimizer
+
+
+def _processes() -> dict[str, int]:
+  return {
+    'process_index': jax.process_index(),
+    'process_count': jax.process_count(),
+  }
+
+
+def _train_split(config: ml_collections.ConfigDict) -> str:
+  """Returns the split to train on: all that evaluation does not need."""
+  return 'train_and_valid' if config.eval_subset == 'test' else 'train'
+
+
+def _open_dataset(config: ml_collections.ConfigDict) -> tuple[Any, int]:
+  """Returns TFDS's builder, or None, and the number of training examples."""
+  if config.fake_data:
+    return None, _FAKE_EXAMPLES
+  builder = dataset.load_builder(config.which_dataset, config.data_dir or None)
+  num_classes = dataset.num_classes(builder)
+  if num_classes != config.num_classes:
+    raise ConfigError(
+      f'{config.which_dataset} has {num_classes} classes, but num_classes is '
+      f'{config.num_classes}.'
+    )
+  return builder, dataset.num_examples(builder, _train_split(config))
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+  """Raises ConfigError for settings that are wrong by themselves."""
+  for key, known in (
+    ('which_loss', step_lib.LOSSES),
+    ('which_ema', step_lib.EMAS),
+    ('eval_subset', ('test', 'valid')),
+  ):
+    if config[key] not in known:
+      raise ConfigError(
+        f'{key} is {config[key]!r}; it must be one of {", ".join(known)}.'
+      )
+  try:
+    size = (config.image_size, config.image_size)
+    preprocess.train_preprocessing(config.train_preproc, size)
+    preprocess.check_eval_mode(config.eval_preproc)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  try:
+    plan = augmentation.parse(config.augment_name)
+    augmentation.augmenter(plan, config.augment_kwargs)
+  except ValueError as error:
+    raise ConfigError(f'augment_name: {error}') from error
+  for key in (
+    'train_batch_size',
+    'eval_batch_size',
+    'image_size',
+    'eval_image_size',
+    'num_epochs',
+    'lr',
+    'accumulate_steps',
+  ):
+    if config[key] <= 0:
+      raise ConfigError(f'{key} is {config[key]}; it must be positive.')
+  if config.train_batch_size % jax.device_count():
+    raise ConfigError(
+      f'train_batch_size is {config.train_batch_size}, which '
+      f'{jax.device_count()} devices do not divide.'
+    )
+  share = config.train_batch_size // jax.device_count()
+  if share % config.accumulate_steps:
+    raise ConfigError(
+      f'accumulate_steps is {config.accumulate_steps}, which does not divide '
+      f'the {share} images of each device.'
+    )
+  if config.sam_rho < 0 or not 0 < config.sam_fraction <= 1:
+    raise ConfigError(
+      f'sam_rho is {config.sam_rho} and sam_fraction {config.sam_fraction}; '
+      'they must be at least 0, and in (0, 1].'
+    )

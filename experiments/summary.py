@@ -1,0 +1,65 @@
+"""What a run says to people at its end."""
+
+import datetime
+import pathlib
+import shlex
+from typing import Any
+
+from experiments import checkpoint_files
+
+
+def describe(
+  argv: list[str], config: Any, results: dict[str, Any], seconds: float
+) -> str:
+  """Returns a few lines: how it went, where the results are, what comes next.
+
+  Args:
+    argv: the command line.
+    config: JAXline's.
+    results: what the command prints as JSON.
+    seconds: how long it took.
+  """
+  mode, step = results['mode'], results.get('step')
+  took = f'{datetime.timedelta(seconds=round(seconds))}'
+  if results.get('stopped_by_sigterm'):
+    done = f'Stopped at step {step} after {took}; the same command goes on.'
+  elif mode == 'eval':
+    done = f'Evaluated in {took}.'
+  else:
+    done = f'Trained to step {step} in {took}'
+    speed = results.get('images_per_second')
+    done += f', {speed:.0f} images per second.' if speed else '.'
+  lines = [done]
+  if 'checkpoint_dir' not in results:
+    return '\n'.join([*lines, *_accuracies(results)])
+  folder = pathlib.Path(results['checkpoint_dir'])
+  lines += _accuracies(results)
+  best = checkpoint_files.best(folder)
+  if best is not None:
+    metric = config.best_model_eval_metric
+    lines.append(f'Best {metric} so far: {best.value:.4g}, at step {best.step}')
+  lines.append(f'Results: {folder} (checkpoints, TensorBoard curves)')
+  if mode == 'train':
+    again = shlex.join(a for a in argv if not a.startswith('--jaxline_mode'))
+    lines.append(f'Evaluate: python {again} --jaxline_mode=eval')
+  file = folder / 'weights.npz'
+  lines.append(
+    'Classify: python experiments/tools/extract_weights.py '
+    f'{shlex.quote(str(folder))} --output={shlex.quote(str(file))} && python '
+    f'-m nfnets.classify --weights={shlex.quote(str(file))} IMAGE'
+  )
+  return '\n'.join(lines)
+
+
+def _accuracies(results: dict[str, Any]) -> list[str]:
+  """Returns a line for each accuracy there is."""
+  lines = []
+  for key, what in (
+    ('test_top_1_acc', 'Test accuracy'),
+    ('eval_top_1_acc', 'Accuracy'),
+    ('eval_ema_top_1_acc', 'Accuracy of the averaged weights'),
+  ):
+    if key in results:
+      number = results[f'{key.partition("_")[0]}_num_examples']
+      lines.append(f'{what}: {results[key]:.2%} of {number} examples')
+  return lines

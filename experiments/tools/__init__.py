@@ -1,0 +1,1 @@
+"""Programs beside training: look at batches and curves, take out weights."""
