@@ -43,14 +43,14 @@ def parse(argv: list[str]) -> tuple[str, ml_collections.ConfigDict]:
     raise UsageError(str(error)) from error
   args = [argv[0], f'--config={configs.FILE}:{name}']
   args += _long_forms(argv[1:], defaults)
+  for arg in args[2:]:
+    key = arg.lstrip('-').partition('=')[0]
+    if key.startswith('config.') and not _is_setting(defaults, key):
+      raise UsageError(_no_setting(key, defaults))
   # ml_collections looks there for what to override.
   before, sys.argv = sys.argv, args
   try:
     rest = flags.FLAGS(args)[1:]
-  except (AttributeError, KeyError) as error:
-    # ml_collections says no more than the name.
-    key = str(error).strip('"\'')
-    raise UsageError(_no_setting(key, defaults)) from error
   except flags.UnrecognizedFlagError as error:
     raise UsageError(_no_setting(error.flagname, defaults)) from error
   except (flags.Error, TypeError, ValueError) as error:
@@ -137,6 +137,15 @@ def _get(config: ml_collections.ConfigDict, path: str) -> Any:
       return None
     config = config[key]
   return config
+
+
+def _is_setting(config: ml_collections.ConfigDict, path: str) -> bool:
+  parent, _, key = path.rpartition('.')
+  parent = config if parent == 'config' else _get(config, parent)
+  # In a list, as `betas[0]`, and ml_collections will tell.
+  return isinstance(parent, ml_collections.ConfigDict) and (
+    key.partition('[')[0] in parent
+  )
 
 
 def _no_setting(name: str, config: ml_collections.ConfigDict) -> str:
