@@ -5,6 +5,7 @@ import pathlib
 import stat
 
 from absl import logging
+import filelock
 import jax
 
 # A training step of the largest network is about 100 MB.
@@ -14,19 +15,21 @@ _MAX_BYTES = 4 * 2**30
 def enable() -> None:
   """Turns on JAX's persistent cache, in a private folder of bounded size.
 
-  The folder is JAX_COMPILATION_CACHE_DIR, if that is set, or one in the user's
-  cache folder. Where it cannot be used there is a warning and no cache: what is
-  in it is run, so it must not be written to by anybody else.
+  It is in the user's cache folder. Where it cannot be used there is a warning
+  and no cache: what is in it is run, so it must not be written to by anybody
+  else. A folder that JAX_COMPILATION_CACHE_DIR names is taken as it is, and not
+  bounded: other programs may share it, and JAX cannot bound what they wrote.
   """
-  if not jax.config.jax_compilation_cache_dir:
-    try:
-      folder = _make_private_folder()
-    except OSError as error:
-      logging.warning('Compiled programs are not kept: %s', error)
-      return
-    jax.config.update('jax_compilation_cache_dir', str(folder))
-  if jax.config.jax_compilation_cache_max_size == -1:
-    jax.config.update('jax_compilation_cache_max_size', _MAX_BYTES)
+  if jax.config.jax_compilation_cache_dir:
+    return
+  try:
+    folder = _make_private_folder()
+    _remove_unfinished(folder)
+  except OSError as error:
+    logging.warning('Compiled programs are not kept: %s', error)
+    return
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_compilation_cache_max_size', _MAX_BYTES)
 
 
 def _make_private_folder() -> pathlib.Path:
@@ -40,3 +43,15 @@ def _make_private_folder() -> pathlib.Path:
     raise PermissionError(f'{folder} is not a folder of yours')
   folder.chmod(0o700)
   return folder
+
+
+def _remove_unfinished(folder: pathlib.Path) -> None:
+  """Removes what a killed process left; JAX would write nothing any more.
+
+  A program is written first, and then when it was used; JAX needs both of all.
+  """
+  with filelock.FileLock(folder / '.lockfile', timeout=10):
+    for program in folder.glob('*-cache'):
+      used = program.name.removesuffix('-cache') + '-atime'
+      if not program.with_name(used).exists():
+        program.unlink()
