@@ -95,6 +95,8 @@ def main(argv: list[str]) -> int:
     processes.join()
   except ValueError as error:
     return processes.fail(error, 2)
+  if config.compile_quickly:
+    jax.config.update('jax_disable_most_optimizations', True)
   if config.compilation_cache:
     compilation_cache.enable()
   start = time.monotonic()

@@ -46,7 +46,7 @@ def load(name: str) -> ml_collections.ConfigDict:
   full, is_small = name.removesuffix(':small'), name.endswith(':small')
   recipe, _, argument = full.partition(':')
   file = _files().get(recipe)
-  if file and (not argument or (file, argument) == ('nfnet', 'sam')):
+  if file and (full == recipe or (file, argument) == ('nfnet', 'sam')):
     path, argument = _HERE / f'{file}.py', full
   elif recipe.endswith('.py'):
     path = pathlib.Path(recipe)
@@ -79,6 +79,7 @@ def _make_small(config: ml_collections.ConfigDict) -> None:
   config.save_checkpoint_interval = 3
   config.log_tensors_interval = 1
   config.log_train_data_interval = 1
+  config.compile_quickly = True
   experiment = config.experiment_kwargs.config
   module = zoo.get_entry(experiment.model).module
   experiment.model, changes = _SMALL[module.__name__]
@@ -92,7 +93,7 @@ def _make_small(config: ml_collections.ConfigDict) -> None:
 # By class: the model, and arguments that make it smaller still. Few groups,
 # because each of them is compiled as a convolution of its own on a CPU.
 _SMALL = {
-  'NFNet': ('nfnet_digits', {}),
+  'NFNet': ('nfnet_digits', {'use_two_convs': False}),
   'NF_RegNet': ('nf_regnet_b0', {'group_size': 24, 'width': 0.5}),
   'NF_ResNet': ('nf_resnet50', {'width': 1}),
   'ResNet': ('resnet50', {'width': 1}),
@@ -121,12 +122,16 @@ def get_base(name: str, model: str) -> ml_collections.ConfigDict:
   config.training_steps = 0
   # Unit of the intervals below: secs or steps.
   config.interval_type = 'secs'
+  # Unit of save_checkpoint_interval, where it is another one.
+  config.checkpoint_interval_type = None
   # Between two checkpoints.
   config.save_checkpoint_interval = 600
   # Between two lines of the log.
   config.log_tensors_interval = 30
   # Between two points of TensorBoard's curves.
   config.log_train_data_interval = 30
+  # Whether lines of the log are written while the next steps run.
+  config.log_async = True
   # How many checkpoints of a series are kept.
   config.max_checkpoints_to_keep = 3
   # How long evaluation waits for a new checkpoint before it gives up.
@@ -135,14 +140,24 @@ def get_base(name: str, model: str) -> ml_collections.ConfigDict:
   config.save_retry_minutes = 10.0
   # What the best checkpoint has the highest value of.
   config.best_model_eval_metric = 'eval_top_1_acc'
+  # False is for a metric of which the lowest value is the best.
+  config.best_model_eval_metric_higher_is_better = True
+  # Whether all hosts write the best checkpoint, instead of the first alone.
+  config.best_checkpoint_all_hosts = False
   # Training ends with an evaluation where it takes no more than so many
   # examples; 0 never. ImageNet's, of 10,000 and more, is for a program beside.
   config.test_at_end = 5000
   # Whether compiled programs are kept for the next start, in the user's cache
   # folder or in JAX_COMPILATION_CACHE_DIR.
   config.compilation_cache = True
+  # Whether programs are compiled quickly rather than well: for a few steps.
+  config.compile_quickly = False
   # Decides on the first parameters, the order of the data and all randomness.
   config.random_seed = 42
+  # Which devices draw the same random numbers in training.
+  config.random_mode_train = 'unique_host_unique_device'
+  # And in evaluation, which draws none.
+  config.random_mode_eval = 'same_host_same_device'
 
   experiment = ml_collections.ConfigDict()
   # A name of nfnets.list_models().
