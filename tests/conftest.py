@@ -1,4 +1,26 @@
-"""Its presence puts this folder on the path: `import golden_lib` works below.
+"""Settings of all tests, before any of them starts JAX.
 
-(So pytest does with the folder of every conftest.py that is in no package.)
+That this file is here puts its folder on the path, too: `import golden_lib`
+works in the tests below.
 """
+
+import atexit
+import os
+import shutil
+import tempfile
+
+# Compiling is most of what the tests wait for; where rounding matters, they ask
+# for more. And several devices on one CPU, for those that train.
+os.environ['XLA_FLAGS'] = (
+  '--xla_backend_optimization_level=0 '
+  '--xla_force_host_platform_device_count=4 ' + os.environ.get('XLA_FLAGS', '')
+)
+
+# Programs that took a while to compile are kept for the rest of the session,
+# also for the processes that tests start and for xdist's, which inherit the
+# folder; never for the next session, and never among the user's own.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  _cache = tempfile.mkdtemp(prefix='nfnets_compiled_')
+  atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'

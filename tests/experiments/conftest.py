@@ -1,31 +1,32 @@
-"""Settings and fixtures of the tests that train."""
+"""Fixtures of the tests that train."""
 
+import contextlib
+import io
 import json
 import os
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
+from absl import flags
+import command_lib
+import jax
 import pytest
 
-# Compiling is most of what these tests wait for.
-_FLAGS = '--xla_backend_optimization_level=0'
-# Before JAX starts: several devices on one CPU.
-os.environ['XLA_FLAGS'] = (
-  f'{_FLAGS} --xla_force_host_platform_device_count=4 '
-  + os.environ.get('XLA_FLAGS', '')
-)
+from experiments import command_line, experiment
 
+_DEVICES = '--xla_force_host_platform_device_count'
 _COMMAND = pathlib.Path(__file__).parents[2] / 'experiments' / 'experiment.py'
 
 
 class Result:
-  """What a run of the command left.
+  """What a run of a command left.
 
   Attributes:
     status: its exit status.
-    log: standard error.
     output: standard output.
+    log: standard error.
   """
 
   def __init__(self, status: int, output: str, log: str):
@@ -43,6 +44,45 @@ def data_dir(tmp_path_factory) -> str:
   return str(tmp_path_factory.mktemp('tensorflow_datasets'))
 
 
+def _in_no_cluster(**_):
+  raise ValueError('coordinator_address should be defined.')
+
+
+def _forget_flags():
+  """Forgets what command lines before this one have set."""
+  for name in list(flags.FLAGS):
+    if name.startswith('config.'):
+      delattr(flags.FLAGS, name)
+  flags.FLAGS.unparse_flags()
+
+
+@pytest.fixture(scope='session')
+def run_command(data_dir):
+  """Returns a function that runs a command in this process: (*args) -> Result.
+
+  `main` is another command than the experiment's; `cwd` the folder to be in.
+  """
+
+  def run(*args: str, main=experiment.main, cwd: str = '.') -> Result:
+    argv = ['experiment.py', *args, f'--data_dir={data_dir}']
+    output, log = io.StringIO(), io.StringIO()
+    _forget_flags()
+    with (
+      contextlib.redirect_stdout(output),
+      contextlib.redirect_stderr(log),
+      contextlib.chdir(cwd),
+      # Other tests have used JAX by now, after which none can be joined.
+      mock.patch.object(jax.distributed, 'initialize', _in_no_cluster),
+      mock.patch.object(sys, 'excepthook', sys.excepthook),
+    ):
+      status = main(argv)
+    _forget_flags()
+    jax.config.update('jax_disable_most_optimizations', False)
+    return Result(status, output.getvalue(), log.getvalue())
+
+  return run
+
+
 @pytest.fixture(scope='session')
 def start_command(data_dir):
   """Returns a function: (*args, devices=1, **environment) -> Popen."""
@@ -52,7 +92,8 @@ def start_command(data_dir):
       **os.environ,
       **environment,
       'TFDS_DATA_DIR': data_dir,
-      'XLA_FLAGS': f'{_FLAGS} --xla_force_host_platform_device_count={devices}',
+      # Of a flag that is there twice, the last counts.
+      'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} {_DEVICES}={devices}',
     }
     return subprocess.Popen(
       [sys.executable, str(_COMMAND), *args],
@@ -66,12 +107,48 @@ def start_command(data_dir):
 
 
 @pytest.fixture(scope='session')
-def run_command(start_command):
-  """Returns a function that runs the command: (*args, devices=1) -> Result."""
+def run_process(start_command):
+  """Returns a function that runs the command in a process of its own."""
 
-  def run(*args: str, devices: int = 1) -> Result:
-    process = start_command(*args, devices=devices)
+  def run(*args: str, devices: int = 1, **environment) -> Result:
+    process = start_command(*args, devices=devices, **environment)
     output, log = process.communicate(timeout=300)
     return Result(process.returncode, output, log)
 
   return run
+
+
+@pytest.fixture(scope='session')
+def straight(run_command, tmp_path_factory):
+  """A run of six steps without a stop: (its folder, its Result)."""
+  folder = tmp_path_factory.mktemp('straight run')
+  result = run_command(
+    *command_lib.SMALL, f'--checkpoint_dir={folder}', '--training_steps=6'
+  )
+  assert result.status == 0, result.log
+  return folder, result
+
+
+@pytest.fixture(scope='session')
+def evaluated(straight, run_command):
+  """The Result of evaluating that run."""
+  result = run_command(
+    *command_lib.SMALL,
+    f'--checkpoint_dir={straight[0]}',
+    '--training_steps=6',
+    '--jaxline_mode=eval',
+  )
+  assert result.status == 0, result.log
+  return result
+
+
+@pytest.fixture
+def parse():
+  """Returns a function that reads a command line: (*args) -> (name, config)."""
+
+  def parse_args(*args: str):
+    _forget_flags()
+    return command_line.parse(['experiment.py', *args])
+
+  yield parse_args
+  _forget_flags()

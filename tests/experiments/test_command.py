@@ -1,62 +1,21 @@
-"""Tests of the command as people run it, on the digits."""
+"""Tests of the command on the digits: what it leaves, and what it answers."""
 
-import json
 import os
 import pathlib
-import random
-import signal
-import socket
-import sys
 import time
 
-from absl import flags
+import command_lib
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tensorflow as tf
 
-from experiments import experiment
+from experiments import configs, jaxline_compat, recipe
+from experiments.tools import extract_weights
+from nfnets import utils
 
-_SETTING = '--config.experiment_kwargs.config'
-_SMALL = (
-  '--config=digits',
-  f'{_SETTING}.image_size=16',
-  f'{_SETTING}.eval_image_size=16',
-  f'{_SETTING}.train_batch_size=16',
-  f'{_SETTING}.eval_batch_size=7',
-  f'{_SETTING}.use_ema=True',
-  '--config.save_checkpoint_interval=2',
-  '--config.log_tensors_interval=2',
-)
-
-
-def _folder(path):
-  return f'--config.checkpoint_dir={path}'
-
-
-def _steps(n):
-  return f'--config.training_steps={n}'
-
-
-def _wait_for_step(process) -> str:
-  """Returns what a process has logged when it has logged a step."""
-  log = ''
-  for line in process.stderr:
-    log += line
-    if ' step ' in line and '  loss ' in line:
-      return log
-  raise AssertionError(f'training has ended before its first step: {log}')
-
-
-def _arrays(folder, step):
-  """Reads a checkpoint without the project's code."""
-  with ocp.StandardCheckpointer() as checkpointer:
-    tree = checkpointer.restore(folder / 'latest' / str(step) / 'state')
-  return {
-    jax.tree_util.keystr(path): np.asarray(leaf)
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-  }
+_SMALL = command_lib.SMALL
 
 
 def _scalars(folder):
@@ -68,15 +27,6 @@ def _scalars(folder):
         number = float(tf.make_ndarray(value.tensor))
         scalars.setdefault(value.tag, {})[event.step] = number
   return scalars
-
-
-@pytest.fixture(scope='module')
-def straight(run_command, tmp_path_factory):
-  """A run of six steps without a stop."""
-  folder = tmp_path_factory.mktemp('straight')
-  result = run_command(*_SMALL, _folder(folder), _steps(6))
-  assert result.status == 0, result.log
-  return folder, result
 
 
 def test_training_ends_with_one_line_of_json(straight):
@@ -101,45 +51,94 @@ def test_tensorboard_gets_the_scalars(straight):
   scalars = _scalars(folder / 'train')
   assert scalars['train_loss'][6] == pytest.approx(result.json['train_loss'])
   assert {'top_1_acc', 'learning_rate', 'images_per_second'} < set(scalars)
+  tested = _scalars(folder / 'eval')['eval_ema_loss']
+  assert tested == {6: pytest.approx(result.json['test_loss'])}
 
 
 def test_a_run_that_stops_and_goes_on_ends_the_same(
   straight, run_command, tmp_path
 ):
-  args = (*_SMALL, _folder(tmp_path))
-  assert run_command(*args, _steps(3)).status == 0
-  result = run_command(*args, _steps(6))
+  args = (*_SMALL, f'--checkpoint_dir={tmp_path}', '--test_at_end=0')
+  first = run_command(*args, '--training_steps=3')
+  assert first.status == 0, first.log
+  assert not any(key.startswith('test_') for key in first.json)
+  result = run_command(*args, '--training_steps=6')
   assert result.status == 0, result.log
   assert f'Continuing from step 3 of {tmp_path}/latest' in result.log
-  want, got = _arrays(straight[0], 6), _arrays(tmp_path, 6)
+  want = command_lib.read_arrays(straight[0], 6)
+  got = command_lib.read_arrays(tmp_path, 6)
   assert want.keys() == got.keys()
   assert any('ema_params' in key for key in want)
   for key, value in want.items():
     np.testing.assert_array_equal(got[key], value, err_msg=key)
 
 
-def test_evaluation_counts_every_example_once(straight, run_command):
+def test_training_ends_with_what_evaluation_measures(straight, evaluated):
+  """Of the averaged weights, as there are some."""
+  trained, last = straight[1].json, evaluated.json
+  assert trained['test_num_examples'] == last['eval_num_examples'] == 360
+  for key in ('loss', 'top_1_acc'):
+    assert trained[f'test_{key}'] == pytest.approx(last[f'eval_ema_{key}'])
+  assert trained['test_loss'] != pytest.approx(last['eval_loss'], rel=1e-6)
+  assert 'Test accuracy: ' in straight[1].log
+
+
+def test_evaluation_counts_every_example_once(straight, evaluated, data_dir):
+  """As one batch has it, without devices and without padding."""
   folder, _ = straight
-  evaluate = (*_SMALL, _folder(folder), _steps(6), '--jaxline_mode=eval')
-  results = [run_command(*evaluate, devices=n) for n in (1, 2)]
-  for result in results:
-    assert result.status == 0, result.log
-    assert result.json['eval_num_examples'] == 360
-    assert f'Evaluating step 6 of {folder}/latest' in result.log
-  one, two = (r.json for r in results)
-  for key in ('eval_loss', 'eval_ema_loss', 'eval_top_5_acc'):
-    assert one[key] == pytest.approx(two[key], rel=1e-5)
-  assert os.listdir(folder / 'best') == ['6']
+  assert f'Evaluating step 6 of {folder}/latest' in evaluated.log
+  config = configs.load('digits')
+  config.experiment_kwargs.config.update(
+    image_size=16, eval_image_size=16, eval_batch_size=360, data_dir=data_dir
+  )
+  built = recipe.build(
+    config.experiment_kwargs.config, jaxline_compat.init_rng(config)
+  )
+  (batch,) = built.eval_batches()
+  labels = batch['labels']
+  assert len(labels) == 360
+  for which, prefix in (('raw', 'eval_'), ('ema', 'eval_ema_')):
+    weights, _ = extract_weights.read_checkpoint(folder / 'latest' / '6', which)
+    logits = jax.jit(built.model.logits)(
+      weights.params, utils.normalize(batch['images'])
+    )
+    logits = np.asarray(logits, np.float64)
+    log_probs = logits - np.log(np.sum(np.exp(logits), -1, keepdims=True))
+    loss = -np.mean(log_probs[np.arange(360), labels])
+    assert evaluated.json[f'{prefix}loss'] == pytest.approx(loss, rel=1e-4)
+    order = np.argsort(-logits, axis=-1)
+    for k in (1, 5):
+      correct = np.mean(np.any(order[:, :k] == labels[:, None], axis=-1))
+      assert evaluated.json[f'{prefix}top_{k}_acc'] == pytest.approx(correct)
 
 
-def test_a_failure_of_training_ends_both(run_command, data_dir, tmp_path):
+def test_the_best_checkpoint_is_kept(straight, evaluated):
+  assert evaluated.status == 0
+  assert os.listdir(straight[0] / 'best') == ['6']
+
+
+def test_training_and_evaluation_can_be_one_program(run_command, tmp_path):
+  result = run_command(
+    *_SMALL,
+    f'--checkpoint_dir={tmp_path}',
+    '--training_steps=4',
+    '--jaxline_mode=train_eval_multithreaded',
+  )
+  assert result.status == 0, result.log
+  last = result.json
+  assert last['step'] == 4 and last['train_loss'] > 0
+  assert last['eval_num_examples'] == 360 and 'eval_ema_loss' in last
+  assert os.listdir(tmp_path / 'best')
+
+
+def test_a_failure_of_training_ends_both(run_command, tmp_path):
   """In train_eval_multithreaded, where evaluation would wait for ever."""
   (tmp_path / 'latest').write_text('not a folder')
   start = time.time()
   result = run_command(
     *_SMALL,
-    _folder(tmp_path),
-    _steps(4),
+    f'--checkpoint_dir={tmp_path}',
+    '--training_steps=4',
     '--jaxline_mode=train_eval_multithreaded',
   )
   assert result.status == 1
@@ -154,10 +153,10 @@ def test_another_model_does_not_overwrite_the_checkpoint(straight, run_command):
   before = sorted(os.listdir(folder / 'latest'))
   result = run_command(
     *_SMALL,
-    _folder(folder),
-    _steps(8),
-    f'{_SETTING}.optimizer.name=sgd_agc',
-    f'{_SETTING}.use_ema=False',
+    f'--checkpoint_dir={folder}',
+    '--training_steps=8',
+    '--optimizer.name=sgd_agc',
+    '--use_ema=False',
   )
   assert result.status == 1
   assert 'is of another model or optimizer' in result.log
@@ -166,253 +165,87 @@ def test_another_model_does_not_overwrite_the_checkpoint(straight, run_command):
   assert sorted(os.listdir(folder / 'latest')) == before
 
 
-def test_sigterm_saves_and_ends(start_command, tmp_path):
-  args = (*_SMALL, _folder(tmp_path), _steps(100_000))
-  process = start_command(*args)
-  _wait_for_step(process)
-  process.send_signal(signal.SIGTERM)
-  output, log = process.communicate(timeout=60)
-  assert process.returncode == 0, log
-  last = json.loads(output.splitlines()[-1])
-  assert last['stopped_by_sigterm']
-  assert f'Ended at step {last["step"]} of 100000 as asked, and saved' in log
-  steps = ocp.utils.checkpoint_steps(tmp_path / 'latest')
-  assert max(steps) == last['step'] < 100_000
-
-
-def test_a_second_sigterm_ends_at_once(start_command, tmp_path):
-  """Even while the first step is compiled."""
-  process = start_command(*_SMALL, _folder(tmp_path), _steps(100_000))
-  for line in process.stderr:
-    if 'Compiling' in line:
-      break
-  for sure in ('SIGTERM: ending after this step', ''):
-    process.send_signal(signal.SIGTERM)
-    assert sure in process.stderr.readline()
-  start = time.time()
-  process.communicate(timeout=60)
-  assert process.returncode == 128 + signal.SIGTERM
-  assert time.time() - start < 2
-
-
 def test_a_loss_that_is_not_finite_leaves_a_good_checkpoint(
-  run_command, tmp_path
+  run_command, tmp_path, monkeypatch
 ):
+  train_batches = recipe.Recipe.train_batches
+
+  def spoilt(*args):
+    with train_batches(*args) as batches:
+      for i, batch in enumerate(batches):
+        images = np.full_like(batch['images'], np.nan)
+        yield {**batch, 'images': images} if i == 3 else batch
+
+  monkeypatch.setattr(recipe.Recipe, 'train_batches', spoilt)
   result = run_command(
     *_SMALL,
-    _folder(tmp_path),
-    _steps(50),
-    '--config.save_checkpoint_interval=1',
-    f'{_SETTING}.lr=1e25',
-    f'{_SETTING}.optimizer.kwargs.clipping=1e30',
+    f'--checkpoint_dir={tmp_path}',
+    '--training_steps=50',
+    '--save_checkpoint_interval=1',
   )
   assert result.status == 1
   last = result.log.strip().splitlines()[-1]
-  assert last.startswith('error: At step ')
+  assert last.startswith('error: At step 4 the loss is nan')
   assert 'skip_nonfinite=True' in last
-  bad_step = int(last.split()[3])
-  steps = ocp.utils.checkpoint_steps(tmp_path / 'latest')
-  assert 0 < max(steps) < bad_step
-  for name, array in _arrays(tmp_path, max(steps)).items():
+  assert max(ocp.utils.checkpoint_steps(tmp_path / 'latest')) == 3
+  for name, array in command_lib.read_arrays(tmp_path, 3).items():
     assert np.all(np.isfinite(array)), name
 
 
-_KILLED = (
-  *_SMALL,
-  '--config.save_checkpoint_interval=1',
-  f'{_SETTING}.augment_name=cutmix_mixup_0.4_randaugment_405',
-  f'{_SETTING}.model_kwargs.drop_rate=0.3',
-  f'{_SETTING}.model_kwargs.stochdepth_rate=0.2',
-  f'{_SETTING}.num_epochs=5.0',
-)
-
-
-@pytest.mark.slow
-def test_a_killed_run_ends_as_one_that_was_not(
-  start_command, run_command, tmp_path
-):
-  """SIGKILL at random moments; NFNETS_TEST_KILLS sets how many."""
-  last_step, generator, step = 100, random.Random(0), 0
-  args = (*_KILLED, _folder(tmp_path / 'killed'), _steps(last_step))
-  for _ in range(int(os.environ.get('NFNETS_TEST_KILLS', '3'))):
-    process = start_command(*args)
-    # Until it trains, and then a random while, often within a save.
-    _wait_for_step(process)
-    time.sleep(generator.uniform(0, 1))
-    process.send_signal(signal.SIGKILL)
-    log = process.communicate()[1]
-    assert process.returncode == -signal.SIGKILL, log
-    steps = ocp.utils.checkpoint_steps(tmp_path / 'killed' / 'latest')
-    assert step <= max(steps) < last_step
-    step = max(steps)
-  killed = run_command(*args)
-  assert killed.status == 0, killed.log
-  assert f'Continuing from step {step} of' in killed.log
-  straight = run_command(
-    *_KILLED,
-    _folder(tmp_path / 'straight'),
-    _steps(last_step),
-    '--config.save_checkpoint_interval=100',
+def test_the_command_is_a_program(run_process, straight, tmp_path):
+  """As people start it; its module is not also imported under its name."""
+  result = run_process(
+    *_SMALL,
+    f'--checkpoint_dir={tmp_path}',
+    '--training_steps=2',
+    '--test_at_end=0',
+    devices=jax.device_count(),
+    PYTHONPROFILEIMPORTTIME='1',
   )
-  for key in ('step', 'train_loss', 'grad_norm', 'top_1_acc', 'learning_rate'):
-    assert killed.json[key] == straight.json[key]
-  want, got = (
-    _arrays(tmp_path / name, last_step) for name in ('straight', 'killed')
-  )
-  assert want.keys() == got.keys()
-  for key, value in want.items():
-    np.testing.assert_array_equal(got[key], value, err_msg=key)
-
-
-def _free_port() -> int:
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    return free.getsockname()[1]
-
-
-def _start_two(start_command, *args, devices=1):
-  address = f'127.0.0.1:{_free_port()}'
-  return [
-    start_command(
-      *args,
-      f'--coordinator_address={address}',
-      '--num_processes=2',
-      f'--process_id={i}',
-      devices=devices,
-    )
-    for i in range(2)
+  assert result.status == 0, result.log
+  assert len(result.output.splitlines()) == 1
+  assert result.json['step'] == 2
+  imported = [
+    line.rpartition('|')[2].strip()
+    for line in result.log.splitlines()
+    if line.startswith('import time:')
   ]
-
-
-def _finish(processes, status=0):
-  results = [process.communicate(timeout=240) for process in processes]
-  assert [p.returncode for p in processes] == [status] * len(processes), results
-  # Gloo, which connects CPUs, writes to standard output as well.
-  last = [output.splitlines()[-1] for output, _ in results]
-  assert not any(line.startswith('{') for line in last[1:])
-  return json.loads(last[0])
-
-
-@pytest.mark.slow
-def test_processes_and_devices_do_not_matter(start_command, tmp_path):
-  results = {}
-  for count, devices in ((1, 4), (2, 1), (2, 2)):
-    folder = tmp_path / f'{count}x{devices}'
-    args = (
-      *_SMALL,
-      _folder(folder),
-      _steps(30),
-      '--config.save_checkpoint_interval=30',
-      f'{_SETTING}.augment_name=cutmix_mixup_randaugment_405',
-    )
-    if count == 1:
-      processes = [start_command(*args, devices=devices)]
-    else:
-      processes = _start_two(start_command, *args, devices=devices)
-    results[count, devices] = _finish(processes), _arrays(folder, 30)
-  want, want_arrays = results.pop((1, 4))
-  for got, got_arrays in results.values():
-    for key in ('train_loss', 'top_1_acc', 'grad_norm'):
-      assert got[key] == pytest.approx(want[key], rel=1e-3)
-    for key, value in want_arrays.items():
-      np.testing.assert_allclose(
-        got_arrays[key], value, rtol=1e-2, atol=1e-4, err_msg=key
-      )
-
-
-@pytest.mark.slow
-def test_processes_end_together_and_go_on(start_command, tmp_path):
-  """After SIGTERM to one, after SIGKILL of one, and on other devices."""
-  args = (*_SMALL, _folder(tmp_path), _steps(100_000))
-  # As Slurm would start them; the port follows from the number of the job.
-  slurm = {
-    'SLURM_JOB_ID': str(random.randrange(4096)),
-    'SLURM_STEP_NODELIST': '127.0.0.1',
-    'SLURM_NTASKS': '2',
-  }
-  processes = [
-    start_command(*args, **slurm, SLURM_PROCID=str(i), SLURM_LOCALID=str(i))
-    for i in range(2)
-  ]
-  _wait_for_step(processes[0])
-  processes[1].send_signal(signal.SIGTERM)
-  stopped = _finish(processes)['step']
-  assert max(ocp.utils.checkpoint_steps(tmp_path / 'latest')) == stopped
-
-  processes = _start_two(start_command, *args)
-  log = _wait_for_step(processes[0])
-  assert f'Continuing from step {stopped} of' in log
-  processes[1].send_signal(signal.SIGKILL)
-  start = time.time()
-  log = processes[0].communicate(timeout=120)[1]
-  assert time.time() - start < 120
-  assert processes[0].returncode == 1
-  assert 'another process has ended' in log
-  processes[1].communicate()
-
-  step = max(ocp.utils.checkpoint_steps(tmp_path / 'latest'))
-  assert step > stopped
-  process = start_command(
-    *_SMALL, _folder(tmp_path), _steps(step + 2), devices=2
-  )
-  assert _finish([process])['step'] == step + 2
-
-
-def _in_no_cluster(**_):
-  raise ValueError('coordinator_address should be defined.')
-
-
-@pytest.fixture
-def fresh_flags():
-  """Forgets the overrides that the command line defined."""
-  yield
-  for name in list(flags.FLAGS):
-    if name.startswith('config.'):
-      delattr(flags.FLAGS, name)
-  flags.FLAGS.unparse_flags()
+  assert imported.count('experiments.trainer') == 1
+  assert 'experiments.experiment' not in imported
 
 
 @pytest.mark.parametrize(
   'args, status, message',
   [
-    ((), 2, '--config is missing'),
+    ((), 2, '--config=NAME is missing'),
     (('--config=f9',), 2, "There is no config 'f9'. Did you mean"),
     (('--config=digits', '--frob'), 2, "There is no setting 'frob'"),
     (('--config=digits', 'more'), 2, 'Unknown arguments: more'),
     (('--config=digits', '--jaxline_mode=x'), 2, "--jaxline_mode is 'x'"),
     (('--config=digits', '--config.foo=1'), 2, "no setting 'foo'"),
-    (('--config=digits', '--config.training_steps=x'), 2, 'training_steps=x'),
+    (('--config=digits', '--training_steps=x'), 2, 'training_steps=x'),
     (('--config=f0',), 1, 'imagenet2012 is not prepared: looked for it in'),
     ((*_SMALL, '--jaxline_mode=eval'), 1, 'No checkpoint in'),
-    ((*_SMALL, f'{_SETTING}.num_classes=11'), 2, 'digits has 10 classes'),
-    ((*_SMALL, f'{_SETTING}.train_batch_size=3'), 2, '2 devices do not divide'),
-    ((*_SMALL, f'{_SETTING}.eval_subset=x'), 2, "eval_subset is 'x'"),
-    ((*_SMALL, f'{_SETTING}.model=f0'), 2, "No model 'f0'"),
-    ((*_SMALL, f'{_SETTING}.optimizer.name=x'), 2, "No optimizer 'x'"),
-    ((*_SMALL, f'{_SETTING}.train_preproc=x'), 2, 'training preprocessing'),
-    ((*_SMALL, f'{_SETTING}.augment_name=mixap'), 2, "did you mean 'mixup'?"),
-    ((*_SMALL, f'{_SETTING}.accumulate_steps=3'), 2, 'does not divide the 8'),
+    ((*_SMALL, '--num_classes=11'), 2, 'digits has 10 classes'),
+    ((*_SMALL, '--train_batch_size=3'), 2, '4 devices do not divide'),
+    ((*_SMALL, '--eval_subset=x'), 2, "eval_subset is 'x'"),
+    ((*_SMALL, '--model=f0'), 2, "No model 'f0'"),
+    ((*_SMALL, '--optimizer.name=x'), 2, "No optimizer 'x'"),
+    ((*_SMALL, '--train_preproc=x'), 2, 'training preprocessing'),
+    ((*_SMALL, '--augment_name=mixap'), 2, "did you mean 'mixup'?"),
+    ((*_SMALL, '--accumulate_steps=3'), 2, 'does not divide the 4'),
     ((*_SMALL, '--num_processes=2'), 2, 'processes need --coordinator_addr'),
-    ((*_SMALL, f'{_SETTING}.which_dataset=x'), 1, "Unknown dataset 'x'"),
-    ((*_SMALL, f'{_SETTING}.lr_schedule.name=x'), 2, 'lr_schedule.name'),
-    ((*_SMALL, f'{_SETTING}.lr=-1.0'), 2, 'lr is -1.0; it must be positive'),
+    ((*_SMALL, '--which_dataset=x'), 1, "Unknown dataset 'x'"),
+    ((*_SMALL, '--lr_schedule.name=x'), 2, 'lr_schedule.name'),
+    ((*_SMALL, '--lr=-1.0'), 2, 'lr is -1.0; it must be positive'),
   ],
 )
 def test_bad_input_is_answered_on_one_screen(
-  args, status, message, tmp_path, monkeypatch, capsys, data_dir, fresh_flags
+  args, status, message, tmp_path, run_command
 ):
-  if any(arg.startswith(_SETTING) for arg in args) or args == ('--config=f0',):
-    args = (*args, f'{_SETTING}.data_dir={data_dir}')
-  monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(jax, 'device_count', lambda: 2)
-  # Other tests have used JAX by now, after which processes cannot be joined.
-  monkeypatch.setattr(jax.distributed, 'initialize', _in_no_cluster)
-  # ml_collections looks there for what to override.
-  monkeypatch.setattr(sys, 'argv', ['experiment.py', *args])
-  got = experiment.main(sys.argv)
-  captured = capsys.readouterr()
-  assert got == status
-  assert message in captured.err
-  assert 'Traceback' not in captured.err
-  assert captured.out == ''
-  assert not (tmp_path / 'runs').exists()
+  result = run_command(*args, cwd=tmp_path)
+  assert result.status == status
+  assert message in result.log
+  assert 'Traceback' not in result.log
+  assert result.output == ''
+  assert os.listdir(tmp_path) == []

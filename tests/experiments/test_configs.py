@@ -1,9 +1,7 @@
 """Tests of the recipes against the published values."""
 
-from absl import flags
 import jax
 from jaxline import base_config
-from ml_collections import config_flags
 import numpy as np
 import pytest
 
@@ -236,42 +234,24 @@ def test_learning_rate_follows_the_batch_but_for_nf_regnets():
       assert float(schedule(500)) == pytest.approx(scaled)
 
 
-def test_a_config_file_of_ones_own_is_taken(tmp_path):
-  path = tmp_path / 'mine.py'
-  path.write_text('')
-  assert configs.find(f'{path}:argument') == f'{path}:argument'
-  with pytest.raises(ValueError, match='no config file'):
-    configs.find(str(tmp_path / 'missing.py'))
-
-
 @pytest.mark.parametrize(
   'name', ['f9', 'resnet50:sam', 'digits:sam', 'f6:', 'f6:sum', 'f6:sam:sam']
 )
 def test_an_unknown_recipe_is_answered_with_the_names(name):
   with pytest.raises(ValueError) as error:
-    configs.find(name)
+    configs.load(name)
   assert f'no config {name!r}' in str(error.value)
   assert 'nf_resnet50' in str(error.value) and 'f6:sam' in str(error.value)
 
 
-def _parse(name, *overrides):
-  """Returns the experiment's settings as the command line gives them."""
-  key = '--config.experiment_kwargs.config'
-  args = ['', f'--config={configs.find(name)}']
-  args += [f'{key}.{override}' for override in overrides]
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=args)
-  values(args)
-  return values.config.experiment_kwargs.config
-
-
-def test_nested_settings_can_be_given_on_the_command_line():
-  ours = _parse(
-    'f6:sam',
-    'augment_kwargs.wrap_solarize=False',
-    'model_kwargs.drop_rate=0.1',
-    'optimizer.kwargs.clipping=0.02',
+def test_nested_settings_can_be_given_on_the_command_line(parse):
+  _, config = parse(
+    '--config=f6:sam',
+    '--augment_kwargs.wrap_solarize=False',
+    '--model_kwargs.drop_rate=0.1',
+    '--optimizer.kwargs.clipping=0.02',
   )
+  ours = config.experiment_kwargs.config
   assert ours.augment_kwargs.to_dict() == {
     'wrap_solarize': False,
     'constant_grey': True,
@@ -281,13 +261,14 @@ def test_nested_settings_can_be_given_on_the_command_line():
   assert ours.sam_rho == 0.05
 
 
-def test_batchnorm_can_take_the_statistics_of_all_devices(monkeypatch):
+def test_batchnorm_can_take_the_statistics_of_all_devices(monkeypatch, parse):
   monkeypatch.setitem(base.resnet_params, 'ResNet50', {'depth': [1, 1, 0, 0]})
-  ours = _parse(
-    'resnet50',
-    'model_kwargs.norm_kwargs.cross_replica_axis=i',
-    'num_classes=10',
+  _, config = parse(
+    '--config=resnet50',
+    '--model_kwargs.norm_kwargs.cross_replica_axis=i',
+    '--num_classes=10',
   )
+  ours = config.experiment_kwargs.config
   crossed = recipe.create_model(ours)
   ours.model_kwargs.norm_kwargs.cross_replica_axis = ''
   alone = recipe.create_model(ours)
@@ -312,3 +293,74 @@ def test_batchnorm_can_take_the_statistics_of_all_devices(monkeypatch):
 
   assert largest_difference(crossed) < 1e-3
   assert largest_difference(alone) > 0.1
+
+
+def test_no_recipe_of_imagenet_ends_with_an_evaluation():
+  """Of its 50,000 test images, or of 10,000 that `valid` holds out."""
+  for name in configs.names():
+    assert configs.load(name).test_at_end < 10_000
+
+
+@pytest.mark.parametrize(
+  'name, network',
+  [
+    ('f0', 'nfnet_digits'),
+    ('f6:sam', 'nfnet_digits'),
+    ('digits', 'nfnet_digits'),
+    ('nf_regnet_b8', 'nf_regnet_b0'),
+    ('nf_resnet600', 'nf_resnet50'),
+    ('resnet50', 'resnet50'),
+    ('resnet152_v1', 'resnet50'),
+    ('skipinit_resnet101', 'skipinit_resnet50'),
+    ('fixup_resnet50', 'fixup_resnet50'),
+  ],
+)
+def test_a_small_recipe_is_the_same_but_for_its_size(name, network):
+  whole, small = configs.load(name), configs.load(f'{name}:small')
+  assert small.checkpoint_dir == f'{whole.checkpoint_dir}_small'
+  assert small.training_steps < 10
+  whole, small = (c.experiment_kwargs.config for c in (whole, small))
+  changed = {
+    *('model', 'model_kwargs', 'image_size', 'eval_image_size', 'fake_data'),
+    *('train_batch_size', 'eval_batch_size'),
+  }
+  for key in set(whole) - changed:
+    assert small[key] == whole[key], key
+  for key, value in whole.model_kwargs.items():
+    assert small.model_kwargs[key] == value, key
+  assert small.fake_data and small.model == network
+  model = recipe.build(small, jax.random.key(0)).model
+  params, _ = jax.eval_shape(model.init, jax.random.key(0))
+  assert sum(x.size for x in jax.tree.leaves(params)) < 6e6
+
+
+def test_a_config_file_of_ones_own_is_taken_whole_or_small(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(
+    'from experiments import configs\n'
+    'def get_config(model="timm/nfnet_l0"):\n'
+    '  config = configs.get_base("mine", model)\n'
+    '  config.experiment_kwargs.config.model_kwargs = {}\n'
+    '  config.experiment_kwargs.config.lr = 0.7\n'
+    '  return config\n'
+  )
+  for argument, network in (
+    ('', 'timm/test_nfnet'),
+    (':nf_resnet101', 'nf_resnet50'),
+  ):
+    config = configs.load(f'{path}{argument}:small')
+    ours = config.experiment_kwargs.config
+    assert (ours.model, ours.lr) == (network, 0.7)
+    assert recipe.build(ours, jax.random.key(0)).model.num_classes == 1000
+  whole = configs.load(f'{path}:resnet50').experiment_kwargs.config
+  assert (whole.model, whole.fake_data) == ('resnet50', False)
+  with pytest.raises(ValueError, match='no config file'):
+    configs.load(str(tmp_path / 'missing.py'))
+
+
+def test_a_small_recipe_runs_to_its_end(run_command, tmp_path):
+  """With SAM, AGC, an average and bfloat16."""
+  result = run_command('--config=f6:sam:small', f'--checkpoint_dir={tmp_path}')
+  assert result.status == 0, result.log
+  assert result.json['step'] == configs.load('f6:sam:small').training_steps
+  assert result.json['test_num_examples'] > 0

@@ -13,8 +13,7 @@ import pytest
 from experiments import jaxline_compat
 from experiments import step as step_lib
 from experiments.configs import digits
-import nfnets
-from nfnets import optim, utils
+from nfnets import base, optim, utils
 
 _SIZE = 16
 _BATCH = 8
@@ -35,25 +34,46 @@ def _batch(seed=0):
   }
 
 
-def _optimizer(name='sgd_agc'):
-  return optim.make_optimizer(name, _LR)
+def _optimizer():
+  # Clips some units and not others.
+  return optim.make_optimizer('sgd_agc', _LR, clipping=0.1)
+
+
+class _Model:
+  """As `nfnets.Model`, with few of an NFNet's layers, to compile soon."""
+
+  normalize = staticmethod(utils.normalize)
+
+  def __init__(self, drop_rate=0.0):
+    def forward(images, is_training):
+      x = images
+      for i in range(2):
+        x = base.WSConv2D(16, 3, stride=2, name=f'conv{i}')(x)
+        x = jax.nn.gelu(x)
+      x = jnp.mean(x, axis=(1, 2))
+      if drop_rate and is_training:
+        x = hk.dropout(hk.next_rng_key(), drop_rate, x)
+      return {'logits': hk.Linear(10, name='linear')(x)}
+
+    transformed = hk.transform_with_state(forward)
+    self.init = lambda rng, size: transformed.init(
+      rng, jnp.zeros((1, size, size, 3)), False
+    )
+    self.apply = transformed.apply
+
+  def logits(self, params, images):
+    out, _ = self.apply(params, {}, None, images, is_training=False)
+    return out['logits']
 
 
 @functools.cache
 def _model():
-  # Without random regularizers, and small, to compile soon.
-  return nfnets.create_model(
-    'nfnet_digits', 10, stochdepth_rate=0.0, use_two_convs=False
-  )
+  return _Model()
 
 
 @functools.cache
 def _params():
-  params, _ = _model().init(jax.random.key(0), _SIZE)
-  # Skip gains of zero would leave most gradients zero.
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x: x + 0.5 if path[-1].key == 'skip_gain' else x, params
-  )
+  return _model().init(jax.random.key(0), _SIZE)[0]
 
 
 def _state(optimizer, use_ema=False):
@@ -153,9 +173,7 @@ def test_accumulating_needs_less_memory():
 
 def test_accumulating_draws_anew_for_each_part():
   """Dropout in the parts is not that of the first, again and again."""
-  model = nfnets.create_model(
-    'nfnet_digits', 10, drop_rate=0.5, use_two_convs=False
-  )
+  model = _Model(drop_rate=0.5)
   batch = {k: np.repeat(v[:1], 4, axis=0) for k, v in _batch().items()}
   half = {k: v[:2] for k, v in batch.items()}
   key = jax.random.PRNGKey(0)
@@ -189,6 +207,7 @@ class _BatchNormModel:
       rng, jnp.zeros((2, 4, 4, 3)), True
     )
     self.apply = transform(axis).apply
+    self.normalize = utils.normalize
 
 
 @pytest.mark.parametrize('axis', [None, 'i'])
@@ -239,6 +258,25 @@ def test_mixed_labels_give_a_mixed_loss():
     + 0.1 * log_probs.mean(-1)
   )
   np.testing.assert_allclose(metrics['train_loss'], loss, rtol=1e-5)
+
+
+def test_images_are_normalized_as_the_model_wants():
+  """In both steps: with another mean, other images give the same loss."""
+  model = _Model()
+  model.normalize = lambda images: (images - 50) / 20
+  batch = _batch()
+  logits = np.asarray(model.logits(_params(), (batch['images'] - 50) / 20))
+  log_probs = jax.nn.log_softmax(logits)[np.arange(_BATCH), batch['labels']]
+  train_step = step_lib.make_train_step(
+    model, _optimizer(), lambda _: _LR, _config(label_smoothing=0.0)
+  )
+  key = jax.random.PRNGKey(0)
+  _, metrics = jax.jit(train_step)(_state(_optimizer()), batch, key)
+  np.testing.assert_allclose(metrics['train_loss'], -log_probs.mean(), 1e-5)
+  eval_step = step_lib.make_eval_step(model, _config())
+  batch['mask'] = np.ones(_BATCH)
+  sums = jax.jit(eval_step)(_params(), {}, batch)
+  np.testing.assert_allclose(sums['loss'], -log_probs.sum(), 1e-5)
 
 
 def test_whole_numbers_are_the_same_images():
@@ -308,24 +346,39 @@ def test_images_with_the_batch_last_are_the_same_images():
   chex.assert_trees_all_close(*sums, rtol=1e-6)
 
 
+def _product_dtypes(lowered):
+  """Returns the dtypes that convolutions and matrix products give."""
+  dtypes = {
+    line.rstrip().rpartition('x')[2].removesuffix('>')
+    for line in lowered.as_text().splitlines()
+    if 'stablehlo.convolution' in line or 'stablehlo.dot_general' in line
+  }
+  assert dtypes
+  return dtypes
+
+
 def test_bfloat16_keeps_float32_weights():
   optimizer = _optimizer()
   step = step_lib.make_train_step(
     _model(), optimizer, lambda _: _LR, _config(bfloat16=True, use_ema=True)
   )
   state = _state(optimizer, use_ema=True)
-  compiled = jax.jit(step).lower(state, _batch(), jax.random.PRNGKey(0))
+  lowered = jax.jit(step).lower(state, _batch(), jax.random.PRNGKey(0))
   after, metrics = jax.eval_shape(step, state, _batch(), jax.random.PRNGKey(0))
   dtypes = {x.dtype for x in jax.tree.leaves((after.params, after.ema_params))}
   assert dtypes == {jnp.dtype('float32')}
   assert {x.dtype for x in metrics.values()} == {jnp.dtype('float32')}
-  convolutions = [
-    line
-    for line in compiled.as_text().splitlines()
-    if 'stablehlo.convolution' in line or 'stablehlo.dot_general' in line
-  ]
-  assert convolutions
-  assert all(line.rstrip().endswith('bf16>') for line in convolutions)
+  assert _product_dtypes(lowered) == {'bf16'}
+
+
+@pytest.mark.parametrize(
+  'eval_bfloat16, dtype', [(False, 'f32'), (True, 'bf16')]
+)
+def test_evaluation_is_float32_unless_asked(eval_bfloat16, dtype):
+  config = _config(bfloat16=True, eval_bfloat16=eval_bfloat16)
+  step = step_lib.make_eval_step(_model(), config)
+  batch = {**_batch(), 'mask': np.ones(_BATCH)}
+  assert _product_dtypes(jax.jit(step).lower(_params(), {}, batch)) == {dtype}
 
 
 def test_padding_counts_nothing():

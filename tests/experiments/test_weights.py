@@ -3,10 +3,10 @@
 import json
 import os
 import shutil
-import sys
 import types
 
 from absl import flags
+import command_lib
 import jax
 import numpy as np
 import pytest
@@ -25,22 +25,23 @@ from experiments.tools import extract_weights
 import nfnets
 from nfnets import weights
 
-_SETTING = '--config.experiment_kwargs.config'
+_SETTING = '--experiment_kwargs.config'
 _HEAD = 'NFNet/~/linear'
 _SIZE = 16  # Pixels.
 
 
 def _config(folder, data_dir, **settings):
+  """Has what `command_lib.SMALL` has, so that no step is compiled again."""
   config = configs.load('digits')
   config.checkpoint_dir = str(folder)
   config.experiment_kwargs.config.update(
     image_size=_SIZE,
     eval_image_size=_SIZE,
     train_batch_size=16,
-    lr_schedule={'name': 'constant'},
+    eval_batch_size=7,
+    num_epochs=0.2,
+    lr_schedule={'warmup_epochs': 0.02},
     use_ema=True,
-    which_ema='ema',
-    ema_decay=0.5,
     data_dir=data_dir,
     **settings,
   )
@@ -296,54 +297,7 @@ def test_training_goes_on_from_a_checkpoint_and_not_from_weights(
   assert 'Nothing to do: step 2 was reached' in caplog.text
 
 
-def test_images_are_normalized_as_the_model_wants():
-  """In both steps: with another mean, other images give the same loss."""
-  images = np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3))
-  labels = np.array([1, 2], np.int32)
-  config = configs.load('digits').experiment_kwargs.config
-  config.model = 'timm/test_nfnet'
-  config.model_kwargs = {}
-  config.fake_data = True
-  built = recipe.build(config, jax.random.PRNGKey(0))
-  params, state = built.model.init(jax.random.key(0), 16)
-  batch = {'images': np.float32(images), 'labels': labels, 'mask': np.ones(2)}
-  sums = step.make_eval_step(built.model, config)(params, state, batch)
-  entry = nfnets.zoo.get_entry(config.model)
-  logits = built.model.logits(
-    params, np.float32((images - entry.mean) / entry.std)
-  )
-  log_probs = jax.nn.log_softmax(logits)[np.arange(2), labels]
-  assert float(sums['loss']) == pytest.approx(-float(log_probs.sum()), 1e-5)
-
-
 # Bad input.
-
-
-def _in_no_cluster(**_):
-  raise ValueError('coordinator_address should be defined.')
-
-
-@pytest.fixture
-def run_main(tmp_path, monkeypatch, data_dir):
-  """Returns a function that runs the command in an empty folder."""
-
-  def run(*args):
-    args = ('--config=digits', f'{_SETTING}.data_dir={data_dir}', *args)
-    monkeypatch.setattr(sys, 'argv', ['experiment.py', *args])
-    _forget_overrides()
-    return experiment.main(sys.argv)
-
-  monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(jax.distributed, 'initialize', _in_no_cluster)
-  yield run
-  _forget_overrides()
-
-
-def _forget_overrides():
-  for name in list(flags.FLAGS):
-    if name.startswith('config.'):
-      delattr(flags.FLAGS, name)
-  flags.FLAGS.unparse_flags()
 
 
 @pytest.fixture(scope='module')
@@ -361,8 +315,8 @@ def bad_files(tmp_path_factory):
 
 
 _EVAL = '--jaxline_mode=eval'
-_F0 = f'{_SETTING}.model=nfnet_f0'
-_RESNET = f'{_SETTING}.model=nf_resnet50'
+_F0 = '--model=nfnet_f0'
+_RESNET = '--model=nf_resnet50'
 _MULTITHREADED = '--jaxline_mode=train_eval_multithreaded'
 
 
@@ -380,24 +334,25 @@ _MULTITHREADED = '--jaxline_mode=train_eval_multithreaded'
     ('digits.npz', (_RESNET, _MULTITHREADED), 2, 'are of nfnet_digits with'),
     ('head.npz', (_EVAL,), 2, 'with 1000 classes, not of nfnet_digits with 10'),
     ('folded.npz', (), 2, 'cannot be trained any more'),
-    ('', ('--config.eval_initial_weights=True',), 2, 'is for the weights of'),
+    ('', ('--eval_initial_weights',), 2, 'is for the weights of'),
     (
       'head.npz',
-      (_EVAL, '--config.checkpoint_dir={}/run'),
+      (_EVAL, '--checkpoint_dir={}/run'),
       2,
       'leave out --weights or --checkpoint_dir',
     ),
   ],
 )
 def test_weights_that_do_not_fit_are_one_line(
-  file, args, status, message, bad_files, run_main, tmp_path, capsys
+  file, args, status, message, bad_files, run_command, tmp_path
 ):
   path = f'{bad_files}/{file}' if file else ''
   args = [arg.format(bad_files) for arg in args]
-  assert run_main(*args, f'{_SETTING}.weights={path}') == status
-  captured = capsys.readouterr()
-  assert captured.out == ''
-  last = captured.err.splitlines()[-1]
+  args = ('--config=digits', *args, f'--weights={path}')
+  result = run_command(*args, cwd=tmp_path)
+  assert result.status == status
+  assert result.output == ''
+  last = result.log.splitlines()[-1]
   assert last.startswith('error: ')
   assert path in last
   assert message in last
@@ -405,18 +360,19 @@ def test_weights_that_do_not_fit_are_one_line(
 
 
 def test_evaluation_of_weights_ends_with_one_line_of_json(
-  run_main, tmp_path_factory, capsys
+  run_command, tmp_path_factory, tmp_path
 ):
   """Also of folded ones, with the same results."""
   folder = tmp_path_factory.mktemp('weights')
   folded = weights.fold_weights(_write(folder / 'plain.safetensors', 10))
   weights.save_weights(folder / 'folded.npz', folded)
-  args = (_EVAL, '--config.eval_initial_weights=True')
+  args = (*command_lib.SMALL, _EVAL, '--eval_initial_weights')
   losses = []
   for path in (folder / 'plain.safetensors', folder / 'folded.npz'):
-    assert run_main(*args, f'{_SETTING}.weights={path}') == 0
-    (line,) = capsys.readouterr().out.splitlines()
-    last = json.loads(line)
+    result = run_command(*args, f'--weights={path}', cwd=tmp_path)
+    assert result.status == 0, result.log
+    assert len(result.output.splitlines()) == 1
+    last = result.json
     assert set(last) == {
       'config',
       'mode',
@@ -428,4 +384,4 @@ def test_evaluation_of_weights_ends_with_one_line_of_json(
     }
     losses.append(last['eval_loss'])
   assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-  assert os.listdir() == []
+  assert os.listdir(tmp_path) == []

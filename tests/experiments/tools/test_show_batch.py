@@ -1,39 +1,21 @@
 """Tests of the command that draws a training batch."""
 
+import functools
 import io
-import json
-import sys
 
-from absl import flags
 import matplotlib.image
 import numpy as np
 import pytest
 
 from experiments import configs, jaxline_compat, recipe
 from experiments.tools import show_batch
-
-_SETTING = '--config.experiment_kwargs.config'
+from nfnets import utils, zoo
 
 
 @pytest.fixture
-def run(data_dir, monkeypatch, capsys):
-  """Returns a function that runs the command: (*args) -> (status, out, err)."""
-
-  def run_in_process(*args):
-    args = ['show_batch.py', *args]
-    if '--config=digits' in args:
-      args.append(f'{_SETTING}.data_dir={data_dir}')
-    # ml_collections looks there for what to override.
-    monkeypatch.setattr(sys, 'argv', args)
-    status = show_batch.main(args)
-    return status, *capsys.readouterr()
-
-  yield run_in_process
-  # Forget the overrides that the command line defined.
-  for name in list(flags.FLAGS):
-    if name.startswith('config.'):
-      delattr(flags.FLAGS, name)
-  flags.FLAGS.unparse_flags()
+def run(run_command):
+  """Returns a function that runs the command: (*args) -> Result."""
+  return functools.partial(run_command, main=show_batch.main)
 
 
 def load_digits(data_dir, **changes):
@@ -44,16 +26,16 @@ def load_digits(data_dir, **changes):
 
 def test_the_command_draws_a_png_and_ends_with_json(run, tmp_path):
   output = tmp_path / 'batch.png'
-  status, out, err = run(
+  result = run(
     '--config=digits',
-    f'{_SETTING}.augment_name=cutmix_mixup',
+    '--augment_name=cutmix_mixup',
     f'--output={output}',
     '--images=5',
     '--step=2',
   )
-  assert status == 0, err
-  assert len(out.splitlines()) == 1
-  assert json.loads(out) == {
+  assert result.status == 0, result.log
+  assert len(result.output.splitlines()) == 1
+  assert result.json == {
     'config': 'digits',
     'output': str(output),
     'step': 2,
@@ -136,7 +118,7 @@ def test_the_drawing_has_every_image_in_its_place():
 @pytest.mark.parametrize(
   ('args', 'status', 'message'),
   [
-    ((), 2, '--config is missing'),
+    ((), 2, '--config=NAME is missing'),
     (('--config=digits',), 2, '--output is missing'),
     (('--config=f9', '--output=x.png'), 2, "There is no config 'f9'"),
     (('--config=digits', '--output=x.png', '--images=0'), 2, 'images'),
@@ -144,33 +126,42 @@ def test_the_drawing_has_every_image_in_its_place():
     (('--config=digits', '--output=x.png', '--images=65'), 2, '64'),
     (('--config=digits', '--output=x/y.png'), 1, "directory: 'x/y.png'"),
     (
-      ('--config=digits', '--output=x.png', f'{_SETTING}.augment_name=mixpu'),
+      ('--config=digits', '--output=x.png', '--augment_name=mixpu'),
       2,
       "did you mean 'mixup'",
     ),
     (
-      ('--config=digits', '--output=x.png', f'{_SETTING}.fake_data=True'),
+      ('--config=digits', '--output=x.png', '--fake_data=True'),
       2,
       'fake_data is set',
     ),
     (
-      ('--config=f0', '--output=x.png', f'{_SETTING}.data_dir=.'),
+      ('--config=f0', '--output=x.png'),
       1,
       'imagenet2012 is not prepared',
     ),
   ],
 )
-def test_bad_input_is_answered(
-  run, args, status, message, tmp_path, monkeypatch
-):
-  monkeypatch.chdir(tmp_path)
-  got, out, err = run(*args)
-  assert (got, out) == (status, '')
-  assert message in err
-  assert 'Traceback' not in err
+def test_bad_input_is_answered(run, args, status, message, tmp_path):
+  result = run(*args, cwd=tmp_path)
+  assert (result.status, result.output) == (status, '')
+  assert message in result.log
+  assert 'Traceback' not in result.log
   assert not (tmp_path / 'x.png').exists()
 
 
 def test_too_many_images_are_refused(data_dir):
   with pytest.raises(recipe.ConfigError, match='--images=65 is more than'):
     show_batch.read(load_digits(data_dir), 0, 65)
+
+
+def test_images_are_drawn_as_they_were_for_any_model(data_dir):
+  """Also where it normalizes with another mean than ImageNet's."""
+  model = 'timm/test_nfnet'
+  assert not np.allclose(zoo.get_entry(model).mean, utils.IMAGENET_MEAN)
+  config = load_digits(data_dir)
+  expected, _ = show_batch.read(config, 0, 4)
+  config.experiment_kwargs.config.model = model
+  config.experiment_kwargs.config.model_kwargs = {}
+  images, _ = show_batch.read(config, 0, 4)
+  np.testing.assert_array_equal(images, expected)

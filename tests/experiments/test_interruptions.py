@@ -1,0 +1,199 @@
+"""Tests of runs that are told to end, killed, or spread over several hosts."""
+
+import json
+import os
+import random
+import signal
+import socket
+import time
+
+import command_lib
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+_SMALL = command_lib.SMALL
+
+
+def _folder(path):
+  return f'--checkpoint_dir={path}'
+
+
+def _steps(n):
+  return f'--training_steps={n}'
+
+
+def test_sigterm_saves_and_ends(start_command, tmp_path):
+  args = (*_SMALL, _folder(tmp_path), _steps(100_000))
+  process = start_command(*args, devices=4)
+  command_lib.wait_for_step(process)
+  process.send_signal(signal.SIGTERM)
+  output, log = process.communicate(timeout=60)
+  assert process.returncode == 0, log
+  last = json.loads(output.splitlines()[-1])
+  assert last['stopped_by_sigterm']
+  assert f'Ended at step {last["step"]} of 100000 as asked, and saved' in log
+  steps = ocp.utils.checkpoint_steps(tmp_path / 'latest')
+  assert max(steps) == last['step'] < 100_000
+
+
+def test_a_second_sigterm_ends_at_once(start_command, tmp_path):
+  """Even while the first step is compiled."""
+  process = start_command(
+    *_SMALL, _folder(tmp_path), _steps(100_000), devices=4
+  )
+  for line in process.stderr:
+    if 'Compiling' in line:
+      break
+  for sure in ('SIGTERM: ending after this step', ''):
+    process.send_signal(signal.SIGTERM)
+    assert sure in process.stderr.readline()
+  start = time.time()
+  process.communicate(timeout=60)
+  assert process.returncode == 128 + signal.SIGTERM
+  assert time.time() - start < 2
+
+
+_KILLED = (
+  *_SMALL,
+  '--save_checkpoint_interval=1',
+  '--augment_name=cutmix_mixup_0.4_randaugment_405',
+  '--model_kwargs.drop_rate=0.3',
+  '--model_kwargs.stochdepth_rate=0.2',
+  '--num_epochs=5.0',
+)
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_one_that_was_not(
+  start_command, run_process, tmp_path
+):
+  """SIGKILL at random moments; NFNETS_TEST_KILLS sets how many."""
+  last_step, generator, step = 100, random.Random(0), 0
+  args = (*_KILLED, _folder(tmp_path / 'killed'), _steps(last_step))
+  for _ in range(int(os.environ.get('NFNETS_TEST_KILLS', '3'))):
+    process = start_command(*args, devices=4)
+    # Until it trains, and then a random while, often within a save.
+    command_lib.wait_for_step(process)
+    time.sleep(generator.uniform(0, 1))
+    process.send_signal(signal.SIGKILL)
+    log = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL, log
+    steps = ocp.utils.checkpoint_steps(tmp_path / 'killed' / 'latest')
+    assert step <= max(steps) < last_step
+    step = max(steps)
+  killed = run_process(*args)
+  assert killed.status == 0, killed.log
+  assert f'Continuing from step {step} of' in killed.log
+  straight = run_process(
+    *_KILLED,
+    _folder(tmp_path / 'straight'),
+    _steps(last_step),
+    '--save_checkpoint_interval=100',
+  )
+  for key in ('step', 'train_loss', 'grad_norm', 'top_1_acc', 'learning_rate'):
+    assert killed.json[key] == straight.json[key]
+  want, got = (
+    command_lib.read_arrays(tmp_path / name, last_step)
+    for name in ('straight', 'killed')
+  )
+  assert want.keys() == got.keys()
+  for key, value in want.items():
+    np.testing.assert_array_equal(got[key], value, err_msg=key)
+
+
+def _free_port() -> int:
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    return free.getsockname()[1]
+
+
+def _start_two(start_command, *args, devices=1):
+  address = f'127.0.0.1:{_free_port()}'
+  return [
+    start_command(
+      *args,
+      f'--coordinator_address={address}',
+      '--num_processes=2',
+      f'--process_id={i}',
+      devices=devices,
+    )
+    for i in range(2)
+  ]
+
+
+def _finish(processes, status=0):
+  results = [process.communicate(timeout=240) for process in processes]
+  assert [p.returncode for p in processes] == [status] * len(processes), results
+  # Gloo, which connects CPUs, writes to standard output as well.
+  last = [output.splitlines()[-1] for output, _ in results]
+  assert not any(line.startswith('{') for line in last[1:])
+  return json.loads(last[0])
+
+
+@pytest.mark.slow
+def test_processes_and_devices_do_not_matter(start_command, tmp_path):
+  results = {}
+  for count, devices in ((1, 4), (2, 1), (2, 2)):
+    folder = tmp_path / f'{count}x{devices}'
+    args = (
+      *_SMALL,
+      _folder(folder),
+      _steps(30),
+      '--save_checkpoint_interval=30',
+      '--augment_name=cutmix_mixup_randaugment_405',
+    )
+    if count == 1:
+      processes = [start_command(*args, devices=devices)]
+    else:
+      processes = _start_two(start_command, *args, devices=devices)
+    results[count, devices] = (
+      _finish(processes),
+      command_lib.read_arrays(folder, 30),
+    )
+  want, want_arrays = results.pop((1, 4))
+  for got, got_arrays in results.values():
+    for key in ('train_loss', 'top_1_acc', 'grad_norm'):
+      assert got[key] == pytest.approx(want[key], rel=1e-3)
+    for key, value in want_arrays.items():
+      np.testing.assert_allclose(
+        got_arrays[key], value, rtol=1e-2, atol=1e-4, err_msg=key
+      )
+
+
+@pytest.mark.slow
+def test_processes_end_together_and_go_on(start_command, tmp_path):
+  """After SIGTERM to one, after SIGKILL of one, and on other devices."""
+  args = (*_SMALL, _folder(tmp_path), _steps(100_000))
+  # As Slurm would start them; the port follows from the number of the job.
+  slurm = {
+    'SLURM_JOB_ID': str(random.randrange(4096)),
+    'SLURM_STEP_NODELIST': '127.0.0.1',
+    'SLURM_NTASKS': '2',
+  }
+  processes = [
+    start_command(*args, **slurm, SLURM_PROCID=str(i), SLURM_LOCALID=str(i))
+    for i in range(2)
+  ]
+  command_lib.wait_for_step(processes[0])
+  processes[1].send_signal(signal.SIGTERM)
+  stopped = _finish(processes)['step']
+  assert max(ocp.utils.checkpoint_steps(tmp_path / 'latest')) == stopped
+
+  processes = _start_two(start_command, *args)
+  log = command_lib.wait_for_step(processes[0])
+  assert f'Continuing from step {stopped} of' in log
+  processes[1].send_signal(signal.SIGKILL)
+  start = time.time()
+  log = processes[0].communicate(timeout=120)[1]
+  assert time.time() - start < 120
+  assert processes[0].returncode == 1
+  assert 'another process has ended' in log
+  processes[1].communicate()
+
+  step = max(ocp.utils.checkpoint_steps(tmp_path / 'latest'))
+  assert step > stopped
+  process = start_command(
+    *_SMALL, _folder(tmp_path), _steps(step + 2), devices=2
+  )
+  assert _finish([process])['step'] == step + 2
