@@ -60,12 +60,15 @@ def _forget_flags():
 def run_command(data_dir):
   """Returns a function that runs a command in this process: (*args) -> Result.
 
-  `main` is another command than the experiment's; `cwd` the folder to be in.
+  `main` is another command than the experiment's, `cwd` the folder to be in,
+  and `log` what standard error is.
   """
 
-  def run(*args: str, main=experiment.main, cwd: str = '.') -> Result:
-    argv = ['experiment.py', *args, f'--data_dir={data_dir}']
-    output, log = io.StringIO(), io.StringIO()
+  def run(*args: str, main=experiment.main, cwd='.', log=None) -> Result:
+    argv = ['experiments/experiment.py', *args]
+    if not any(arg.startswith('--data_dir=') for arg in args):
+      argv.append(f'--data_dir={data_dir}')
+    output, log = io.StringIO(), log or io.StringIO()
     _forget_flags()
     with (
       contextlib.redirect_stdout(output),
