@@ -21,16 +21,6 @@ _PAGES += ('docs/inference.md', 'docs/benchmarks.md', 'docs/design.md')
 _BLOCK = re.compile(r'^```(\w+)(?: needs: (.+))?\n(.*?)^```$', re.M | re.S)
 
 
-def _blocks(*languages: str) -> list:
-  """Returns (language, what it needs, text) of the pages' blocks."""
-  found = []
-  for page in _PAGES:
-    for i, match in enumerate(_BLOCK.finditer((_ROOT / page).read_text())):
-      if match[1] in languages:
-        found.append(pytest.param(*match.groups(), id=f'{page}-{i}'))
-  return found
-
-
 def test_all_pages_and_all_of_their_blocks_are_known():
   pages = {'README.md', *(f'docs/{p.name}' for p in _ROOT.glob('docs/*.md'))}
   assert pages - set(_PAGES) == {'docs/onnx.md'}  # Has no commands.
@@ -58,26 +48,30 @@ def clone(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('language, needs, text', _blocks('bash', 'python'))
-def test_commands_run_as_they_stand_there(language, needs, text, clone):
+def test_commands_run_as_they_stand_there(clone, subtests):
   folder, env = clone
-  if needs:
-    _look_up_options(text, folder, env)
-    return
-  # The set-up and the tests, which run these pages in turn.
-  lines = [line for line in text.splitlines() if not _is_set_up(line)]
-  text = '\n'.join(lines)
-  command = ['bash', '-e', '-c', text]
-  if language == 'python':
-    command = [sys.executable, '-c', text]
+  for page in _PAGES:
+    for language, needs, text in _BLOCK.findall((_ROOT / page).read_text()):
+      if language == 'text':
+        continue
+      with subtests.test(page=page, text=text):
+        if needs:
+          _look_up_options(text, folder, env)
+        else:
+          _run(language, text, folder, env)
+
+
+def _run(language: str, text: str, folder: pathlib.Path, env: dict) -> None:
+  # Set-up and tests run these pages in turn.
+  lines = text.splitlines()
+  text = '\n'.join(
+    x for x in lines if not x.startswith(('./run.sh', 'source '))
+  )
+  program = ['bash', '-e'] if language == 'bash' else [sys.executable]
   result = subprocess.run(
-    command, cwd=folder, env=env, capture_output=True, text=True
+    [*program, '-c', text], cwd=folder, env=env, capture_output=True, text=True
   )
   assert result.returncode == 0, result.stderr[-3000:]
-
-
-def _is_set_up(line: str) -> bool:
-  return line.startswith(('./run.sh', 'source '))
 
 
 def _look_up_options(text: str, folder: pathlib.Path, env: dict) -> None:
