@@ -1,5 +1,6 @@
 """The released format: every writer is read, and nothing is ever called."""
 
+import collections
 import io
 import os
 import pickle
@@ -40,6 +41,13 @@ def assert_same(params, expected):
       assert actual.shape == np.shape(leaf)
 
 
+def python_dumps(value, protocol):
+  """Pickles as `pickle.dumps` does, by its form in Python."""
+  file = io.BytesIO()
+  pickle._Pickler(file, protocol).dump(value)
+  return file.getvalue()
+
+
 def load(folder, content):
   path = folder / 'F0_haiku.npz'
   path.write_bytes(content)
@@ -77,6 +85,40 @@ def test_what_todays_haiku_and_numpy_write_is_read(tmp_path, protocol, mapping):
   tree = make_weight_files.tree()
   content = pickle.dumps(mapping(tree), protocol)
   assert_same(load(tmp_path, content), tree)
+
+
+class Noted(collections.OrderedDict):
+  """An OrderedDict that pickles as one, and can have attributes."""
+
+  def __reduce__(self):
+    _, *rest = super().__reduce__()
+    return collections.OrderedDict, *rest
+
+
+@pytest.mark.parametrize('protocol', range(2, 6))
+@pytest.mark.parametrize('dumps', [pickle.dumps, python_dumps])
+def test_ordered_dicts_are_read(tmp_path, protocol, dumps):
+  ordered, tree = collections.OrderedDict, make_weight_files.tree()
+  noted = Noted(tree)
+  noted.note = {'written': 'by hand'}
+  for value in (
+    ordered({module: ordered(leaves) for module, leaves in tree.items()}),
+    ordered(tree),
+    {module: ordered(leaves) for module, leaves in tree.items()},
+    noted,
+  ):
+    content = dumps(value, protocol)
+    assert b'OrderedDict' in content
+    assert_same(load(tmp_path, content), tree)
+  for wrong, message in (
+    (ordered(), 'no parameters'),
+    (ordered(NFNet=ordered(w=ordered(w=np.ones(3)))), "a dict under 'w'"),
+    (ordered({('a', 'b'): ordered()}), 'tuple for a key'),
+    (Calls(collections.OrderedDict, [['NFNet', {}]]), 'damaged dict'),
+    (Calls(collections.OrderedDict.fromkeys, 'ab'), 'no file of weights needs'),
+    (collections.defaultdict(dict, tree), 'collections.defaultdict'),
+  ):
+    assert message in refusal(tmp_path, dumps(wrong, protocol))
 
 
 def test_arrays_do_not_share_memory_and_can_be_changed(tmp_path):
