@@ -1,6 +1,6 @@
 """Which model a tree of weights belongs to, and where it differs from one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 import functools
 from typing import Any, NamedTuple
 
@@ -9,13 +9,12 @@ import jax
 import numpy as np
 
 from nfnets import base, zoo
-from nfnets.weights import files, timm
+from nfnets.weights import differences, files, timm
 
 Names = dict[str, tuple[int | None, ...]]
 
 # A number of classes that no other size is equal to.
 _CLASSES = 7919
-_NAMES_SHOWN = 3
 
 
 class Match(NamedTuple):
@@ -55,12 +54,13 @@ def identify(params: hk.Params) -> Match:
       closest, most_common = (name, wanted), num_common
   if closest is None:
     raise ValueError(
-      f'These weights are of no model here. They hold {_some(shapes)}.'
+      'These weights are of no model here. They hold '
+      f'{differences.some(shapes)}.'
     )
   name, wanted = closest
   raise ValueError(
     f'These weights are of no model here. {name} is closest: '
-    f'{_differences(shapes, wanted)}'
+    f'{differences.describe(shapes, wanted)}.'
   )
 
 
@@ -95,7 +95,7 @@ def check_fits(
       raise ValueError(f'These weights are of {what}, not of {expected}.')
     raise ValueError(
       f'These weights do not fit {expected} as it is configured: '
-      f'{_differences(shapes, wanted)}'
+      f'{differences.describe(shapes, wanted)}.'
     )
   shapes, _ = _shapes(state or {})
   wanted, _ = _shapes(trees[1])
@@ -107,7 +107,7 @@ def check_fits(
       )
     raise ValueError(
       f'The moving averages do not fit {model.name}: '
-      f'{_differences(shapes, wanted)}'
+      f'{differences.describe(shapes, wanted)}.'
     )
 
 
@@ -242,28 +242,3 @@ def _shapes(tree: Mapping[str, Mapping[str, Any]]) -> tuple[Names, bool]:
       else:
         shapes[f'{module}/{name}'] = shape
   return shapes, folded
-
-
-def _differences(shapes: Names, wanted: Names) -> str:
-  """Names the first parameters that are missing, unexpected or mis-shaped."""
-  parts = []
-  if missing := wanted.keys() - shapes.keys():
-    parts.append(f'missing: {_some(missing)}')
-  if unexpected := shapes.keys() - wanted.keys():
-    parts.append(f'unexpected: {_some(unexpected)}')
-  if misshaped := [
-    f'{key} is {list(shapes[key])} instead of {list(wanted[key])}'
-    for key in sorted(shapes.keys() & wanted.keys())
-    if shapes[key] != wanted[key]
-  ]:
-    parts.append(f'of another shape: {_some(misshaped)}')
-  return '; '.join(parts) + '.'
-
-
-def _some(names: Iterable[str]) -> str:
-  names = sorted(names)
-  if not names:
-    return 'nothing'
-  rest = len(names) - _NAMES_SHOWN
-  more = f' and {rest} more' if rest > 0 else ''
-  return ', '.join(names[:_NAMES_SHOWN]) + more

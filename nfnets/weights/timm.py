@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from nfnets import conv, timm_variants, zoo
+from nfnets.weights import differences
 
 _Shapes = dict[str, tuple[int, ...]]
 
@@ -45,7 +46,6 @@ _MODULES = {
 _TIMM_MODULES = {ours: theirs for theirs, ours in _MODULES.items()}
 _BLOCK = re.compile(r'(?:\w+/~/)?nf_block(?:_(\d+))?(?:/~/(.*))?')
 _TIMM_BLOCK = re.compile(r'stages\.(\d+)\.(\d+)(?:\.(.*))?')
-_NUM_SHOWN = 3
 
 
 def from_timm(name: str, state_dict: Mapping[str, Any]) -> hk.MutableParams:
@@ -141,7 +141,7 @@ def guess_tree(state_dict: Mapping[str, Any]) -> hk.MutableParams:
   if strange or not blocks:
     raise ValueError(
       "This is no state dict of a normalizer-free network of timm's. It holds "
-      f'{_some(strange or _shapes(state_dict))}.'
+      f'{differences.some(strange or _shapes(state_dict))}.'
     )
   return params
 
@@ -260,31 +260,7 @@ def _shapes(arrays: Mapping[str, Any]) -> _Shapes:
   return {key: np.shape(array) for key, array in arrays.items()}
 
 
-def _some(shapes: _Shapes) -> str:
-  return _list([f'{key} {list(shape)}' for key, shape in shapes.items()])
-
-
-def _list(names: list[str]) -> str:
-  more = len(names) - _NUM_SHOWN
-  shown = ', '.join(names[:_NUM_SHOWN]) or 'nothing'
-  return shown + (f' and {more} more' if more > 0 else '')
-
-
 def _compare(complaint: str, actual: _Shapes, expected: _Shapes) -> None:
   """Raises ValueError, with the first names that differ, if there are any."""
-  missing = {k: v for k, v in expected.items() if k not in actual}
-  unexpected = {k: v for k, v in actual.items() if k not in expected}
-  wrong = [
-    f'{k} {list(actual[k])} instead of {list(v)}'
-    for k, v in expected.items()
-    if k in actual and actual[k] != v
-  ]
-  parts = []
-  if missing:
-    parts.append(f'missing: {_some(missing)}')
-  if unexpected:
-    parts.append(f'unexpected: {_some(unexpected)}')
-  if wrong:
-    parts.append(f'of another shape: {_list(wrong)}')
-  if parts:
-    raise ValueError(f'{complaint}: {"; ".join(parts)}.')
+  if found := differences.describe(actual, expected):
+    raise ValueError(f'{complaint}: {found}.')

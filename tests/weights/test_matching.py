@@ -72,9 +72,9 @@ def test_closest_model_is_named_with_what_differs():
   with pytest.raises(ValueError) as error:
     matching.identify(params)
   assert re.search(
-    r'nfnet_f1 is closest: missing: NFNet/~/stem_conv0/gain; '
-    r'unexpected: NFNet/~/extra/w; of another shape: '
-    r'NFNet/~/final_conv/bias is \[5\] instead of \[3072\]\.$',
+    r'nfnet_f1 is closest: missing: NFNet/~/stem_conv0/gain \[16\]; '
+    r'unexpected: NFNet/~/extra/w \[3\]; of another shape: '
+    r'NFNet/~/final_conv/bias \[5\] instead of \[3072\]\.$',
     str(error.value),
   )
 
