@@ -8,12 +8,15 @@ import numpy as np
 from PIL import Image
 import predict_lib
 import pytest
+import quick_lib
 
-from nfnets import embed, predict
+from nfnets import embed
+from nfnets.inference import networks
 import nfnets.weights
 
 photos, weights_file = predict_lib.photos, predict_lib.weights_file
 shared_models = predict_lib.shared_models
+quickly_compiled = quick_lib.quickly_compiled
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ def test_embeddings_of_a_folder_are_written(run, photos, tmp_path):
 def test_images_have_the_paths_that_were_given(run, photos, tmp_path):
   output = tmp_path / 'e.npz'
   given = [str(photos), str(photos / 'b.png'), str(photos / 'b.png')]
-  status, out, _ = run(*given, f'--output={output}')
+  status, out, _ = run(*given, '--batch_size=5', f'--output={output}')
   assert status == 0 and json.loads(out)['images'] == 7
   result = load(output)
   folder = [str(photos / name) for name in sorted(os.listdir(photos))]
@@ -79,7 +82,7 @@ def test_broken_images_are_left_out(run, photos, tmp_path):
   whole, output = tmp_path / 'whole.npz', tmp_path / 'e.npz'
   run(photos, f'--output={whole}')
   (photos / 'aa.jpg').write_bytes(b'')
-  status, out, err = run(photos, f'--output={output}')
+  status, out, err = run(photos, '--batch_size=5', f'--output={output}')
   assert status == 1
   assert err == f'{photos / "aa.jpg"}: an empty file\n'
   assert (json.loads(out)['images'], json.loads(out)['failed']) == (5, 1)
@@ -157,7 +160,7 @@ def test_names_of_files_in_other_encodings_are_kept(run, photos, tmp_path):
   os.rename(photos / 'b.png', photos / name)
   (photos / os.fsdecode(b'bad\xe9.png')).write_bytes(b'')
   output = tmp_path / 'e.npz'
-  status, _, err = run(photos, f'--output={output}')
+  status, _, err = run(photos, '--batch_size=5', f'--output={output}')
   assert status == 1 and err.endswith('bad\\udce9.png: an empty file\n')
   assert name in load(output)['paths']
 
@@ -185,7 +188,7 @@ def test_output_that_is_not_finite_is_left_out(
     embeddings[1, 2] = np.inf
     return embeddings
 
-  monkeypatch.setattr(predict.Network, 'embed', embed_but_one)
+  monkeypatch.setattr(networks.Network, 'embed', embed_but_one)
   status, out, err = run(photos, f'--output={output}')
   assert status == 1 and json.loads(out)['failed'] == 1
   assert err == f"{photos / 'b.png'}: the network's output is not finite\n"

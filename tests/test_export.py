@@ -15,6 +15,7 @@ from onnx import numpy_helper
 import onnxruntime
 import predict_lib
 import pytest
+import quick_lib
 import reference_params
 
 import nfnets
@@ -22,6 +23,7 @@ from nfnets import base, conv, export, onnx_graph, predict
 import nfnets.weights
 
 shared_models = predict_lib.shared_models
+quickly_compiled = quick_lib.quickly_compiled
 weights_file = predict_lib.weights_file
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 

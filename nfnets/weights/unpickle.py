@@ -348,7 +348,7 @@ class Unpickler:
     return function.call(args)
 
   def _unknown(self, code: bytes) -> ValueError:
-    import pickletools  # pylint: disable=g-import-not-at-top
+    import pickletools
 
     opcode = pickletools.code2op.get(code.decode('latin-1'))
     if opcode is None:

@@ -98,7 +98,7 @@ def _change_pickle(rng: random.Random, data: bytearray) -> None:
     file = io.BytesIO(data)
     for _ in range(5):
       places += [(op, pos) for op, _, pos in pickletools.genops(file)]
-  except Exception:  # pylint: disable=broad-except
+  except Exception:
     pass  # What comes before the damage.
   if not places:
     return
@@ -226,7 +226,7 @@ def _fuzz(family: str, mutations: int, seed: int) -> dict[str, float]:
         counts['read'] += 1
       except ValueError:
         counts['refused'] += 1
-      except BaseException as error:  # pylint: disable=broad-except
+      except BaseException as error:
         counts['other'] += 1
         _keep(family, data, repr(error)[:300])
       seconds = time.perf_counter() - start

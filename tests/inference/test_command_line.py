@@ -1,0 +1,62 @@
+"""What the commands do with errors, whichever command it is."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import golden_lib
+import pytest
+
+from nfnets.inference import command_line
+
+
+def fails_with(error):
+  """Returns a command that fails."""
+
+  def command(args):
+    raise error
+
+  return command
+
+
+@pytest.mark.parametrize(
+  ('error', 'status', 'err'),
+  [
+    (command_line.CommandError('a\\b is wrong'), 1, 'error: a\\b is wrong\n'),
+    (command_line.CommandError(ValueError('x'), 2), 2, 'error: x\n'),
+    (KeyboardInterrupt(), 130, 'error: interrupted\n'),
+    (OSError(errno.ENOSPC, 'No space'), 1, 'error: [Errno 28] No space\n'),
+    (BrokenPipeError(), 1, ''),
+  ],
+)
+def test_errors_are_told_in_one_line(capfd, error, status, err):
+  assert command_line.run(fails_with(error), None) == status
+  assert capfd.readouterr() == ('', err)
+
+
+def test_results_that_nobody_reads_end_the_command():
+  command = """
+import sys
+from nfnets.inference import command_line
+
+def command(args):
+  for _ in range(10_000):
+    print('result')
+  return 0
+
+sys.exit(command_line.run(command, None))
+"""
+  reading, writing = os.pipe()
+  os.close(reading)
+  process = subprocess.run(
+    [sys.executable, '-c', command],
+    cwd=golden_lib.GOLDEN.parents[1],
+    stdout=writing,
+    stderr=subprocess.PIPE,
+    timeout=300,
+    check=False,
+  )
+  os.close(writing)
+  # Python tries once more at its end, and would fail with status 120.
+  assert (process.returncode, process.stderr) == (1, b'')
