@@ -273,9 +273,9 @@ def test_wrong_commands_are_answered(run, args, message):
 
 
 def test_model_is_taken_at_its_word(run, photos):
-  status, _, err = run('--model=nfnet_f0', photos)
+  status, _, err = run('--model=timm/test_nfnet', photos)
   assert status == 1
-  assert 'nfnet_f0' in err and 'nfnet_digits' in err
+  assert 'timm/test_nfnet' in err and 'nfnet_digits' in err
   status, out, _ = run('--model=nfnet_digits', photos)
   assert status == 0 and out.count('%') == 25
 

@@ -35,6 +35,31 @@ def test_errors_are_told_in_one_line(capfd, error, status, err):
   assert capfd.readouterr() == ('', err)
 
 
+@pytest.mark.parametrize(
+  ('output', 'status', 'message'),
+  [
+    ('a.npz', 2, 'a.npz does not end in .onnx.'),
+    ('none/a.onnx', 1, 'there is no folder'),
+    ('folder.onnx', 1, 'is a folder.'),
+  ],
+)
+def test_outputs_that_cannot_be_written_are_told(
+  tmp_path, output, status, message
+):
+  (tmp_path / 'folder.onnx').mkdir()
+  with pytest.raises(command_line.CommandError, match=message) as error:
+    command_line.check_output(str(tmp_path / output), '.onnx')
+  assert str(error.value).startswith(f'--output={tmp_path / output}')
+  assert error.value.status == status
+
+
+def test_folders_of_others_are_told(tmp_path, monkeypatch):
+  command_line.check_output(str(tmp_path / 'a.npz'))
+  monkeypatch.setattr(os, 'access', lambda path, mode: False)
+  with pytest.raises(command_line.CommandError, match='nothing can be written'):
+    command_line.check_output(str(tmp_path / 'a.npz'))
+
+
 def test_results_that_nobody_reads_end_the_command():
   command = """
 import sys
