@@ -1,10 +1,21 @@
-"""The words for how a set of weights differs from what a network has."""
+"""The shapes of a network's weights, and how those of others differ."""
 
 from collections.abc import Mapping
+
+import haiku as hk
+import jax
+
+from nfnets import conv, zoo
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 _NUM_SHOWN = 3
+
+
+def of_model(model: zoo.Model) -> tuple[hk.MutableParams, hk.MutableState]:
+  """Returns a model's parameters and state as shapes and dtypes."""
+  with conv.lowering('plain'):  # The same shapes, sooner.
+    return jax.eval_shape(lambda rng: model.init(rng, 32), jax.random.key(0))
 
 
 def describe(actual: Shapes, expected: Shapes) -> str:
