@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 import tiny_imagenet
 
-from nfnets.data import dataset, source
+from nfnets.data import dataset, recovery
 
 NUM = 26
 # By label. What is missing of the truncated ones is in some crops only.
@@ -120,7 +120,7 @@ def test_two_processes_leave_out_what_one_does(damaged, augment_name):
 def test_what_is_left_out_is_told_once_and_counted(damaged, monkeypatch):
   warnings = []
   monkeypatch.setattr(
-    source.logging, 'warning', lambda text, *args: warnings.append(text % args)
+    recovery.logging, 'warning', lambda text, *args: warnings.append(text % args)
   )
   kwargs = SETTINGS | {'skip_corrupt': True}
   with dataset.train_batches(damaged, 'train_and_valid', **kwargs) as batches:

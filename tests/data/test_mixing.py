@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from nfnets.data import autoaugment, dataset, mixing
-from nfnets.data.source import EpochOrder
+from nfnets.data.order import EpochOrder
 
 SETTINGS = {'image_size': (24, 20), 'global_batch_size': 12, 'seed': 3}
 
