@@ -30,7 +30,7 @@ class NFNet(hk.Module):
     drop_rate: float | None = None,
     activation: str = 'gelu',
     fc_init: hk.initializers.Initializer | None = None,
-    final_conv_mult: float = 2,
+    final_conv_mult: float | None = 2,
     final_conv_ch: int | None = None,
     use_two_convs: bool = True,
     name: str = 'NFNet',
@@ -41,7 +41,7 @@ class NFNet(hk.Module):
     Args:
       num_classes: size of the logits; 0 leaves out the last layer, and them.
       variant: a key of `variant_dict`.
-      width: multiplies the widths of all stages.
+      width: multiplies the widths of all stages; the stem keeps its own.
       se_ratio: hidden channels of squeeze and excite, as a part of its input.
       alpha: scale of the residual branches.
       stochdepth_rate: of the last block; earlier ones get less, linearly.
@@ -50,15 +50,15 @@ class NFNet(hk.Module):
       fc_init: initializer of the last layer's kernel; None is N(0, 0.01).
       final_conv_mult: channels of the final convolution, as a multiple of the
         last stage's.
-      final_conv_ch: those channels themselves, instead of the multiple.
+      final_conv_ch: those channels themselves, where the multiple is None.
       use_two_convs: whether blocks have a second 3x3 convolution.
       name: of the module.
       remat: whether the backward pass computes each block again, instead of
         keeping what it computed: less memory, more time.
 
     Raises:
-      ValueError: for an unknown variant or activation, or a width that leaves
-        less than one group of channels.
+      ValueError: for an unknown variant or activation, a width that leaves
+        less than one group of channels, or a final convolution of no width.
     """
     super().__init__(name=name)
     params = base.get_variant(self.variant_dict, variant)
@@ -71,7 +71,7 @@ class NFNet(hk.Module):
     self.depth_pattern = params['depth']
     self.drop_rate = params['drop_rate'] if drop_rate is None else drop_rate
 
-    stem_ch = self.width_pattern[0] // 2
+    stem_ch = params['width'][0] // 2  # As published: `width` widens no stem.
     self.stem = [
       base.WSConv2D(ch, 3, stride=stride, name=f'stem_conv{i}')
       for i, (ch, stride) in enumerate(
@@ -111,8 +111,10 @@ class NFNet(hk.Module):
         index += 1
       self.stages.append(blocks)
 
-    if final_conv_ch is None:
+    if final_conv_mult is not None:
       final_conv_ch = int(final_conv_mult * in_ch)
+    elif final_conv_ch is None:
+      raise ValueError('Give final_conv_mult or final_conv_ch; both are None.')
     self.final_conv = base.WSConv2D(final_conv_ch, 1, name='final_conv')
     if fc_init is None:
       fc_init = hk.initializers.RandomNormal(stddev=0.01)

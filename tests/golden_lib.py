@@ -178,9 +178,11 @@ def count_multiply_adds(transformed: hk.Transformed, h: int, w: int) -> int:
   return total
 
 
-def check_outputs(model: str, golden: dict[str, np.ndarray], params=None):
+def check_outputs(
+  model: str, golden: dict[str, np.ndarray], params=None, **kwargs
+):
   """Compares logits, pool and signal metrics, to 1e-4 relative L2."""
-  transformed = transform(model)
+  transformed = transform(model, **kwargs)
   if params is None:
     params = reference_tree(transformed)
   images = reference_params.reference_images(2, 64, 64)

@@ -1,5 +1,6 @@
 """The F networks: golden outputs, trees, sizes, and how a signal propagates."""
 
+import json
 import math
 
 import golden_lib
@@ -72,7 +73,10 @@ def test_multiply_adds_at_the_test_size_are_the_published_ones(variant):
   ('variant', 'kwargs'),
   [
     ('F0', {}),
-    ('digits', {'use_two_convs': False, 'final_conv_ch': 40}),
+    (
+      'digits',
+      {'use_two_convs': False, 'final_conv_mult': None, 'final_conv_ch': 40},
+    ),
     ('digits', {'width': 2.0, 'se_ratio': 0.3}),
   ],
 )
@@ -103,6 +107,50 @@ def test_f0_loss_and_gradient_norms_agree_with_golden(f0):
 )
 def test_outputs_and_signal_metrics_agree_with_golden(variant, file):
   golden_lib.check_outputs(f'NFNet/{variant}', golden_lib.load(file))
+
+
+# As golden_nfnet_f0_wide.npz was made: what most differs from the defaults.
+WIDE = {
+  'num_classes': 100,
+  'width': 2.0,
+  'activation': 'relu',
+  'alpha': 0.3,
+  'use_two_convs': False,
+  'final_conv_mult': None,
+  'final_conv_ch': 512,
+  'drop_rate': 0.0,
+}
+
+
+def test_tree_of_a_wide_network_agrees_with_golden():
+  tree = golden_lib.init_shapes(golden_lib.transform('NFNet/F0', **WIDE))
+  shapes = {
+    f'{module}:{name}': list(leaf.shape)
+    for module, leaves in tree.items()
+    for name, leaf in leaves.items()
+  }
+  golden = golden_lib.load('nfnet_f0_wide')
+  assert shapes == json.loads(str(golden['shapes']))
+
+
+@pytest.mark.slow
+def test_outputs_of_a_wide_network_agree_with_golden():
+  golden = golden_lib.load('nfnet_f0_wide')
+  golden_lib.check_outputs('NFNet/F0', golden, **WIDE)
+
+
+def test_the_multiple_of_the_final_width_goes_before_the_width_itself():
+  def final_ch(**kwargs):
+    tree = golden_lib.init_shapes(
+      golden_lib.transform('NFNet/digits', 10, **kwargs)
+    )
+    return tree['NFNet/~/final_conv']['w'].shape[-1]
+
+  assert final_ch(final_conv_ch=40) == 256
+  assert final_ch(final_conv_ch=40, final_conv_mult=1.5) == 192
+  assert final_ch(final_conv_ch=40, final_conv_mult=None) == 40
+  with pytest.raises(ValueError, match='final_conv_mult or final_conv_ch'):
+    final_ch(final_conv_mult=None)
 
 
 def feature_shapes(transformed, h, w, batch=2):
@@ -215,11 +263,9 @@ def test_arguments_change_the_tree():
 
   default = tree()
   assert default['NFNet/~/final_conv']['w'] == (1, 1, 128, 256)
-  final = tree(final_conv_ch=40)
+  final = tree(final_conv_mult=None, final_conv_ch=40)
   assert final['NFNet/~/final_conv']['w'] == (1, 1, 128, 40)
   assert final['NFNet/~/linear']['w'] == (40, 10)
-  final = tree(final_conv_mult=1.5)
-  assert final['NFNet/~/final_conv']['w'] == (1, 1, 128, 192)
   one_conv = tree(use_two_convs=False)
   assert set(default) - set(one_conv) == {
     f'NFNet/~/nf_block{suffix}/~/conv1b'
@@ -229,7 +275,7 @@ def test_arguments_change_the_tree():
   wide = tree(width=2.0)
   assert set(wide) == set(default)
   assert wide['NFNet/~/nf_block/~/conv2']['w'] == (1, 1, 32, 64)
-  assert wide['NFNet/~/stem_conv3']['w'] == (3, 3, 64, 32)
+  assert wide['NFNet/~/stem_conv3']['w'] == (3, 3, 64, 16)
   squeeze = 'NFNet/~/nf_block/~/squeeze_excite/~/linear'
   assert default[squeeze]['w'] == (32, 16)
   assert tree(se_ratio=0.25)[squeeze]['w'] == (32, 8)

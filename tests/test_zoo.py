@@ -128,7 +128,11 @@ def test_resnet_v1_is_post_activation():
 
 def test_overrides_reach_the_network():
   model = nfnets.create_model(
-    'nfnet_digits', 7, final_conv_ch=40, use_two_convs=False
+    'nfnet_digits',
+    7,
+    final_conv_mult=None,
+    final_conv_ch=40,
+    use_two_convs=False,
   )
   params, _ = jax.eval_shape(model.init, jax.random.key(0))
   assert params['NFNet/~/linear']['w'].shape == (40, 7)
