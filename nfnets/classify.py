@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 
-from nfnets import utils
+from nfnets import imagenet
 from nfnets.inference import classes, command_line
 
 _DESCRIPTION = """\
@@ -108,7 +108,7 @@ def _names(labels: str | None, num_classes: int) -> list[str]:
       )
     return names
   if num_classes == 1000:
-    return list(utils.imagenet_classes().values())
+    return list(imagenet.classes().values())
   print(
     f'The {num_classes} classes have no names here; --labels=FILE gives them.',
     file=sys.stderr,

@@ -17,7 +17,7 @@ def _bias(name: str, x: jax.Array) -> jax.Array:
   return hk.get_parameter(name, (), x.dtype, init=jnp.zeros)
 
 
-class FixUp_ResNet(hk.Module):  # pylint: disable=invalid-name
+class FixUp_ResNet(hk.Module):
   """Post-activation ResNet with Fixup."""
 
   variant_dict = base.resnet_params

@@ -12,7 +12,7 @@ from nfnets import base
 nf_regnet_params = base.nf_regnet_params
 
 
-class NF_RegNet(hk.Module):  # pylint: disable=invalid-name
+class NF_RegNet(hk.Module):
   """Normalizer-free RegNet."""
 
   variant_dict = base.nf_regnet_params

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from nfnets import base
 
 
-class NF_ResNet(hk.Module):  # pylint: disable=invalid-name
+class NF_ResNet(hk.Module):
   """Normalizer-free pre-activation ResNet."""
 
   variant_dict = base.resnet_params

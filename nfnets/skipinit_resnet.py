@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from nfnets import base
 
 
-class SkipInit_ResNet(hk.Module):  # pylint: disable=invalid-name
+class SkipInit_ResNet(hk.Module):
   """Pre-activation ResNet with SkipInit."""
 
   variant_dict = base.resnet_params

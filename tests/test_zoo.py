@@ -276,6 +276,29 @@ def test_apply_is_the_network_in_training_and_evaluation(digits, plain):
     assert golden_lib.rel_l2(ours, theirs) < 1e-5
 
 
+@pytest.mark.parametrize(
+  ('name', 'mean', 'std'),
+  [
+    ('nfnet_f0', [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ('timm/test_nfnet', [0.5] * 3, [0.5] * 3),
+  ],
+)
+@pytest.mark.parametrize('library', [np, jnp])
+def test_a_model_normalizes_images_and_undoes_it(name, mean, std, library):
+  rng = np.random.default_rng(0)
+  images = np.float32(rng.uniform(0, 255, (2, 3, 4, 3)))
+  for owner in (nfnets.create_model(name), zoo.get_entry(name)):
+    out = owner.normalize(library.asarray(images))
+    np.testing.assert_allclose(
+      out, (images / 255 - mean) / std, rtol=1e-5, atol=1e-6
+    )
+    again = owner.denormalize(out)
+    np.testing.assert_allclose(again, images, rtol=1e-5, atol=1e-4)
+    for x in (out, again):
+      assert x.dtype == np.float32
+      assert isinstance(x, np.ndarray if library is np else jax.Array)
+
+
 def test_preprocess_is_the_published_evaluation():
   model = nfnets.create_model('nfnet_f0')
   jpeg = (golden_lib.GOLDEN / 'image_210x150.jpg').read_bytes()
