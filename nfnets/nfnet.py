@@ -9,7 +9,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets import base
+from nfnets import base, flops
 
 nfnet_params = base.nfnet_params
 
@@ -81,7 +81,7 @@ class NFNet(hk.Module):
 
     self.stages = []
     index, num_blocks = 0, sum(self.depth_pattern)
-    expected_var = 1.0
+    expected_vars = base.expected_variances(self.depth_pattern, alpha)
     in_ch = stem_ch
     for out_ch, depth, stride in zip(
       self.width_pattern, self.depth_pattern, (1, 2, 2, 2), strict=True
@@ -95,18 +95,13 @@ class NFNet(hk.Module):
             stride=stride if block_index == 0 else 1,
             group_size=params.get('group_width', 128),
             alpha=alpha,
-            beta=expected_var**-0.5,
+            beta=expected_vars[index] ** -0.5,
             se_ratio=se_ratio,
             activation=self.activation,
             use_two_convs=use_two_convs,
             stochdepth_rate=stochdepth_rate * index / num_blocks,
           )
         )
-        # A stage's first block starts from the variance that the previous
-        # stage reached; its shortcut is activated, which sets that back to 1.
-        if block_index == 0:
-          expected_var = 1.0
-        expected_var += alpha**2
         in_ch = out_ch
         index += 1
       self.stages.append(blocks)
@@ -171,21 +166,9 @@ class NFNet(hk.Module):
 
   def count_flops(self, h: int, w: int) -> tuple[list[int], int]:
     """Returns the multiply-adds for one image [h, w]: per part, and in all."""
-    flops, ch = [], 3
-    for conv in self.stem:
-      flops.append(base.count_conv_flops(ch, conv, h, w))
-      ch, h, w = conv.output_channels, *_strided(h, w, conv.stride[0])
-    for block in sum(self.stages, []):
-      flops.append(block.count_flops(h, w))
-      ch, h, w = block.out_ch, *_strided(h, w, block.stride)
-    flops.append(base.count_conv_flops(ch, self.final_conv, h, w))
-    if self.fc is not None:
-      flops.append(self.final_conv.output_channels * self.fc.output_size)
-    return flops, sum(flops)
-
-
-def _strided(h: int, w: int, stride: int) -> tuple[int, int]:
-  return -(-h // stride), -(-w // stride)
+    return flops.count_flops(
+      h, w, self.stem, self.stages, self.final_conv, self.fc
+    )
 
 
 class NFBlock(hk.Module):
@@ -258,17 +241,3 @@ class NFBlock(hk.Module):
     out = self.stoch_depth(branch, is_training)
     gain = hk.get_parameter('skip_gain', (), out.dtype, init=jnp.zeros)
     return shortcut + out * self.alpha * gain, branch
-
-  def count_flops(self, h: int, w: int) -> int:
-    """Returns the multiply-adds for one image [h, w]."""
-    out_h, out_w = _strided(h, w, self.stride)
-    flops = base.count_conv_flops(self.in_ch, self.conv0, h, w)
-    flops += base.count_conv_flops(self.width, self.conv1, h, w)
-    if self.conv1b is not None:
-      flops += base.count_conv_flops(self.width, self.conv1b, out_h, out_w)
-    flops += base.count_conv_flops(self.width, self.conv2, out_h, out_w)
-    if self.conv_shortcut is not None:
-      flops += base.count_conv_flops(
-        self.in_ch, self.conv_shortcut, out_h, out_w
-      )
-    return flops + self.se.count_flops()
