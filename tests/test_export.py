@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 
 import numpy as np
@@ -84,16 +85,28 @@ def test_wrong_file_is_not_left_in_place(
   assert path.read_text() == 'older'
 
 
-def test_refused_graphs_are_told_and_nothing_is_left(
-  run, tmp_path, monkeypatch
-):
-  def refuse(network, path, float16):
-    raise onnx_graph.GraphError('It has a loop.')
+def refuse(network, path, float16):
+  raise onnx_graph.GraphError('It has a loop.')
 
-  monkeypatch.setattr(onnx_graph, 'write', refuse)
-  status, out, err = run(f'--output={tmp_path / "a.onnx"}')
-  assert (status, out) == (1, '')
-  assert err.splitlines()[-1] == 'error: It has a loop.'
+
+def interrupt(network, path, float16):
+  os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+  ('write', 'status', 'message'),
+  [
+    (refuse, 1, 'error: It has a loop.'),
+    (interrupt, 130, 'error: interrupted'),
+  ],
+)
+def test_nothing_is_left_of_what_is_not_written(
+  run, tmp_path, monkeypatch, write, status, message
+):
+  monkeypatch.setattr(onnx_graph, 'write', write)
+  actual, out, err = run(f'--output={tmp_path / "a.onnx"}')
+  assert (actual, out) == (status, '')
+  assert err.splitlines()[-1] == message
   assert not os.listdir(tmp_path)
 
 
