@@ -238,7 +238,7 @@ def _not_prepared(
   return (
     f'The dataset {builder.name} is not prepared: looked for it in '
     f'{builder.data_path}.\n{how}\n\n  {command}\n\nIf it is somewhere else, '
-    'set TFDS_DATA_DIR or --config.experiment_kwargs.config.data_dir=DIR. To '
+    'set TFDS_DATA_DIR or --data_dir=DIR. To '
     'try things out without it, use --config=digits.'
   )
 

@@ -117,5 +117,5 @@ def prepare(data_dir: str | None = None) -> None:
       raise DatasetError(
         f'The digits dataset cannot be written to {final} ({error}). Choose '
         'another folder with TFDS_DATA_DIR or '
-        '--config.experiment_kwargs.config.data_dir=DIR.'
+        '--data_dir=DIR.'
       ) from error
