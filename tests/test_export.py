@@ -58,7 +58,7 @@ def test_command_reports_what_it_wrote(written):
   assert (images.name, logits.name) == ('images', 'logits')
 
 
-@pytest.mark.parametrize('value', [1.01, np.nan, 1e30])
+@pytest.mark.parametrize('value', [1.01, 1e30])
 def test_wrong_file_is_not_left_in_place(
   run, tmp_path, written, monkeypatch, value
 ):
@@ -104,6 +104,7 @@ def test_nothing_is_left_of_what_is_not_written(
   run, tmp_path, monkeypatch, write, status, message
 ):
   monkeypatch.setattr(onnx_graph, 'write', write)
+  monkeypatch.setattr(os, '_exit', None)  # It would leave what is there.
   actual, out, err = run(f'--output={tmp_path / "a.onnx"}')
   assert (actual, out) == (status, '')
   assert err.splitlines()[-1] == message

@@ -43,7 +43,7 @@ def shapes(name: str, num_classes: int = 1000):
     ('skipinit_resnet50', 2),
     ('fixup_resnet50', 0),
     pytest.param('fixup_resnet101', 7, marks=MORE),
-    ('timm/nfnet_f0', 1000),
+    pytest.param('timm/nfnet_f0', 1000, marks=MORE),
     ('timm/eca_nfnet_l0', 0),
     ('timm/test_nfnet', 10),
   ],
@@ -137,18 +137,21 @@ def test_own_files_are_opened_with_their_model(tmp_path):
     assert {x.dtype for x in jax.tree.leaves(read)} == {np.dtype('f4')}
 
 
-def test_files_of_timm_are_opened_as_what_they_are(tmp_path):
-  for name, timm_name in (
+@pytest.mark.parametrize(
+  ('name', 'timm_name'),
+  [
     ('timm/test_nfnet', 'test_nfnet'),
-    ('nfnet_f0', 'dm_nfnet_f0'),
-  ):
-    tree = shapes(name, 0)[0]
-    params = jax.tree.map(lambda x: np.ones(x.shape, np.float16), tree)
-    state_dict = weights.to_timm(timm_name, params)
-    safetensors.numpy.save_file(state_dict, tmp_path / 'a')
-    model, read, _ = weights.open_model(tmp_path / 'a')
-    assert (model.name, model.num_classes) == (name, 0)
-    assert jax.tree.map(np.shape, read) == jax.tree.map(np.shape, params)
+    pytest.param('nfnet_f0', 'dm_nfnet_f0', marks=pytest.mark.slow),
+  ],
+)
+def test_files_of_timm_are_opened_as_what_they_are(tmp_path, name, timm_name):
+  tree = shapes(name, 0)[0]
+  params = jax.tree.map(lambda x: np.ones(x.shape, np.float16), tree)
+  state_dict = weights.to_timm(timm_name, params)
+  safetensors.numpy.save_file(state_dict, tmp_path / 'a')
+  model, read, _ = weights.open_model(tmp_path / 'a')
+  assert (model.name, model.num_classes) == (name, 0)
+  assert jax.tree.map(np.shape, read) == jax.tree.map(np.shape, params)
 
 
 def test_state_is_opened_and_asked_for(tmp_path):
