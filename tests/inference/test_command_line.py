@@ -77,6 +77,7 @@ sys.exit(command_line.run(command, None))
   process = subprocess.run(
     [sys.executable, '-c', command],
     cwd=golden_lib.GOLDEN.parents[1],
+    env={**os.environ, 'PYTHONUNBUFFERED': ''},  # Or nothing would be left.
     stdout=writing,
     stderr=subprocess.PIPE,
     timeout=300,
