@@ -67,18 +67,15 @@ def digest():
   return hashlib.sha256(joined).hexdigest()
 
 
-@pytest.mark.parametrize('mode', ['eager', 'unknown size', 'compiled'])
-def test_operations_agree_with_the_published_ones(mode):
+@pytest.mark.parametrize('compiled', [False, True])
+def test_operations_agree_with_the_published_ones(compiled):
   image, cases = golden_cases()
   assert len(cases) == 31
 
   def run(x):
     return {key: f(x, *args) for key, (f, args, _) in cases.items()}
 
-  if mode == 'unknown size':
-    spec = tf.TensorSpec([None, None, 3], tf.uint8)
-    run = tf.function(run, input_signature=[spec])
-  elif mode == 'compiled':
+  if compiled:
     run = tf.function(run, jit_compile=True)
   for key, result in run(image).items():
     assert result.dtype == tf.uint8
@@ -110,7 +107,7 @@ def test_blends_round_as_float32_does_at_every_magnitude(compiled):
       assert (result == expected).all(), (grey, magnitude)
 
 
-@pytest.mark.parametrize('start', [0, 1, 2, 5])
+@pytest.mark.parametrize('start', [0, 5])
 def test_autocontrast_rounds_as_float32_does(start):
   stretch = tf.function(autoaugment.autocontrast, jit_compile=True)
   ranges = [(a, b) for a in range(start, 256, 6) for b in range(a, 256)]
@@ -286,7 +283,7 @@ def test_a_seed_draws_the_centre_of_a_cutout_anywhere():
   ids=['rand_augment', 'auto_augment'],
 )
 def test_results_are_the_chosen_operations_one_after_another(
-  augment, shape, choose, published, monkeypatch
+  augment, shape, choose, published
 ):
   # What is chosen follows from the seed alone, however it is computed.
   augment = functools.partial(
@@ -307,14 +304,12 @@ def test_results_are_the_chosen_operations_one_after_another(
 
   check(augment)
   if published:
-    check(tf.function(augment))
+    check(tf.function(augment))  # Compiled.
     signature = [
       tf.TensorSpec([None, None, 3], tf.uint8),
       tf.TensorSpec([2], tf.int64),
     ]
     check(tf.function(augment, input_signature=signature))
-    monkeypatch.setattr(autoaugment, '_can_compile', lambda: False)
-    check(tf.function(augment))
 
 
 def test_neither_threads_nor_flags_for_jax_matter():

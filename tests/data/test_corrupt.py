@@ -16,7 +16,7 @@ NUM = 26
 # By label. What is missing of the truncated ones is in some crops only.
 GARBAGE, TRUNCATED = (4, 11, 12), (7, 20)
 SETTINGS = {'image_size': 16, 'global_batch_size': 6, 'seed': 1}
-STEPS = 16  # 3.7 epochs.
+STEPS = 13  # 3 epochs.
 
 
 def make(tmp_path, name, garbage, truncated):
@@ -103,7 +103,7 @@ def test_the_next_image_stands_in_for_an_unreadable_one(
 
 
 @pytest.mark.parametrize(
-  ('augment_name', 'step'), [('', 4), ('', 13), ('cutmix', 5)]
+  ('augment_name', 'step'), [('', 4), ('', 8), ('cutmix', 5)]
 )
 def test_a_run_that_is_resumed_leaves_out_the_same(
   damaged, straight, augment_name, step
@@ -131,7 +131,7 @@ def test_what_is_left_out_is_told_once_and_counted(damaged, monkeypatch):
   )
   kwargs = SETTINGS | {'skip_corrupt': True}
   with dataset.train_batches(damaged, 'train_and_valid', **kwargs) as batches:
-    list(itertools.islice(batches, STEPS))
+    list(itertools.islice(batches, 16))  # So many find all of them.
     assert batches.num_skipped == len(GARBAGE + TRUNCATED)
   assert len(set(warnings)) == len(warnings) == len(GARBAGE + TRUNCATED)
   for warning in warnings:
@@ -140,18 +140,17 @@ def test_what_is_left_out_is_told_once_and_counted(damaged, monkeypatch):
     assert 'Invalid JPEG data' in warning
 
 
-@pytest.mark.parametrize('count', [1, 2])
-def test_evaluation_masks_what_it_leaves_out(whole, damaged, count):
+def test_evaluation_masks_what_it_leaves_out(whole, damaged):
   kwargs = {
     'image_size': 16,
     'global_batch_size': 6,
     'preprocessing': 'resize_crop_1',
-    'process_count': count,
+    'process_count': 2,
   }
   results = []
   for builder, skip_corrupt in ((whole, False), (damaged, True)):
     parts = []
-    for index in range(count):
+    for index in range(2):
       with dataset.eval_batches(
         builder,
         'train_and_valid',
