@@ -130,7 +130,7 @@ def test_autoaugment_chooses_from_its_policy_with_its_probabilities(wrap):
     ),
     autograph=False,
   )
-  chosen = (x.numpy() for x in choose(uniform(12_000, 2, 5)))
+  chosen = (x.numpy() for x in choose(uniform(40_000, 2, 5)))
   counts = collections.Counter(
     tuple(seen(*pair)) for pair in zip(*chosen, strict=True)
   )
