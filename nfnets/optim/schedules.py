@@ -1,5 +1,6 @@
 """Learning rate schedules: functions from the step to the rate."""
 
+import jax.numpy as jnp
 import optax
 
 
@@ -7,10 +8,6 @@ def warmup_cosine(
   peak: float, warmup_steps: float, total_steps: float, end: float = 0.0
 ) -> optax.Schedule:
   """Rises linearly from 0, then falls along half a cosine.
-
-  optax's schedule. Its type hints ask for whole steps, but it takes others too:
-  5 epochs of ImageNet in batches of 4096 are 1563.9 steps. Unlike optax, this
-  refuses a warm-up that does not fit.
 
   Args:
     peak: the rate after the warm-up.
@@ -28,6 +25,12 @@ def warmup_cosine(
     raise ValueError(
       f'A warm-up of {warmup_steps} steps does not fit into {total_steps}.'
     )
-  return optax.warmup_cosine_decay_schedule(
-    0.0, peak, warmup_steps, total_steps, end
-  )
+
+  def schedule(step):
+    step = jnp.asarray(step, jnp.float32)
+    part = (step - warmup_steps) / (total_steps - warmup_steps)
+    cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(part, 0, 1)))
+    rise = peak * step / warmup_steps if warmup_steps else peak
+    return jnp.where(step < warmup_steps, rise, end + (peak - end) * cosine)
+
+  return schedule
