@@ -1,291 +1,100 @@
 #!/usr/bin/env bash
-# From a fresh clone to a network that trains: makes .venv beside this file,
-# with the versions that requirements.txt pins, and runs the smoke test in it.
-# Needs Python 3.11 to 3.13 (TensorFlow 2.21 has no newer wheels), nothing else.
+# From a fresh clone to a network that trains: finds a Python 3.11 to 3.13
+# (TensorFlow 2.21 has no newer wheels), makes .venv with what requirements.txt
+# pins and this package, editable, and runs the smoke test in it.
 set -euo pipefail
 
 # An environment of the caller's must not leak into ours, nor settings that send
 # pip's files elsewhere. Where pip finds packages stays the caller's choice.
-unset CDPATH PYTHONHOME PYTHONPATH PIP_PREFIX PIP_ROOT PIP_TARGET
-export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_USER=0
+unset CDPATH PYTHONHOME PYTHONPATH PIP_PREFIX PIP_PYTHON PIP_ROOT PIP_TARGET
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USER=0
+trap 'exit 130' INT
+cd -P "$(dirname "${BASH_SOURCE[0]}")"
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
-venv=$root/.venv
-log=$venv/setup.log
-# One line for each finished step of the set-up, saying what it was made from. A
-# step empties the file before it starts, so that what is left of a killed one
-# is never used.
-stamp=$venv/run.sh.stamp
-finished= # The stamp's lines that hold if the step under way fails cleanly.
-
-usage() {
-  cat <<'END'
-usage: ./run.sh [options]            set up, then run experiments/smoke_test.py
-       ./run.sh test [pytest args]   set up, then run ruff and the tests
-       ./run.sh setup                only set up
-       ./run.sh help                 this text
-
-The environment is .venv; `source .venv/bin/activate` enters it. It is made by
-the first run, and again when requirements.txt changes.
-PYTHON=/path/to/python3 ./run.sh chooses the interpreter (3.11, 3.12 or 3.13).
-END
-}
-
-say() {
-  printf 'run.sh: %s\n' "$*" >&2
-}
+usage='usage: ./run.sh [options]         set up, then experiments/smoke_test.py
+       ./run.sh setup             only set up
+       ./run.sh test [args]       set up, then ruff and the fast tests
+       ./run.sh test all [args]   the same with all tests
+       ./run.sh test slow [args]  the same with the slow tests alone
+       ./run.sh help              this text
+The arguments of a test are for pytest. The environment is .venv, made by the
+first run, and again when requirements.txt changes.
+PYTHON=/path/to/python3 ./run.sh chooses the interpreter (3.11, 3.12 or 3.13).'
 
 fail() {
-  say "error: $*"
-  exit 1
+  printf 'run.sh: error: %s\n' "$1" >&2
+  exit "${2:-1}"
 }
 
-# Sets `python` to an interpreter that can make the environment: $PYTHON, or
-# else the one that made .venv, or else the first suitable one on PATH.
+# Sets `python` and its `version`: $PYTHON, or the first that will do of the one
+# that made .venv and those on PATH.
 find_python() {
-  local candidates candidate answer version why=''
-  local other='name another Python with PYTHON=/path/to/python3'
-  if [ -n "${PYTHON:-}" ]; then
-    candidates=$PYTHON
-    why="PYTHON=$PYTHON does not run; it must be a Python 3.11, 3.12 or 3.13"
-  else
-    candidates=$venv/bin/python$'\n'$(
-      type -aP python3 python3.13 python3.12 python3.11 || true
-    )
-  fi
-  while IFS= read -r candidate; do
-    # The interpreter below an environment, because the active environment may
-    # be the very one that is replaced.
-    answer=$("$candidate" -c '
-import sys
-print("%d.%d" % sys.version_info[:2])
-print(getattr(sys, "_base_executable", None) or sys.executable)
-' 2>/dev/null </dev/null) || continue
-    version=${answer%%$'\n'*}
-    python=${answer#*$'\n'}
-    case $version in
-      3.11 | 3.12 | 3.13) ;;
-      *)
-        why="$candidate is Python $version, but 3.11, 3.12 or 3.13 is needed;\
- install one of these, or $other"
-        continue
-        ;;
-    esac
-    # Some systems leave an empty ensurepip behind; it imports, but is no use.
-    if "$python" -c 'import venv; from ensurepip import version' 2>/dev/null
-    then
-      return
-    fi
-    why="$python (Python $version) cannot make an environment: it lacks the\
- module venv or ensurepip; install it (on Debian and Ubuntu: apt install\
- python$version-venv), or $other"
-  done <<<"$candidates"
-  fail "${why:-no Python was found; install 3.11, 3.12 or 3.13, or $other}"
-}
-
-# The version of the Python in .venv; fails where it does not run or has no pip.
-venv_version() {
-  "$venv/bin/python" -c '
-import pip, sys
-print("%d.%d" % sys.version_info[:2])
-' 2>/dev/null
-}
-
-# What step $1 would be made from now. The path belongs to it because scripts
-# in .venv hold it. The checksum is POSIX's, which every machine has.
-fingerprint() {
-  case $1 in
-    base) echo "base $(cksum <"$root/requirements.txt")" \
-      "python $(venv_version) in $root" ;;
-    package) echo "package $(cksum <"$root/pyproject.toml")" ;;
-    test) echo "test $(cksum <"$root/requirements-dev.txt")" ;;
-  esac
-}
-
-# Whether all the steps named are finished and up to date.
-ready() {
-  local step
-  for step; do
-    grep -qxF -- "$(fingerprint "$step")" "$stamp" 2>/dev/null || return 1
+  local all=(.venv/bin/python python3 python3.13 python3.12 python3.11)
+  local candidate answer seen='' ask='import sys
+base = getattr(sys, "_base_executable", sys.executable)  # What made a venv.
+print("%d.%d %s" % (sys.version_info[:2] + (base,)))'
+  if [ -n "${PYTHON:-}" ]; then all=("$PYTHON"); fi
+  for candidate in "${all[@]}"; do
+    answer=$("$candidate" -c "$ask" 2>/dev/null) || continue
+    read -r version python <<<"$answer"
+    case $version in 3.11 | 3.12 | 3.13) return ;; esac
+    seen+="; $candidate is Python $version"
   done
+  fail "no Python 3.11, 3.12 or 3.13 (tried ${all[*]}$seen): install one, or\
+ choose one with PYTHON=/path/to/python3"
 }
 
-# Whether $PYTHON, where it is set, has the version that .venv has.
-python_is_the_chosen_one() {
-  [ -z "${PYTHON:-}" ] || [ "$(venv_version)" = "$("$PYTHON" -c '
-import sys
-print("%d.%d" % sys.version_info[:2])
-' 2>/dev/null)" ]
+# With the pinned setuptools, so that builds fetch nothing that is not pinned.
+install() {
+  .venv/bin/python -m pip install --no-build-isolation --use-pep517 "$@" >&2
 }
 
-# Keeps a second run.sh out until this one is done or dead. The lock belongs to
-# file descriptor 9, which pip inherits, so an orphaned pip is waited for too.
-# (Python's, because macOS has no flock command.)
-lock() {
-  { exec 9>"$root/.venv.lock"; } 2>/dev/null ||
-    fail "cannot write to $root; clone the repository to where you may write"
-  "$python" -c '
-import fcntl, sys
-try:
-  fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
-except BlockingIOError:
-  sys.stderr.write("run.sh: waiting for the set-up of another run.sh\n")
-  fcntl.flock(9, fcntl.LOCK_EX)
-except OSError:
-  pass  # A file system without locks.
-'
+# Installs $2... unless that was done with the file $1 as it is; not what they
+# depend on, which requirements*.txt lists.
+add() {
+  if cmp -s "$1" ".venv/$1"; then return; fi
+  install --no-deps "${@:2}"
+  cp "$1" .venv/
 }
 
-# Runs a command with its output in the log; a failure is explained in one line.
-logged() {
-  local output why
-  if output=$("$@" 2>&1 </dev/null | tee -a "$log" 2>/dev/null); then
-    return
-  fi
-  printf '%s' "$finished" 2>/dev/null >"$stamp" || true
-  case $output in
-    *'No space left on device'* | *'Disk quota exceeded'*)
-      why="no space left on the disk: the environment takes 2.5 GB in $venv,\
- and making it 1 GB in ${TMPDIR:-/tmp} (TMPDIR); free some"
-      ;;
-    *NewConnectionError* | *ConnectTimeoutError* | *NameResolutionError* | \
-      *ProxyError* | *SSLError* | *ReadTimeoutError* | *'Read timed out'* | \
-      *'onnection broken'* | *'onnection aborted'* | *'is unreachable'*)
-      why="pip cannot reach its package index: there is no network, or a proxy\
- or pip setting is wrong (.venv/bin/pip config list); mend that"
-      ;;
-    *'No matching distribution found for '*)
-      why=${output##*No matching distribution found for }
-      why="pip finds no ${why%%[[:space:]]*} for Python $(venv_version) on\
- $(uname -sm); try another Python with PYTHON=/path/to/python3"
-      ;;
-    *)
-      why=$(grep -i '^error' <<<"$output" | tail -n 1) ||
-        why=$(tail -n 1 <<<"$output")
-      why="'${*##*/}' failed: ${why:-it printed nothing}; mend that"
-      ;;
-  esac
-  fail "$why and run ./run.sh again (log: $log)"
-}
-
-# Builds use the pinned setuptools: nothing unpinned is fetched for them.
-pip_install() {
-  logged "$venv/bin/python" -m pip install --no-build-isolation --use-pep517 \
-    --progress-bar off "$@"
-}
-
-# A new .venv. One that run.sh did not make is kept under another name.
-make_venv() {
-  local old=$venv.old why
-  if [ -e "$stamp" ]; then
-    say "removing .venv, which is unfinished or out of date"
-    : >"$stamp"
-    find "$venv/" -mindepth 1 ! -name "${stamp##*/}" -delete 2>/dev/null ||
-      fail "cannot remove $venv (was it made by another user?); remove it and\
- run ./run.sh again"
-  elif [ -e "$venv" ]; then
-    while [ -e "$old" ]; do old=$old.old; done
-    mv "$venv" "$old"
-    say "run.sh did not make the .venv that is here; it is now $old"
-  fi
-  why=$({ mkdir -p "$venv" && : >"$stamp"; } 2>&1) ||
-    fail "cannot make $venv: ${why##*: }"
-  say "making .venv with $python"
-  # In two steps, because venv does not pass on what ensurepip says.
-  logged "$python" -m venv --without-pip "$venv"
-  logged "$venv/bin/python" -m ensurepip --default-pip
-}
-
-install_base() {
-  make_venv
-  say "installing requirements.txt (0.6 GB to download, 2.5 GB on disk," \
-    "a minute or more; log: $log)"
-  pip_install "$(grep '^setuptools==' "$root/requirements.txt")"
-  pip_install -r "$root/requirements.txt"
-}
-
-# Editable, so that `import nfnets` works from every folder and is the same as
-# for people who install the package in an environment of their own.
-install_package() {
-  say "installing nfnets, editable"
-  pip_install --no-deps -e "$root"
-}
-
-# Without dependencies, because the file lists them all, and jax2onnx asks for an
-# older Orbax than the one that trains here; it never imports it.
-install_test() {
-  say "installing requirements-dev.txt"
-  pip_install --no-deps -r "$root/requirements-dev.txt"
-}
-
-# Makes those of the steps named (base, package, test) that are not ready.
-setup() {
-  local step python
-  if ready "$@" && python_is_the_chosen_one; then
-    return
-  fi
-  trap 'say "interrupted; run ./run.sh again"; exit 130' INT
+set_up() {
   find_python
-  lock
-  if [ -e "$stamp" ] && ! python_is_the_chosen_one; then
+  # Written last, so that after a run that was cut off .venv is made anew.
+  local stamp=.venv/run.sh.stamp
+  local made_from="$version in $PWD, $(cksum requirements.txt)"
+  if [ ! -x .venv/bin/python ] ||
+    [ "$(cat "$stamp" 2>/dev/null)" != "$made_from" ]; then
+    [ ! -e .venv ] || [ -e "$stamp" ] ||
+      fail '.venv is not from run.sh: remove it, or give it another name'
+    printf 'run.sh: making .venv (2.5 GB) with %s\n' "$python" >&2
+    rm -rf .venv
+    mkdir .venv
     : >"$stamp"
+    "$python" -m venv .venv >&2
+    install "$(grep '^setuptools==' requirements.txt)"
+    install -r requirements.txt
+    printf '%s\n' "$made_from" >"$stamp"
   fi
-  for step; do
-    if ready "$step"; then
-      continue
-    fi
-    finished=
-    if [ "$step" != base ]; then
-      finished=$(grep -v "^$step " "$stamp")$'\n'
-      : >"$stamp"
-    fi
-    "install_$step"
-    printf '%s%s\n' "$finished" "$(fingerprint "$step")" >"$stamp"
-  done
-  exec 9>&-
-  trap - INT
-  say "the environment is ready ($SECONDS s)"
+  add pyproject.toml -e .
 }
 
-# Runs every check, whatever the others say.
+# Of pytest's two processes, an idle one takes the last half of what the other
+# has left: both work to the end, and files are seldom torn apart.
 run_tests() {
-  local style=0 status=0
-  cd "$root"
-  "$venv/bin/python" -m ruff check . || style=1
-  "$venv/bin/python" -m ruff format --check . || style=1
-  # In two processes, because much of the time is compiling on one core.
-  "$venv/bin/python" -m pytest -n 2 --dist=loadfile "$@" || status=$?
-  if [ $style != 0 ]; then
-    fail "ruff is not content (its report stands above that of the tests);\
- .venv/bin/ruff check --fix and .venv/bin/ruff format mend most of it"
-  fi
-  return $status
+  local status=0
+  add requirements-dev.txt -r requirements-dev.txt
+  .venv/bin/python -m ruff check . || status=1
+  .venv/bin/python -m ruff format --check . || status=1
+  .venv/bin/python -m pytest -n 2 --dist=worksteal "$@" || status=$?
+  exit $status
 }
 
-case ${1:-} in
-  help | -h | --help)
-    usage
-    ;;
-  setup)
-    if [ $# -gt 1 ]; then
-      say "error: setup takes no arguments, but got: ${*:2}"
-      exit 2
-    fi
-    setup base package
-    ;;
-  test)
-    shift
-    setup base package test
-    run_tests "$@"
-    ;;
-  '' | -*)
-    setup base package
-    cd "$root"
-    exec "$venv/bin/python" experiments/smoke_test.py "$@"
-    ;;
-  *)
-    say "error: unknown command '$1'"
-    usage >&2
-    exit 2
-    ;;
+case "${1:-} ${2:-}" in
+  'help '* | '-h '* | '--help '*) printf '%s\n' "$usage" ;;
+  'setup ') set_up ;;
+  'test all') set_up; run_tests -m '' "${@:3}" ;;
+  'test slow') set_up; run_tests -m 'slow and not exhaustive' "${@:3}" ;;
+  'test '*) set_up; run_tests "${@:2}" ;;
+  ' '* | -*) set_up; exec .venv/bin/python experiments/smoke_test.py "$@" ;;
+  *) fail "unknown command: $*"$'\n'"$usage" 2 ;;
 esac

@@ -58,7 +58,6 @@ def _serve(call: Callable[[int], Callable[[], object]]) -> None:
 
 
 def _serve_jax(form: str, size: int) -> None:
-  # pylint: disable=g-import-not-at-top
   import jax
 
   import nfnets
@@ -88,7 +87,6 @@ def _serve_jax(form: str, size: int) -> None:
 
 
 def _serve_onnx(path: str, size: int) -> None:
-  # pylint: disable=g-import-not-at-top
   import numpy as np
   import onnxruntime
 

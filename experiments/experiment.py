@@ -115,7 +115,8 @@ def main(argv: list[str]) -> int:
   results = {'config': name, 'mode': mode, **results}
   if jax.process_index() == 0:
     seconds = time.monotonic() - start
-    print(summary.describe(argv, config, results, seconds), file=sys.stderr)
+    text = summary.describe(argv, config, results, seconds)
+    print(f'\n{text}', file=sys.stderr)
     print(json.dumps(results), flush=True)
   return 0
 

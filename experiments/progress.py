@@ -11,6 +11,7 @@ from jaxline import platform
 import numpy as np
 import tqdm
 
+# The metrics, in words, and how they are written.
 _SHOWN = (
   ('train_loss', 'loss', '{:.3f}'),
   ('top_1_acc', 'top-1', '{:.1%}'),
@@ -22,6 +23,8 @@ _SHOWN = (
   ('images_skipped', 'bad images', '{:.0f}'),
   ('updates_skipped', 'bad updates', '{:.0f}'),
 )
+# A terminal has 80 columns.
+_IN_BAR = ('train_loss', 'top_1_acc', 'images_per_second')
 
 
 class Reporter:
@@ -75,7 +78,9 @@ class Reporter:
     if self._bar is None:
       return
     scalars = self.with_speed(step, scalars)
-    self._bar.set_postfix_str('  '.join(_show(scalars)), refresh=False)
+    # What is left stands in the bar already.
+    shown = _show({k: v for k, v in scalars.items() if k in _IN_BAR})
+    self._bar.set_postfix_str('  '.join(shown), refresh=False)
     self._bar.update(step - self._bar.n)
 
   def close(self, step: int) -> None:

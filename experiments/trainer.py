@@ -140,6 +140,7 @@ class Experiment(experiment.AbstractExperiment):
     self._periodic_actions = ()
     self._notice = notice
     self._last_step = math.inf
+    self._loop_began = 0.0
     self._started = None
     self._seconds_waited = 0.0
 
@@ -185,6 +186,7 @@ class Experiment(experiment.AbstractExperiment):
         periodic_actions = (*periodic_actions, bar)
       self._periodic_actions = periodic_actions
       logging.info('Compiling the first step; this can take minutes.')
+      self._loop_began = time.monotonic()
       super().train_loop(config, state, periodic_actions, writer)
       while self._in_flight:
         self._finish_oldest_step()
@@ -208,6 +210,8 @@ class Experiment(experiment.AbstractExperiment):
       for action in self._periodic_actions:
         action.update_time(time.time() - 1e-3, self._global_step)
       self._started = time.monotonic()
+      seconds = self._started - self._loop_began
+      logging.info('The first step took %.1f s, with compiling.', seconds)
     # While the devices work on this batch, the next one is sent.
     start = time.monotonic()
     batch = next(self._batches)

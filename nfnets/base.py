@@ -366,8 +366,22 @@ def signal_metrics(x: jax.Array, i: int) -> dict[str, jax.Array]:
   }
 
 
-def count_conv_flops(in_ch: int, module: hk.Conv2D, h: int, w: int) -> int:
-  """Returns the multiply-adds of a SAME convolution for one image [h, w]."""
-  out_h, out_w = -(-h // module.stride[0]), -(-w // module.stride[1])
-  kernel = math.prod(module.kernel_shape) * in_ch // module.feature_group_count
-  return out_h * out_w * kernel * module.output_channels
+def expected_variances(depths: Sequence[int], alpha: float) -> list[float]:
+  """Returns the variance of each block's input, as the analysis expects it.
+
+  Each branch adds alpha^2 to the variance of its shortcut. A stage's first
+  block starts from the variance that the previous stage reached; its shortcut
+  is activated, which sets that back to 1 (NF-ResNets, section 3).
+
+  Args:
+    depths: the number of blocks in each stage.
+    alpha: scale of the residual branches.
+  """
+  variances, variance = [], 1.0
+  for depth in depths:
+    for block_index in range(depth):
+      variances.append(variance)
+      if block_index == 0:
+        variance = 1.0
+      variance += alpha**2
+  return variances

@@ -8,12 +8,10 @@ size and preprocessing. Prints the most probable classes of each image.
 
 import argparse
 import json
-import pathlib
 import sys
 
-import numpy as np
-
-from nfnets import predict, utils
+from nfnets import imagenet
+from nfnets.inference import classes, command_line
 
 _DESCRIPTION = """\
 Prints the most probable classes of each image: probability, number and name.
@@ -29,16 +27,11 @@ image, and 2 for a wrong command.
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
-  parser = argparse.ArgumentParser(
-    prog='python -m nfnets.classify',
-    description=_DESCRIPTION,
-    epilog=_EPILOG,
-    allow_abbrev=False,
-  )
-  predict.add_arguments(parser)
+  parser = command_line.make_parser('classify', _DESCRIPTION, _EPILOG)
+  command_line.add_image_arguments(parser)
   parser.add_argument(
     '--top',
-    type=predict.positive,
+    type=command_line.positive,
     default=5,
     metavar='K',
     help='how many classes to print (5); all, if there are fewer',
@@ -50,63 +43,18 @@ def main(argv: list[str] | None = None) -> int:
     'of names or of [id, name] (those of ImageNet, for 1000 classes)',
   )
   parser.add_argument('--json', action='store_true', help='print JSON lines')
-  return predict.run(_classify, parser.parse_args(argv))
-
-
-def top_classes(logits: np.ndarray, k: int) -> list[tuple[int, float]]:
-  """Returns the most probable classes.
-
-  Args:
-    logits: float [num_classes].
-    k: how many; all, if there are fewer.
-
-  Returns:
-    (label, probability) from the most to the least probable.
-  """
-  logits = np.float64(logits)
-  exp = np.exp(logits - logits.max())
-  probabilities = exp / exp.sum()
-  order = np.argsort(-logits, kind='stable')[:k]
-  return [(int(label), float(probabilities[label])) for label in order]
-
-
-def read_labels(path: str | pathlib.Path) -> list[str]:
-  """Reads names of classes, in the order of the labels.
-
-  Args:
-    path: UTF-8 text with one name per line or, if it ends in .json, a list of
-      names or of [id, name].
-
-  Raises:
-    OSError: if it cannot be read.
-    ValueError: if it holds something else.
-  """
-  path = pathlib.Path(path)
-  try:
-    text = path.read_text(encoding='utf-8-sig')
-    if path.suffix.lower() != '.json':
-      return [line.strip() for line in text.rstrip().split('\n')]
-    names = json.loads(text)
-  except UnicodeDecodeError as error:
-    raise ValueError(f'{path}: this is no text in UTF-8') from error
-  except json.JSONDecodeError as error:
-    raise ValueError(f'{path}: this is no JSON: {error}') from error
-  if isinstance(names, list):
-    names = [
-      name[1] if isinstance(name, list) and len(name) == 2 else name
-      for name in names
-    ]
-    if all(isinstance(name, str) for name in names):
-      return names
-  raise ValueError(f'{path}: this is no list of names or of [id, name]')
+  return command_line.run(_classify, parser.parse_args(argv))
 
 
 def _classify(args: argparse.Namespace) -> int:
-  paths = predict.find_images(args.paths)
-  network = predict.open_network(args)
+  command_line.check_images_can_be_read()
+  from nfnets.inference import images, predict
+
+  paths = images.find_images(*args.paths)
+  network = command_line.open_network(args)
   model = network.model
   if not model.num_classes:
-    raise predict.CommandError(
+    raise command_line.CommandError(
       f'{args.weights} has no last layer, so there are no classes. python -m '
       'nfnets.embed computes embeddings.'
     )
@@ -121,7 +69,7 @@ def _classify(args: argparse.Namespace) -> int:
       if args.json:
         predict.say(json.dumps({'image': path, 'error': logits}), sys.stdout)
       continue
-    top = top_classes(logits, args.top)
+    top = classes.top_classes(logits, args.top)
     if args.json:
       result = {
         'image': path,
@@ -146,20 +94,21 @@ def _names(labels: str | None, num_classes: int) -> list[str]:
   """Returns the names of the classes."""
   if labels is not None:
     try:
-      names = read_labels(labels)
+      names = classes.read_labels(labels)
     except OSError as error:
-      raise predict.CommandError(f'{labels}: {error.strerror}', 2) from error
+      message = f'{labels}: {error.strerror}'
+      raise command_line.CommandError(message, 2) from error
     except ValueError as error:
-      raise predict.CommandError(error, 2) from error
+      raise command_line.CommandError(error, 2) from error
     if len(names) != num_classes:
-      raise predict.CommandError(
+      raise command_line.CommandError(
         f'{labels} has {len(names)} names, and the network has {num_classes} '
         'classes.',
         2,
       )
     return names
   if num_classes == 1000:
-    return list(utils.imagenet_classes().values())
+    return list(imagenet.classes().values())
   print(
     f'The {num_classes} classes have no names here; --labels=FILE gives them.',
     file=sys.stderr,

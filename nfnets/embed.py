@@ -9,12 +9,11 @@ size and preprocessing.
 import argparse
 import json
 import os
-import signal
 import sys
 
 import numpy as np
 
-from nfnets import predict
+from nfnets.inference import command_line
 
 _DESCRIPTION = """\
 Writes the embeddings of images, the features that the network's last layer
@@ -31,23 +30,21 @@ well, 1 for a failure, be it of a single image, and 2 for a wrong command.
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
-  parser = argparse.ArgumentParser(
-    prog='python -m nfnets.embed',
-    description=_DESCRIPTION,
-    epilog=_EPILOG,
-    allow_abbrev=False,
-  )
-  predict.add_arguments(parser)
+  parser = command_line.make_parser('embed', _DESCRIPTION, _EPILOG)
+  command_line.add_image_arguments(parser)
   parser.add_argument(
     '--output', required=True, metavar='FILE', help='the .npz to write'
   )
-  return predict.run(_embed, parser.parse_args(argv))
+  return command_line.run(_embed, parser.parse_args(argv))
 
 
 def _embed(args: argparse.Namespace) -> int:
-  _check_output(args.output)
-  paths = predict.find_images(args.paths)
-  network = predict.open_network(args)
+  command_line.check_images_can_be_read()
+  from nfnets.inference import images, predict
+
+  command_line.check_output(args.output)
+  paths = images.find_images(*args.paths)
+  network = command_line.open_network(args)
   done, embeddings = [], []
   for path, embedding in predict.outputs(
     network.embed, network.model, paths, args.batch_size
@@ -58,7 +55,7 @@ def _embed(args: argparse.Namespace) -> int:
       done.append(path)
       embeddings.append(embedding)
   if not done:
-    raise predict.CommandError('no image to embed; nothing is written.')
+    raise command_line.CommandError('no image to embed; nothing is written.')
   folder = args.paths[0]
   if len(args.paths) == 1 and os.path.isdir(folder):
     done = [os.path.relpath(path, folder) for path in done]
@@ -80,32 +77,17 @@ def _embed(args: argparse.Namespace) -> int:
   return 1 if failed else 0
 
 
-def _check_output(path: str) -> None:
-  """Raises CommandError unless the file can be written, as far as one sees."""
-  folder = os.path.dirname(path) or '.'
-  if not os.path.isdir(folder):
-    raise predict.CommandError(f'--output={path}: there is no folder {folder}.')
-  if os.path.isdir(path):
-    raise predict.CommandError(f'--output={path} is a folder.')
-  if not os.access(folder, os.W_OK):
-    raise predict.CommandError(
-      f'--output={path}: nothing can be written to the folder {folder}.'
-    )
-
-
 def _write(path: str, **arrays: np.ndarray) -> None:
   """Writes an .npz, in full or not at all."""
-  if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    # Nothing is being computed any more, so that an interrupt can be, and has
-    # to be, an exception.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+  # Nothing is being computed any more.
+  command_line.let_interrupts_raise()
   partial = f'{path}.{os.getpid()}.partial'
   try:
     with open(partial, 'xb') as file:
       np.savez(file, **arrays)
     os.replace(partial, path)
   except OSError as error:
-    raise predict.CommandError(f'{path}: {error.strerror}') from error
+    raise command_line.CommandError(f'{path}: {error.strerror}') from error
   finally:
     if os.path.exists(partial):
       os.remove(partial)

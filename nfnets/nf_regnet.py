@@ -7,12 +7,12 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets import base
+from nfnets import base, flops
 
 nf_regnet_params = base.nf_regnet_params
 
 
-class NF_RegNet(hk.Module):  # pylint: disable=invalid-name
+class NF_RegNet(hk.Module):
   """Normalizer-free RegNet."""
 
   variant_dict = base.nf_regnet_params
@@ -72,7 +72,7 @@ class NF_RegNet(hk.Module):  # pylint: disable=invalid-name
 
     self.stages = []
     index, num_blocks = 0, sum(self.depth_pattern)
-    expected_var = 1.0
+    expected_vars = base.expected_variances(self.depth_pattern, alpha)
     for out_ch, depth in zip(
       self.width_pattern, self.depth_pattern, strict=True
     ):
@@ -85,18 +85,13 @@ class NF_RegNet(hk.Module):  # pylint: disable=invalid-name
             expansion=expansion if index > 0 else 1.0,
             se_ratio=se_ratio,
             stride=2 if block_index == 0 else 1,
-            beta=expected_var**-0.5,
+            beta=expected_vars[index] ** -0.5,
             alpha=alpha,
             activation=self.activation,
             group_size=group_size,
             stochdepth_rate=stochdepth_rate * index / num_blocks,
           )
         )
-        # A stage's first block starts from the variance that the previous
-        # stage reached; its shortcut is activated, which sets that back to 1.
-        if block_index == 0:
-          expected_var = 1.0
-        expected_var += alpha**2
         in_ch = out_ch
         index += 1
       self.stages.append(blocks)
@@ -154,16 +149,9 @@ class NF_RegNet(hk.Module):  # pylint: disable=invalid-name
 
   def count_flops(self, h: int, w: int) -> tuple[list[int], int]:
     """Returns the multiply-adds for one image [h, w]: per part, and in all."""
-    flops = [base.count_conv_flops(3, self.initial_conv, h, w)]
-    h, w = -(-h // 2), -(-w // 2)
-    for block in sum(self.stages, []):
-      flops.append(block.count_flops(h, w))
-      h, w = -(-h // block.stride), -(-w // block.stride)
-    last_ch, final_ch = self.width_pattern[-1], self.final_conv.output_channels
-    flops.append(base.count_conv_flops(last_ch, self.final_conv, h, w))
-    if self.fc is not None:
-      flops.append(final_ch * self.fc.output_size)
-    return flops, sum(flops)
+    return flops.count_flops(
+      h, w, [self.initial_conv], self.stages, self.final_conv, self.fc
+    )
 
 
 class NFBlock(hk.Module):
@@ -228,16 +216,3 @@ class NFBlock(hk.Module):
     out = self.stoch_depth(branch, is_training)
     gain = hk.get_parameter('skip_gain', (), out.dtype, init=jnp.zeros)
     return shortcut + out * self.alpha * gain, branch
-
-  def count_flops(self, h: int, w: int) -> int:
-    """Returns the multiply-adds for one image [h, w]."""
-    out_h, out_w = -(-h // self.stride), -(-w // self.stride)
-    flops = base.count_conv_flops(self.in_ch, self.conv0, h, w)
-    flops += base.count_conv_flops(self.width, self.conv1, h, w)
-    flops += self.se.count_flops()
-    flops += base.count_conv_flops(self.width, self.conv2, out_h, out_w)
-    if self.conv_shortcut is not None:
-      flops += base.count_conv_flops(
-        self.in_ch, self.conv_shortcut, out_h, out_w
-      )
-    return flops

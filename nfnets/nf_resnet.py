@@ -8,10 +8,10 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets import base
+from nfnets import base, flops
 
 
-class NF_ResNet(hk.Module):  # pylint: disable=invalid-name
+class NF_ResNet(hk.Module):
   """Normalizer-free pre-activation ResNet."""
 
   variant_dict = base.resnet_params
@@ -69,7 +69,7 @@ class NF_ResNet(hk.Module):  # pylint: disable=invalid-name
 
     self.stages = []
     index, num_blocks = 0, sum(self.depth_pattern)
-    expected_var = 1.0
+    expected_vars = base.expected_variances(self.depth_pattern, alpha)
     for out_ch, depth, stride in zip(
       self.width_pattern, self.depth_pattern, (1, 2, 2, 2), strict=True
     ):
@@ -81,7 +81,7 @@ class NF_ResNet(hk.Module):  # pylint: disable=invalid-name
             out_ch,
             stride=stride if block_index == 0 else 1,
             alpha=alpha,
-            beta=expected_var**-0.5,
+            beta=expected_vars[index] ** -0.5,
             activation=self.activation,
             skipinit_gain=skipinit_gain,
             stochdepth_rate=stochdepth_rate * index / num_blocks,
@@ -89,11 +89,6 @@ class NF_ResNet(hk.Module):  # pylint: disable=invalid-name
             se_ratio=se_ratio,
           )
         )
-        # A stage's first block starts from the variance that the previous
-        # stage reached; its shortcut is activated, which sets that back to 1.
-        if block_index == 0:
-          expected_var = 1.0
-        expected_var += alpha**2
         in_ch = out_ch
         index += 1
       self.stages.append(blocks)
@@ -150,14 +145,9 @@ class NF_ResNet(hk.Module):  # pylint: disable=invalid-name
 
   def count_flops(self, h: int, w: int) -> tuple[list[int], int]:
     """Returns the multiply-adds for one image [h, w]: per part, and in all."""
-    flops = [base.count_conv_flops(3, self.initial_conv, h, w)]
-    h, w = -(-h // 4), -(-w // 4)  # The stem's stride, then the pool's.
-    for block in sum(self.stages, []):
-      flops.append(block.count_flops(h, w))
-      h, w = -(-h // block.stride), -(-w // block.stride)
-    if self.fc is not None:
-      flops.append(self.width_pattern[-1] * self.fc.output_size)
-    return flops, sum(flops)
+    return flops.count_flops(
+      h, w, [self.initial_conv], self.stages, None, self.fc, max_pool=True
+    )
 
 
 class NFResBlock(hk.Module):
@@ -214,13 +204,3 @@ class NFResBlock(hk.Module):
     out = self.stoch_depth(branch, is_training)
     gain = hk.get_parameter('skip_gain', (), out.dtype, init=self.skipinit_gain)
     return shortcut + out * self.alpha * gain, branch
-
-  def count_flops(self, h: int, w: int) -> int:
-    """Returns the multiply-adds for one image [h, w]."""
-    out_h, out_w = -(-h // self.stride), -(-w // self.stride)
-    flops = base.count_conv_flops(self.in_ch, self.conv0, h, w)
-    flops += base.count_conv_flops(self.width, self.conv1, h, w)
-    flops += base.count_conv_flops(self.width, self.conv2, out_h, out_w)
-    if self.conv_shortcut is not None:
-      flops += base.count_conv_flops(self.in_ch, self.conv_shortcut, h, w)
-    return flops + (self.se.count_flops() if self.se is not None else 0)

@@ -9,7 +9,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets import base
+from nfnets import base, flops
 
 nfnet_params = base.nfnet_params
 
@@ -30,7 +30,7 @@ class NFNet(hk.Module):
     drop_rate: float | None = None,
     activation: str = 'gelu',
     fc_init: hk.initializers.Initializer | None = None,
-    final_conv_mult: float = 2,
+    final_conv_mult: float | None = 2,
     final_conv_ch: int | None = None,
     use_two_convs: bool = True,
     name: str = 'NFNet',
@@ -41,7 +41,7 @@ class NFNet(hk.Module):
     Args:
       num_classes: size of the logits; 0 leaves out the last layer, and them.
       variant: a key of `variant_dict`.
-      width: multiplies the widths of all stages.
+      width: multiplies the widths of all stages; the stem keeps its own.
       se_ratio: hidden channels of squeeze and excite, as a part of its input.
       alpha: scale of the residual branches.
       stochdepth_rate: of the last block; earlier ones get less, linearly.
@@ -50,15 +50,15 @@ class NFNet(hk.Module):
       fc_init: initializer of the last layer's kernel; None is N(0, 0.01).
       final_conv_mult: channels of the final convolution, as a multiple of the
         last stage's.
-      final_conv_ch: those channels themselves, instead of the multiple.
+      final_conv_ch: those channels themselves, where the multiple is None.
       use_two_convs: whether blocks have a second 3x3 convolution.
       name: of the module.
       remat: whether the backward pass computes each block again, instead of
         keeping what it computed: less memory, more time.
 
     Raises:
-      ValueError: for an unknown variant or activation, or a width that leaves
-        less than one group of channels.
+      ValueError: for an unknown variant or activation, a width that leaves
+        less than one group of channels, or a final convolution of no width.
     """
     super().__init__(name=name)
     params = base.get_variant(self.variant_dict, variant)
@@ -71,7 +71,7 @@ class NFNet(hk.Module):
     self.depth_pattern = params['depth']
     self.drop_rate = params['drop_rate'] if drop_rate is None else drop_rate
 
-    stem_ch = self.width_pattern[0] // 2
+    stem_ch = params['width'][0] // 2  # As published: `width` widens no stem.
     self.stem = [
       base.WSConv2D(ch, 3, stride=stride, name=f'stem_conv{i}')
       for i, (ch, stride) in enumerate(
@@ -81,7 +81,7 @@ class NFNet(hk.Module):
 
     self.stages = []
     index, num_blocks = 0, sum(self.depth_pattern)
-    expected_var = 1.0
+    expected_vars = base.expected_variances(self.depth_pattern, alpha)
     in_ch = stem_ch
     for out_ch, depth, stride in zip(
       self.width_pattern, self.depth_pattern, (1, 2, 2, 2), strict=True
@@ -95,24 +95,21 @@ class NFNet(hk.Module):
             stride=stride if block_index == 0 else 1,
             group_size=params.get('group_width', 128),
             alpha=alpha,
-            beta=expected_var**-0.5,
+            beta=expected_vars[index] ** -0.5,
             se_ratio=se_ratio,
             activation=self.activation,
             use_two_convs=use_two_convs,
             stochdepth_rate=stochdepth_rate * index / num_blocks,
           )
         )
-        # A stage's first block starts from the variance that the previous
-        # stage reached; its shortcut is activated, which sets that back to 1.
-        if block_index == 0:
-          expected_var = 1.0
-        expected_var += alpha**2
         in_ch = out_ch
         index += 1
       self.stages.append(blocks)
 
-    if final_conv_ch is None:
+    if final_conv_mult is not None:
       final_conv_ch = int(final_conv_mult * in_ch)
+    elif final_conv_ch is None:
+      raise ValueError('Give final_conv_mult or final_conv_ch; both are None.')
     self.final_conv = base.WSConv2D(final_conv_ch, 1, name='final_conv')
     if fc_init is None:
       fc_init = hk.initializers.RandomNormal(stddev=0.01)
@@ -169,21 +166,9 @@ class NFNet(hk.Module):
 
   def count_flops(self, h: int, w: int) -> tuple[list[int], int]:
     """Returns the multiply-adds for one image [h, w]: per part, and in all."""
-    flops, ch = [], 3
-    for conv in self.stem:
-      flops.append(base.count_conv_flops(ch, conv, h, w))
-      ch, h, w = conv.output_channels, *_strided(h, w, conv.stride[0])
-    for block in sum(self.stages, []):
-      flops.append(block.count_flops(h, w))
-      ch, h, w = block.out_ch, *_strided(h, w, block.stride)
-    flops.append(base.count_conv_flops(ch, self.final_conv, h, w))
-    if self.fc is not None:
-      flops.append(self.final_conv.output_channels * self.fc.output_size)
-    return flops, sum(flops)
-
-
-def _strided(h: int, w: int, stride: int) -> tuple[int, int]:
-  return -(-h // stride), -(-w // stride)
+    return flops.count_flops(
+      h, w, self.stem, self.stages, self.final_conv, self.fc
+    )
 
 
 class NFBlock(hk.Module):
@@ -256,17 +241,3 @@ class NFBlock(hk.Module):
     out = self.stoch_depth(branch, is_training)
     gain = hk.get_parameter('skip_gain', (), out.dtype, init=jnp.zeros)
     return shortcut + out * self.alpha * gain, branch
-
-  def count_flops(self, h: int, w: int) -> int:
-    """Returns the multiply-adds for one image [h, w]."""
-    out_h, out_w = _strided(h, w, self.stride)
-    flops = base.count_conv_flops(self.in_ch, self.conv0, h, w)
-    flops += base.count_conv_flops(self.width, self.conv1, h, w)
-    if self.conv1b is not None:
-      flops += base.count_conv_flops(self.width, self.conv1b, out_h, out_w)
-    flops += base.count_conv_flops(self.width, self.conv2, out_h, out_w)
-    if self.conv_shortcut is not None:
-      flops += base.count_conv_flops(
-        self.in_ch, self.conv_shortcut, out_h, out_w
-      )
-    return flops + self.se.count_flops()

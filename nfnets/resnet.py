@@ -13,7 +13,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets import base
+from nfnets import base, flops
 
 # Haiku's normalizations, and those of their arguments that have no default.
 _NORMS: dict[str, dict[str, Any]] = {
@@ -173,14 +173,9 @@ class ResNet(hk.Module):
 
   def count_flops(self, h: int, w: int) -> tuple[list[int], int]:
     """Returns the multiply-adds for one image [h, w]: per part, and in all."""
-    flops = [base.count_conv_flops(3, self.initial_conv, h, w)]
-    h, w = -(-h // 4), -(-w // 4)  # The stem's stride, then the pool's.
-    for block in sum(self.stages, []):
-      flops.append(block.count_flops(h, w))
-      h, w = -(-h // block.stride), -(-w // block.stride)
-    if self.fc is not None:
-      flops.append(self.width_pattern[-1] * self.fc.output_size)
-    return flops, sum(flops)
+    return flops.count_flops(
+      h, w, [self.initial_conv], self.stages, None, self.fc, max_pool=True
+    )
 
 
 def _norm(
@@ -262,16 +257,6 @@ class ResBlockV2(hk.Module):
     out = self.conv2(out)
     branch = out if self.se is None else self.se(out) * out
     return shortcut + branch, branch
-
-  def count_flops(self, h: int, w: int) -> int:
-    """Returns the multiply-adds for one image [h, w]."""
-    out_h, out_w = -(-h // self.stride), -(-w // self.stride)
-    flops = base.count_conv_flops(self.in_ch, self.conv0, h, w)
-    flops += base.count_conv_flops(self.width, self.conv1, h, w)
-    flops += base.count_conv_flops(self.width, self.conv2, out_h, out_w)
-    if self.conv_shortcut is not None:
-      flops += base.count_conv_flops(self.in_ch, self.conv_shortcut, h, w)
-    return flops + (self.se.count_flops() if self.se is not None else 0)
 
 
 class ResBlockV1(ResBlockV2):

@@ -9,10 +9,10 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets import base
+from nfnets import base, flops
 
 
-class SkipInit_ResNet(hk.Module):  # pylint: disable=invalid-name
+class SkipInit_ResNet(hk.Module):
   """Pre-activation ResNet with SkipInit."""
 
   variant_dict = base.resnet_params
@@ -132,14 +132,9 @@ class SkipInit_ResNet(hk.Module):  # pylint: disable=invalid-name
 
   def count_flops(self, h: int, w: int) -> tuple[list[int], int]:
     """Returns the multiply-adds for one image [h, w]: per part, and in all."""
-    flops = [base.count_conv_flops(3, self.initial_conv, h, w)]
-    h, w = -(-h // 4), -(-w // 4)  # The stem's stride, then the pool's.
-    for block in sum(self.stages, []):
-      flops.append(block.count_flops(h, w))
-      h, w = -(-h // block.stride), -(-w // block.stride)
-    if self.fc is not None:
-      flops.append(self.width_pattern[-1] * self.fc.output_size)
-    return flops, sum(flops)
+    return flops.count_flops(
+      h, w, [self.initial_conv], self.stages, None, self.fc, max_pool=True
+    )
 
 
 class NFResBlock(hk.Module):
@@ -187,13 +182,3 @@ class NFResBlock(hk.Module):
     out = self.stoch_depth(branch, is_training)
     gain = hk.get_parameter('skip_gain', (), out.dtype, init=jnp.zeros)
     return shortcut + out * gain, branch
-
-  def count_flops(self, h: int, w: int) -> int:
-    """Returns the multiply-adds for one image [h, w]."""
-    out_h, out_w = -(-h // self.stride), -(-w // self.stride)
-    flops = base.count_conv_flops(self.in_ch, self.conv0, h, w)
-    flops += base.count_conv_flops(self.width, self.conv1, h, w)
-    flops += base.count_conv_flops(self.width, self.conv2, out_h, out_w)
-    if self.conv_shortcut is not None:
-      flops += base.count_conv_flops(self.in_ch, self.conv_shortcut, h, w)
-    return flops

@@ -16,7 +16,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets import base, timm_variants
+from nfnets import base, flops, timm_variants
 
 _ALPHA = 0.2  # Scale of the residual branches.
 # Each with the gamma that brings N(0, 1) back to unit variance.
@@ -156,7 +156,7 @@ class NormFreeNet(hk.Module):
 
     self.stages = []
     index, num_blocks = 0, sum(row['depth'])
-    expected_var = 1.0
+    expected_vars = base.expected_variances(row['depth'], _ALPHA)
     for out_ch, depth, stride in zip(
       row['width'], row['depth'], (4 // stem_stride, 2, 2, 2), strict=True
     ):
@@ -170,15 +170,10 @@ class NormFreeNet(hk.Module):
             out_ch,
             bottleneck=1.0 if is_narrow else row['bottleneck'],
             stride=stride if block_index == 0 else 1,
-            beta=expected_var**-0.5,
+            beta=expected_vars[index] ** -0.5,
             stochdepth_rate=stochdepth_rate * index / max(1, num_blocks - 1),
           )
         )
-        # A stage's first block starts from the variance that the previous
-        # stage reached; its shortcut is activated, which sets that back to 1.
-        if block_index == 0:
-          expected_var = 1.0
-        expected_var += _ALPHA**2
         in_ch = out_ch
         index += 1
       self.stages.append(blocks)
@@ -252,25 +247,15 @@ class NormFreeNet(hk.Module):
 
   def count_flops(self, h: int, w: int) -> tuple[list[int], int]:
     """Returns the multiply-adds for one image [h, w]: per part, and in all."""
-    flops, ch = [], 3
-    for conv in self.stem:
-      flops.append(base.count_conv_flops(ch, conv, h, w))
-      ch, h, w = conv.output_channels, *_strided(h, w, conv.stride[0])
-    if self.max_pool:
-      h, w = _strided(h, w, 2)
-    for block in sum(self.stages, []):
-      flops.append(block.count_flops(h, w))
-      ch, h, w = block.out_ch, *_strided(h, w, block.stride)
-    if self.final_conv is not None:
-      flops.append(base.count_conv_flops(ch, self.final_conv, h, w))
-      ch = self.final_conv.output_channels
-    if self.fc is not None:
-      flops.append(ch * self.fc.output_size)
-    return flops, sum(flops)
-
-
-def _strided(h: int, w: int, stride: int) -> tuple[int, int]:
-  return -(-h // stride), -(-w // stride)
+    return flops.count_flops(
+      h,
+      w,
+      self.stem,
+      self.stages,
+      self.final_conv,
+      self.fc,
+      max_pool=self.max_pool,
+    )
 
 
 class NFBlock(hk.Module):
@@ -349,21 +334,3 @@ class NFBlock(hk.Module):
 
     out = self.stoch_depth(branch, is_training)
     return shortcut + out * _ALPHA, branch
-
-  def count_flops(self, h: int, w: int) -> int:
-    """Returns the multiply-adds for one image [h, w]."""
-    out_h, out_w = _strided(h, w, self.stride)
-    width = self.conv0.output_channels
-    flops = base.count_conv_flops(self.in_ch, self.conv0, h, w)
-    flops += base.count_conv_flops(width, self.conv1, h, w)
-    if self.conv1b is not None:
-      flops += base.count_conv_flops(width, self.conv1b, out_h, out_w)
-    flops += base.count_conv_flops(width, self.conv2, out_h, out_w)
-    if self.conv_shortcut is not None:
-      flops += base.count_conv_flops(
-        self.in_ch, self.conv_shortcut, out_h, out_w
-      )
-    for gate in (self.inner_gate, self.last_gate):
-      if gate is not None:
-        flops += gate.count_flops()
-    return flops

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nfnets import utils
+from nfnets import imagenet
 
 # What a row holds, and what most rows have.
 _DEFAULTS = {
@@ -26,8 +26,8 @@ _DEFAULTS = {
   # Side of the centre that is evaluated, as a part of the resized image's.
   'crop': 0.9,
   # What is subtracted from images in 0-255, and what they are divided by.
-  'mean': utils.IMAGENET_MEAN,
-  'std': utils.IMAGENET_STD,
+  'mean': imagenet.MEAN,
+  'std': imagenet.STD,
 }
 
 

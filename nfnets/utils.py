@@ -1,53 +1,24 @@
-"""Small functions on images, trees, losses and averages of weights."""
+"""Names of the published code: trees, losses and averages of weights."""
 
 from collections.abc import Mapping
-import json
-import os
-import pathlib
 from typing import Any
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
-import numpy as np
+import optax
 
-# Mean and standard deviation of ImageNet's channels, red, green, blue, on the
-# scale of 0 to 255.
-IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
-IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
+from nfnets.weights import load_haiku_file
 
-
-def normalize(images):
-  """Normalizes images to what the networks take.
-
-  Args:
-    images: float32 [..., 3] in 0-255; of NumPy, JAX or TensorFlow.
-
-  Returns:
-    float32 [..., 3], of the same library.
-  """
-  return (images - IMAGENET_MEAN) / IMAGENET_STD
-
-
-def load_haiku_file(path: str | os.PathLike[str]) -> hk.MutableParams:
-  """Reads parameters, {module: {name: array}}, from a file.
-
-  `nfnets.weights.load_weights` tells what files and what they can raise.
-  """
-  # Later, because the models use this module, and the weights know the models.
-  from nfnets.weights import files  # pylint: disable=g-import-not-at-top
-
-  return files.load_haiku_file(path)
-
-
-def imagenet_classes() -> dict[str, str]:
-  """Returns {WordNet id: name} of ImageNet's 1000 classes, in label order.
-
-  Of several names it is the first: 'tench' for 'tench, Tinca tinca'.
-  """
-  path = pathlib.Path(__file__).with_name('imagenet_classes.json')
-  classes = json.loads(path.read_text(encoding='utf-8'))
-  return {wnid: names.split(',')[0] for wnid, names in classes}
+__all__ = [
+  'ema_decay',
+  'ema_update',
+  'flatten_haiku_tree',
+  'load_haiku_file',
+  'sigmoid_cross_entropy',
+  'smooth_labels',
+  'softmax_cross_entropy',
+  'topk_correct',
+]
 
 
 def flatten_haiku_tree(
@@ -65,15 +36,15 @@ def flatten_haiku_tree(
 
 
 def smooth_labels(labels: jax.Array, smoothing: float) -> jax.Array:
-  """Mixes labels [..., K] with the uniform distribution.
+  """Mixes labels, float [..., K], with the uniform distribution.
 
   Szegedy et al. (arXiv 1512.00567), section 7: y (1 - s) + s / K.
   """
-  return labels * (1 - smoothing) + smoothing / labels.shape[-1]
+  return optax.smooth_labels(labels, smoothing)
 
 
 def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Returns the cross-entropy of each example.
+  """Returns the cross-entropy of each example: optax's, always in float32.
 
   Args:
     logits: [..., K].
@@ -82,12 +53,13 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   Returns:
     float32 [...], in nats.
   """
-  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-  return -jnp.sum(labels * log_probs, axis=-1)
+  return optax.softmax_cross_entropy(logits.astype(jnp.float32), labels)
 
 
 def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Returns the summed binary cross-entropy of each example.
+  """Returns the binary cross-entropy of each example, summed over classes.
+
+  optax's, which does not sum, always in float32.
 
   Args:
     logits: [..., K].
@@ -96,10 +68,10 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   Returns:
     float32 [...], in nats.
   """
-  logits = logits.astype(jnp.float32)
-  losses = labels * jax.nn.log_sigmoid(logits)
-  losses += (1 - labels) * jax.nn.log_sigmoid(-logits)
-  return -jnp.sum(losses, axis=-1)
+  losses = optax.sigmoid_binary_cross_entropy(
+    logits.astype(jnp.float32), labels
+  )
+  return jnp.sum(losses, axis=-1)
 
 
 def topk_correct(

@@ -15,13 +15,13 @@ import numpy as np
 
 from nfnets import (
   fixup_resnet,
+  imagenet,
   nf_regnet,
   nf_resnet,
   nfnet,
   resnet,
   skipinit_resnet,
   timm_nets,
-  utils,
 )
 
 
@@ -34,13 +34,24 @@ class Entry:
   train_size: int  # Pixels, of square images.
   test_size: int
   eval_preproc: str  # As `nfnets.data.preprocess.preprocess_eval` names it.
-  # Of the channels of images in 0-255, for `Model.normalize`.
-  mean: np.ndarray = dataclasses.field(
-    default_factory=lambda: utils.IMAGENET_MEAN
-  )
-  std: np.ndarray = dataclasses.field(
-    default_factory=lambda: utils.IMAGENET_STD
-  )
+  # Of the channels of images in 0-255.
+  mean: np.ndarray = dataclasses.field(default_factory=lambda: imagenet.MEAN)
+  std: np.ndarray = dataclasses.field(default_factory=lambda: imagenet.STD)
+
+  def normalize(self, images):
+    """Normalizes images to what the model takes.
+
+    Args:
+      images: float32 [..., 3] in 0-255; of NumPy, JAX or TensorFlow.
+
+    Returns:
+      float32 [..., 3], of the same library.
+    """
+    return imagenet.normalize(images, self.mean, self.std)
+
+  def denormalize(self, images):
+    """Undoes `normalize`: in 0-255 again, neither rounded nor clipped."""
+    return imagenet.denormalize(images, self.mean, self.std)
 
 
 def _table() -> dict[str, Entry]:
@@ -88,7 +99,7 @@ def _table() -> dict[str, Entry]:
 _TABLE = _table()
 
 
-def list_models(filter: str = '') -> list[str]:  # pylint: disable=redefined-builtin
+def list_models(filter: str = '') -> list[str]:
   """Returns the names of all models, or of those that match a pattern.
 
   Args:
@@ -260,15 +271,12 @@ class Model:
     return self._output('pool', params, images, state)
 
   def normalize(self, images):
-    """Normalizes images [..., 3] in 0-255 to what this network takes.
-
-    For all but one of the models this is `nfnets.utils.normalize`.
-    """
-    return (images - self.entry.mean) / self.entry.std
+    """Normalizes images [..., 3] in 0-255 to what this network takes."""
+    return self.entry.normalize(images)
 
   def denormalize(self, images):
-    """Undoes `normalize`: returns images [..., 3] in 0-255."""
-    return images * self.entry.std + self.entry.mean
+    """Undoes `normalize`: in 0-255 again, neither rounded nor clipped."""
+    return self.entry.denormalize(images)
 
   def preprocess(self, image: bytes | np.ndarray) -> np.ndarray:
     """Prepares one image as in the published evaluation.
@@ -281,7 +289,7 @@ class Model:
     Returns:
       float32 [test_size, test_size, 3], normalized.
     """
-    from nfnets.data import preprocess  # pylint: disable=g-import-not-at-top
+    from nfnets.data import preprocess
 
     size = (self.test_size, self.test_size)
     image = preprocess.preprocess_eval(image, size, self.entry.eval_preproc)

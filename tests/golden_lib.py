@@ -31,8 +31,7 @@ from nfnets import (
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 # For jax.jit, where compiling takes longer than running.
 QUICK = {'xla_backend_optimization_level': 0}
-# Where rounding matters, whatever XLA_FLAGS the tests run under.
-FULL = {'xla_backend_optimization_level': 3}
+jit = functools.partial(jax.jit, compiler_options=QUICK)
 _CLASSES = {
   'NFNet': nfnet.NFNet,
   'NF_ResNet': nf_resnet.NF_ResNet,
@@ -65,17 +64,21 @@ def transform_with_state(
 ) -> hk.TransformedWithState:
   """Returns (init, apply) of (images, is_training=False, metrics=False).
 
+  Convolutions have their plain form, which compiles sooner: test_conv.py shows
+  that the other is the same function.
+
   Args:
     model: 'class/variant', as param_trees.json.gz names the networks.
     num_classes: size of the logits.
     **kwargs: other arguments of the class.
   """
-  network, variant = model.split('/')
+  name, variant = model.split('/')
 
   def forward(images, is_training=False, metrics=False):
-    module = _CLASSES[network](num_classes, variant=variant, **kwargs)
-    # Haiku's BatchNorm can only be initialized in training.
-    return module(images, is_training or hk.running_init(), metrics)
+    module = _CLASSES[name](num_classes, variant=variant, **kwargs)
+    with conv.lowering('plain'):
+      # Haiku's BatchNorm can only be initialized in training.
+      return module(images, is_training or hk.running_init(), metrics)
 
   return hk.transform_with_state(forward)
 
@@ -109,6 +112,20 @@ def model_shapes(model: str):
   return init_shapes(transform(model))
 
 
+def network(model: str, num_classes: int = 1000, **kwargs) -> hk.Module:
+  """Returns the network itself, to look at its modules."""
+  return _in_transform(lambda module: module, model, num_classes, kwargs)
+
+
+def _in_transform(f, model, num_classes, kwargs):
+  """Returns f(network); Haiku's modules can be used in a transform only."""
+  name, variant = model.split('/')
+  run = hk.transform(
+    lambda: f(_CLASSES[name](num_classes, variant=variant, **kwargs))
+  )
+  return run.apply({}, None)
+
+
 def reference_tree(transformed: hk.Transformed):
   """Returns the reference parameters of a network."""
   return reference_params.reference_params(init_shapes(transformed))
@@ -118,13 +135,9 @@ def count_flops(
   model: str, h: int, w: int, num_classes: int = 1000, **kwargs
 ) -> tuple[list[int], int]:
   """Returns the network's own count of its multiply-adds."""
-  network, variant = model.split('/')
-
-  def count():
-    module = _CLASSES[network](num_classes, variant=variant, **kwargs)
-    return module.count_flops(h, w)
-
-  return hk.testing.transform_and_run(count)()
+  return _in_transform(
+    lambda module: module.count_flops(h, w), model, num_classes, kwargs
+  )
 
 
 def rel_l2(actual, expected) -> float:
@@ -162,10 +175,9 @@ def count_multiply_adds(transformed: hk.Transformed, h: int, w: int) -> int:
   """Counts those of the convolutions and matrix products in the jaxpr."""
   images = jax.ShapeDtypeStruct((1, h, w, 3), jnp.float32)
   params = init_shapes(transformed)
-  with conv.lowering('plain'):
-    jaxpr = jax.make_jaxpr(lambda p, x: transformed.apply(p, None, x))(
-      params, images
-    )
+  jaxpr = jax.make_jaxpr(lambda p, x: transformed.apply(p, None, x))(
+    params, images
+  )
   total = 0
   for equation in equations(jaxpr.jaxpr):
     out = math.prod(equation.outvars[0].aval.shape)
@@ -178,17 +190,17 @@ def count_multiply_adds(transformed: hk.Transformed, h: int, w: int) -> int:
   return total
 
 
-def check_outputs(model: str, golden: dict[str, np.ndarray], params=None):
-  """Compares logits, pool and signal metrics, to 1e-4 relative L2."""
-  transformed = transform(model)
-  if params is None:
-    params = reference_tree(transformed)
+def check_outputs(model: str, golden: dict[str, np.ndarray], **kwargs):
+  """Compares what evaluation computes with a golden file."""
+  transformed = transform(model, **kwargs)
   images = reference_params.reference_images(2, 64, 64)
-  apply = jax.jit(
-    lambda p, x: transformed.apply(p, None, x, metrics=True),
-    compiler_options=FULL,
-  )
-  out = apply(params, images)
+  apply = jit(lambda p, x: transformed.apply(p, None, x, metrics=True))
+  _compare_outputs(apply(reference_tree(transformed), images), golden)
+
+
+def _compare_outputs(out, golden):
+  """Compares logits, pool and signal metrics, to 1e-4 relative L2."""
+  out = dict(out)
   for key in ('avg_sq_mean', 'avg_var', 'res_avg_var'):
     names = [name for name in out if name.startswith(f'{key}_')]
     out[key] = [out[f'{key}_{i}'] for i in range(len(names))]
@@ -196,30 +208,35 @@ def check_outputs(model: str, golden: dict[str, np.ndarray], params=None):
     assert rel_l2(out[key], golden[key]) < 1e-4, key
 
 
-def check_loss_and_gradients(
-  model: str, golden: dict[str, np.ndarray], params, dtype=np.float32
+def check_training(
+  model: str, golden: dict[str, np.ndarray], params=None, dtype=np.float32
 ):
-  """Compares the loss to 1e-4 and each gradient norm to 1e-3.
+  """Compares outputs, the loss to 1e-4 and each gradient norm to 1e-3.
 
-  In float32 a CPU's way of rounding may decide on which side of zero the input
-  of a relu lies; float64 takes ten times as long.
+  All of one compiled program: without dropout and stochastic depth, training
+  computes what evaluation does. In float32 a CPU's way of rounding may decide
+  on which side of zero the input of a relu lies; float64 takes ten times as
+  long.
   """
   transformed = transform(model, stochdepth_rate=0, drop_rate=0)
+  if params is None:
+    params = reference_tree(transformed)
   images = reference_params.reference_images(2, 64, 64)
   images, params = jax.tree.map(dtype, (images, params))
 
   def loss_fn(params):
-    out = transformed.apply(params, None, images, is_training=True)
+    out = transformed.apply(params, None, images, True, metrics=True)
     log_probs = jax.nn.log_softmax(out['logits'])
-    return -(log_probs[0, 3] + log_probs[1, 7]) / 2
+    return -(log_probs[0, 3] + log_probs[1, 7]) / 2, out
 
-  @functools.partial(jax.jit, compiler_options=FULL)
+  @jit
   def loss_and_norms(params):
-    loss, grads = jax.value_and_grad(loss_fn)(params)
-    return loss, jax.tree.map(lambda g: jnp.sqrt(jnp.sum(g**2)), grads)
+    (loss, out), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    return loss, out, jax.tree.map(lambda g: jnp.sqrt(jnp.sum(g**2)), grads)
 
   with jax.enable_x64(dtype == np.float64):
-    loss, norms = loss_and_norms(params)
+    loss, out, norms = loss_and_norms(params)
+  _compare_outputs(out, golden)
   names = [tuple(name.split(':')) for name in golden['grad_names']]
   np.testing.assert_allclose(loss, golden['loss'], rtol=1e-4)
   assert set(names) == {(m, n) for m in norms for n in norms[m]}

@@ -1,27 +1,15 @@
 """What the tests of the commands on image files share."""
 
-import functools
-
 import golden_lib
-import jax
 import numpy as np
 from PIL import Image
 import pytest
+import quick_lib
 
-import nfnets
 from nfnets import weights
 
+digits = quick_lib.digits
 JPEG = (golden_lib.GOLDEN / 'image_210x150.jpg').read_bytes()
-
-
-@functools.cache
-def digits():
-  """Returns a small network and random parameters."""
-  model = nfnets.create_model('nfnet_digits', 10)
-  params, _ = jax.jit(model.init, compiler_options=golden_lib.QUICK)(
-    jax.random.key(0)
-  )
-  return model, jax.tree.map(np.asarray, params)
 
 
 @pytest.fixture(autouse=True)

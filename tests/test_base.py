@@ -1,5 +1,6 @@
 """Building blocks, against float64 numpy and their definitions."""
 
+import golden_lib
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -98,7 +99,7 @@ def test_convolution_is_haikus(args, kwargs):
       lambda x, c=conv2d: c(*args, **kwargs, name='conv')(x)
     )
     params = forward.init(jax.random.key(0), x)
-    results.append((params, jax.jit(forward.apply)(params, None, x)))
+    results.append((params, golden_lib.jit(forward.apply)(params, None, x)))
   (params, out), (haiku_params, expected) = results
   assert jax.tree.structure(params) == jax.tree.structure(haiku_params)
   jax.tree.map(np.testing.assert_array_equal, params, haiku_params)
@@ -107,7 +108,7 @@ def test_convolution_is_haikus(args, kwargs):
 
 def ws_conv(params, x, *args, **kwargs):
   forward = hk.transform(lambda x: base.WSConv2D(*args, **kwargs, name='c')(x))
-  return jax.jit(forward.apply)({'c': params}, None, x)
+  return golden_lib.jit(forward.apply)({'c': params}, None, x)
 
 
 def effective_kernel(params, in_ch, *args, groups=1, **kwargs):
@@ -206,7 +207,7 @@ def test_squeeze_excite_agrees_with_float64():
   forward = hk.transform(
     lambda x: base.SqueezeExcite(8, 12, 0.25, name='se')(x)
   )
-  out = jax.jit(forward.apply)(params, None, x)
+  out = golden_lib.jit(forward.apply)(params, None, x)
   first, last = params['se/~/linear'], params['se/~/linear_1']
   hidden = np.maximum(np.float64(x).mean((1, 2)) @ first['w'] + first['b'], 0)
   gate = 1 / (1 + np.exp(-(hidden @ last['w'] + last['b'])))
@@ -266,6 +267,15 @@ def test_signal_metrics_agree_with_float64():
   np.testing.assert_allclose(metrics['avg_sq_mean_7'], square, rtol=1e-5)
   variance = flat.var(0).mean()
   np.testing.assert_allclose(metrics['avg_var_7'], variance, rtol=1e-5)
+
+
+def test_variance_grows_with_each_block_and_restarts_with_each_stage():
+  # The first block of a stage has the variance that the last one reached.
+  assert base.expected_variances([2, 3, 0, 1], 0.5) == [
+    *(1, 1.25),
+    *(1.5, 1.25, 1.5),
+    *(1.75,),
+  ]
 
 
 def test_variant_tables_hold_the_published_settings():

@@ -1,6 +1,5 @@
 """The command that classifies images."""
 
-import errno
 import io
 import json
 import os
@@ -16,14 +15,17 @@ import numpy as np
 from PIL import Image
 import predict_lib
 import pytest
+import quick_lib
 import tqdm
 
-from nfnets import classify, predict
+from nfnets import classify
+from nfnets.inference import networks
 import nfnets.weights
 
 JPEG = predict_lib.JPEG
 photos, weights_file = predict_lib.photos, predict_lib.weights_file
 shared_models = predict_lib.shared_models
+quickly_compiled = quick_lib.quickly_compiled
 
 
 @pytest.fixture
@@ -103,13 +105,12 @@ def test_results_do_not_depend_on_the_batch(run, photos):
 
 def test_one_program_is_compiled_for_all_batches(run, photos, monkeypatch):
   shapes = []
-  logits = predict.Network.logits
 
   def watch(self, images):
     shapes.append(images.shape)
-    return logits(self, images)
+    return np.zeros((len(images), 10), np.float32)
 
-  monkeypatch.setattr(predict.Network, 'logits', watch)
+  monkeypatch.setattr(networks.Network, 'logits', watch)
   run('--batch_size=2', photos)
   assert shapes == [(2, 32, 32, 3)] * 3
   shapes.clear()
@@ -133,7 +134,7 @@ def test_broken_images_are_reported_and_the_rest_goes_on(run, photos):
   assert results[3]['top'] == results[7]['top']
   lines = [f'{paths[i]}: {errors[i]}' for i in (1, 6)]
   assert err.splitlines()[1:] == lines
-  status, out, err = run('--top=1', photos, none)
+  status, out, err = run('--top=1', '--batch_size=2', photos, none)
   assert status == 1
   assert out.count('%') == 5 and 'none' not in out
   assert err.splitlines()[1:] == lines
@@ -165,7 +166,7 @@ def test_thousand_classes_have_imagenets_names(
   last = {'w': np.zeros((256, 1000)), 'b': np.zeros(1000)}
   nfnets.weights.save_weights(path, {**params, 'NFNet/~/linear': last})
   monkeypatch.setattr(
-    predict.Network,
+    networks.Network,
     'logits',
     lambda self, images: -jnp.abs(jnp.arange(1000.0) - 1)[None],
   )
@@ -178,22 +179,6 @@ def test_thousand_classes_have_imagenets_names(
     '   18.87%    2  great white shark',
     '',
   ]
-
-
-@pytest.mark.parametrize(
-  ('name', 'text'),
-  [
-    ('a.txt', 'null\neins\nzwei\ndrei\nvier\nfünf\nsechs\nsieben\nacht\nneun'),
-    ('b', 'null\r\neins\r\nzwei\r\n3\r\n4\r\n5\r\n6\r\n7\r\n8\r\nneun\r\n\r\n'),
-    ('c.json', json.dumps(['null', *'12345678', 'neun'])),
-    ('d.JSON', json.dumps([['n0', 'null'], *'12345678', ['n9', 'neun']])),
-  ],
-)
-def test_labels_are_read(tmp_path, name, text):
-  path = tmp_path / name
-  path.write_bytes(b'\xef\xbb\xbf' * (name == 'b') + text.encode())
-  names = classify.read_labels(path)
-  assert len(names) == 10 and names[0] == 'null' and names[9] == 'neun'
 
 
 @pytest.mark.parametrize(
@@ -217,23 +202,6 @@ def test_wrong_labels_are_a_wrong_command(
   assert (status, out) == (2, '')
   assert len(err.splitlines()) == 1 and str(path) in err
   assert re.search(message, err)
-
-
-def test_top_k_is_limited_by_the_number_of_classes():
-  logits = np.array([0.0, 2.0, 1.0, 2.0], np.float32)
-  total = 1 + 2 * np.e**2 + np.e
-  expected = [
-    (1, np.e**2 / total),
-    (3, np.e**2 / total),
-    (2, np.e / total),
-    (0, 1 / total),
-  ]
-  for k in (1, 3, 4, 9):
-    top = classify.top_classes(logits, k)
-    assert [label for label, _ in top] == [x for x, _ in expected[:k]]
-    np.testing.assert_allclose(top, expected[:k])
-  ((label, probability),) = classify.top_classes(np.array([-1e4, 1e4]), 1)
-  assert (label, probability) == (1, 1)
 
 
 def test_weights_of_lower_precision_run_in_float32(run, photos, tmp_path):
@@ -305,9 +273,9 @@ def test_wrong_commands_are_answered(run, args, message):
 
 
 def test_model_is_taken_at_its_word(run, photos):
-  status, _, err = run('--model=nfnet_f0', photos)
+  status, _, err = run('--model=timm/test_nfnet', photos)
   assert status == 1
-  assert 'nfnet_f0' in err and 'nfnet_digits' in err
+  assert 'timm/test_nfnet' in err and 'nfnet_digits' in err
   status, out, _ = run('--model=nfnet_digits', photos)
   assert status == 0 and out.count('%') == 25
 
@@ -316,7 +284,10 @@ def test_what_is_not_installed_is_named(run, photos, monkeypatch):
   monkeypatch.setitem(sys.modules, 'tqdm', None)
   status, out, err = run(photos)
   assert (status, out) == (1, '')
-  assert err.startswith('error: tqdm is not installed') and '.[train]' in err
+  assert err == (
+    'error: Reading images needs packages that are not installed: tqdm; pip '
+    'install ".[train]" in the folder of this project.\n'
+  )
 
 
 class Terminal(io.StringIO):
@@ -349,52 +320,29 @@ def test_an_interrupt_ends_the_command(run, photos, monkeypatch):
     raise AssertionError('not reached')
 
   monkeypatch.setattr(os, '_exit', end)
-  monkeypatch.setattr(predict.Network, 'logits', interrupt)
+  monkeypatch.setattr(networks.Network, 'logits', interrupt)
   with pytest.raises(Ended, match='130'):
     run(photos)
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def start(weights, *args, **kwargs):
-  """Starts the command as people do."""
-  command = [sys.executable, '-m', 'nfnets.classify', f'--weights={weights}']
-  return subprocess.Popen(
-    [*command, *map(str, args)],
-    cwd=golden_lib.GOLDEN.parents[1],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    **kwargs,
-  )
 
 
 def test_nothing_but_errors_is_told(weights_file, photos, tmp_path):
   labels = tmp_path / 'labels.txt'
   labels.write_text('\n'.join('0123456789'))
   none = tmp_path / 'none.jpg'
-  process = start(weights_file, '--top=1', f'--labels={labels}', photos, none)
-  out, err = process.communicate(timeout=120)
+  # TensorFlow and XLA write to the process's own standard error.
+  process = subprocess.run(
+    [
+      *(sys.executable, '-m', 'nfnets.classify', f'--weights={weights_file}'),
+      *('--top=1', f'--labels={labels}', photos / 'b.png', none),
+    ],
+    cwd=golden_lib.GOLDEN.parents[1],
+    env={**os.environ, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
   assert process.returncode == 1
-  assert err.splitlines() == [f'{none}: No such file or directory']
-  assert len(out.splitlines()) == 15
-
-
-def test_results_that_nobody_reads_end_the_command(weights_file, photos):
-  process = start(weights_file, *[photos] * 20)
-  process.stdout.close()
-  process.stdout = None
-  _, err = process.communicate(timeout=120)
-  assert process.returncode == 1
-  assert len(err.splitlines()) == 1 and 'classes have no names' in err
-
-
-def test_results_that_cannot_be_written_are_an_error(run, photos, monkeypatch):
-  def fail(text, file):
-    raise OSError(errno.ENOSPC, 'No space left on device')
-
-  monkeypatch.setattr(predict, 'say', fail)
-  monkeypatch.setattr(os, 'dup2', lambda *_: None)
-  monkeypatch.setattr(sys.stdout, 'fileno', lambda: 1, raising=False)
-  status, out, err = run(photos)
-  assert (status, out) == (1, '')
-  assert err.splitlines()[-1] == 'error: [Errno 28] No space left on device'
+  assert process.stderr == f'{none}: No such file or directory\n'
+  assert len(process.stdout.splitlines()) == 3

@@ -37,6 +37,7 @@ def test_it_is_committed_without_outputs():
     assert not cell.get('outputs') and not cell.get('execution_count')
 
 
+@pytest.mark.slow
 def test_with_weights_it_says_what_they_are(tmp_path, monkeypatch):
   model = nfnets.create_model('nfnet_digits', 10)
   params, _ = model.init(jax.random.key(0))

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 import shutil
 import signal
 import subprocess
@@ -14,49 +13,40 @@ from packaging import requirements, utils
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-_PYTEST = 'pytest -n 2 --dist=loadfile'
+PINS = ('requirements.txt', 'requirements-dev.txt')
+PYTEST = 'pytest -n 2 --dist=worksteal'
+SLOW = 'slow and not exhaustive'
 
 # Runs `-c` code as a Python of another version would, and stands in for
-# `-m venv`, `-m ensurepip`, `-m pip` and every program that run.sh starts.
+# `-m venv`, `-m pip` and every program that run.sh starts.
 FAKE_PYTHON = f"""#!{sys.executable} -S
-import os, pathlib, sys, time, types
-fake = os.environ['FAKE']
+import os, pathlib, sys, time
 bin_dir = pathlib.Path(sys.argv[0]).parent
 kind, what, *args = sys.argv[1:]
-failing = os.environ.get('FAKE_FAILING', '').split(':', 1)
 if kind == '-c':
   made = bin_dir / 'version'
   version = made.read_text() if made.exists() else os.environ['FAKE_VERSION']
   sys.version_info = tuple(map(int, version.split('.')))
-  sys._base_executable = fake
-  has_pip = (bin_dir / 'pip').exists()
-  sys.modules['pip'] = types.ModuleType('pip') if has_pip else None
-  if 'FAKE_NO_ENSUREPIP' in os.environ:
-    sys.modules['ensurepip'] = None
+  sys._base_executable = os.environ['FAKE']
   exec(what)
-elif kind == '-m' and what == 'venv':
+  sys.exit()
+if kind == '-m' and what == 'venv':
   new_bin = pathlib.Path(args[-1]) / 'bin'
   new_bin.mkdir()
-  (new_bin / 'python').symlink_to(fake)
+  (new_bin / 'python').symlink_to(os.environ['FAKE'])
   (new_bin / 'version').write_text(os.environ['FAKE_VERSION'])
-elif kind == '-m' and what == 'ensurepip':
-  (bin_dir / 'pip').touch()
-else:
-  with open(os.environ['FAKE_CALLS'], 'a') as f:
-    f.write(' '.join(sys.argv[2:]) + '\\n')
-  if what == 'pip':
-    time.sleep(float(os.environ.get('FAKE_SECONDS', 0)))
-  if os.environ.get('PYTHONPATH'):
-    sys.exit('PYTHONPATH leaks in')
-  if failing[0] in (what, args[-1] if args else ''):
-    sys.exit(failing[1])
+  sys.exit()
+with open(os.environ['FAKE_CALLS'], 'a') as f:
+  print(*sys.argv[2 if kind == '-m' else 1:], file=f)
+print('what it says')
+if what == 'pip':
+  time.sleep(float(os.environ.get('FAKE_SECONDS', 0)))
+leaks = {{'PYTHONPATH', 'PYTHONHOME', 'PIP_TARGET'}} & set(os.environ)
+if leaks or os.environ['PIP_INDEX_URL'] != 'theirs':
+  sys.exit(99)
+if os.environ.get('FAKE_FAILING') in sys.argv:
+  sys.exit(int(os.environ.get('FAKE_STATUS', 3)))
 """
-
-NO_NETWORK = """\
-WARNING: Retrying (Retry(total=0)) after connection broken by \
-'NewConnectionError(Failed to establish a new connection: [Errno -3])'
-ERROR: Could not find a version that satisfies the requirement setuptools
-ERROR: No matching distribution found for setuptools"""
 
 
 class Checkout:
@@ -65,30 +55,29 @@ class Checkout:
   def __init__(self, folder):
     self.root = folder / 'a checkout'
     self.root.mkdir()
-    for name in (
-      'run.sh',
-      'requirements.txt',
-      'requirements-dev.txt',
-      'pyproject.toml',
-    ):
-      shutil.copy(ROOT / name, self.root / name)
+    for name in ('.ci', 'run.sh', *PINS, 'pyproject.toml'):
+      copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+      copy(ROOT / name, self.root / name)
     self.venv = self.root / '.venv'
-    self.stamp = self.venv / 'run.sh.stamp'
     self.calls = folder / 'calls'
-    self.fake = folder / 'python3'
-    self.fake.write_text(FAKE_PYTHON)
-    self.fake.chmod(0o755)
+    fake = folder / 'python3'
+    fake.write_text(FAKE_PYTHON)
+    fake.chmod(0o755)
     self.env = os.environ | {
-      'PYTHON': str(self.fake),
-      'FAKE': str(self.fake),
+      'PYTHON': str(fake),
+      'FAKE': str(fake),
       'FAKE_VERSION': '3.11',
       'FAKE_CALLS': str(self.calls),
       'PYTHONPATH': 'somewhere',
+      'PYTHONHOME': 'somewhere',
+      'PIP_TARGET': 'somewhere',
+      'PIP_INDEX_URL': 'theirs',
     }
 
-  def start(self, *args, **env):
+  def start(self, *args, command='run.sh', **env):
+    self.calls.write_text('')
     return subprocess.Popen(
-      [self.root / 'run.sh', *args],
+      [self.root / command, *args],
       cwd='/',
       env=self.env | env,
       stdin=subprocess.DEVNULL,
@@ -98,20 +87,17 @@ class Checkout:
       start_new_session=True,
     )
 
-  def run(self, *args, **env):
+  def run(self, *args, **kwargs):
     """Returns the exit status, standard error and the calls that were made."""
-    self.calls.write_text('')
-    process = self.start(*args, **env)
+    process = self.start(*args, **kwargs)
     _, stderr = process.communicate(timeout=60)
     return process.returncode, stderr, self.calls.read_text().splitlines()
 
-  def fails(self, *args, **env):
-    """Returns the error message of a run that must fail; it is one line."""
-    status, stderr, _ = self.run(*args, **env)
-    errors = [line for line in stderr.splitlines() if 'error' in line]
-    assert status == 1, stderr
-    assert len(errors) == 1 and stderr.splitlines()[-1] == errors[0], stderr
-    return errors[0]
+  def installs(self, *args, **env):
+    """Returns what a run that must succeed installs."""
+    status, stderr, calls = self.run(*args, **env)
+    assert status == 0, stderr
+    return [c.split()[-1] for c in calls if c.startswith('pip install ')]
 
 
 @pytest.fixture
@@ -119,186 +105,130 @@ def checkout(tmp_path):
   return Checkout(tmp_path)
 
 
-def test_unknown_command_is_named_and_exits_2(checkout):
-  status, stderr, _ = checkout.run('tests')
-  assert status == 2
-  assert "unknown command 'tests'" in stderr and 'usage:' in stderr
-  assert not checkout.venv.exists()
-
-
-def test_setup_refuses_arguments(checkout):
-  status, stderr, _ = checkout.run('setup', '--fast')
-  assert status == 2 and '--fast' in stderr
-
-
-def test_help_goes_to_standard_output(checkout):
-  process = checkout.start('help')
+def test_smoke_test_runs_with_its_arguments_after_the_installation(checkout):
+  process = checkout.start('--steps=2', 'x')
   stdout, stderr = process.communicate(timeout=60)
-  assert process.returncode == 0 and stdout.startswith('usage:') and not stderr
+  assert process.returncode == 0, stderr
+  setuptools, pins, package, smoke = checkout.calls.read_text().splitlines()
+  assert ' setuptools==' in setuptools
+  assert pins.endswith(' -r requirements.txt')
+  assert package.endswith(' --no-deps -e .')
+  assert smoke == 'experiments/smoke_test.py --steps=2 x'
+  assert stdout == 'what it says\n'  # Not what pip says.
 
 
-@pytest.mark.parametrize('version', ['2.7', '3.10', '3.14'])
-def test_unsuitable_python_is_named_with_its_version(checkout, version):
-  message = checkout.fails('setup', FAKE_VERSION=version)
-  assert f'{checkout.fake} is Python {version}, but 3.11, 3.12' in message
+def test_unsuitable_python_is_named_with_its_version(checkout):
+  for version in ('2.7', '3.10', '3.14'):
+    status, stderr, _ = checkout.run('setup', FAKE_VERSION=version)
+    assert status == 1
+    assert f'{checkout.env["PYTHON"]} is Python {version}' in stderr
+    assert 'no Python 3.11, 3.12 or 3.13' in stderr
+  status, stderr, _ = checkout.run('setup', PYTHON='/no/python')
+  assert status == 1 and 'tried /no/python' in stderr
   assert not checkout.venv.exists()
 
 
-def test_missing_python_is_reported(checkout, tmp_path):
-  tools = tmp_path / 'tools'
-  tools.mkdir()
-  for tool in ('bash', 'cksum', 'dirname', 'env', 'grep'):
-    (tools / tool).symlink_to(shutil.which(tool))
-  message = checkout.fails('setup', PYTHON='', PATH=str(tools))
-  assert 'no Python was found; install 3.11, 3.12 or 3.13' in message
-  message = checkout.fails('setup', PYTHON='/no/python')
-  assert 'PYTHON=/no/python does not run' in message
+def test_suitable_python_on_the_path_is_found(checkout, tmp_path):
+  fake = (tmp_path / 'python3').rename(tmp_path / 'python3.12')
+  old = tmp_path / 'python3'
+  old.write_text('#!/bin/sh\necho 3.10 /old\n')
+  old.chmod(0o755)
+  path = f'{tmp_path}:{os.environ["PATH"]}'
+  env = {'PYTHON': '', 'FAKE': str(fake), 'FAKE_VERSION': '3.12', 'PATH': path}
+  assert len(checkout.installs('setup', **env)) == 3
+  assert (checkout.venv / 'bin' / 'version').read_text() == '3.12'
 
 
-def test_python_without_ensurepip_is_reported_with_the_package(checkout):
-  message = checkout.fails('setup', FAKE_NO_ENSUREPIP='1')
-  assert 'lacks the module venv or ensurepip' in message
-  assert 'apt install python3.11-venv' in message
+def test_only_what_has_changed_is_installed_again(checkout):
+  assert len(checkout.installs('test')) == 4
+  for name, count in (*zip(PINS, (4, 1), strict=True), ('pyproject.toml', 1)):
+    with open(checkout.root / name, 'a') as f:
+      f.write('# Changed.\n')
+    assert len(checkout.installs('test')) == count, name
+    assert not checkout.installs('test')
+  # Another Python on the path is no change.
+  assert checkout.run('setup', PYTHON='', FAKE_VERSION='3.12') == (0, '', [])
 
 
-@pytest.mark.parametrize(
-  ('pip_says', 'message'),
-  [
-    (NO_NETWORK, 'pip cannot reach its package index'),
-    ('ERROR: [Errno 28] No space left on device', 'no space left on the disk'),
-    ('ERROR: No matching distribution found for a==1', 'pip finds no a==1 for'),
-    ('Hm.\nERROR: Cannot do it.\nBye.', 'ERROR: Cannot do it.'),
-  ],
-)
-def test_failure_of_pip_is_explained_and_the_next_run_recovers(
-  checkout, pip_says, message
-):
-  error = checkout.fails('setup', FAKE_FAILING='pip:' + pip_says)
-  log = checkout.venv / 'setup.log'
-  assert message in error and f'run ./run.sh again (log: {log})' in error
-  assert pip_says in log.read_text()
-  status, _, calls = checkout.run('setup')
-  assert status == 0 and any('requirements.txt' in call for call in calls)
+def test_environment_that_does_not_fit_is_made_again(checkout):
+  def made_again(**env):
+    (checkout.venv / 'leftover').touch()
+    installs = checkout.installs('setup', **env)
+    return len(installs) == 3 and not (checkout.venv / 'leftover').exists()
 
-
-def test_smoke_test_runs_with_the_arguments_after_the_installation(checkout):
-  status, stderr, calls = checkout.run('--steps=2', 'x')
-  assert status == 0, stderr
-  assert re.search(r'install .* setuptools==[\d.]+$', calls[0])
-  assert calls[1].endswith(f'-r {checkout.root}/requirements.txt')
-  assert calls[2].endswith(f'--no-deps -e {checkout.root}')
-  assert calls[3:] == ['--steps=2 x']
-
-
-def test_second_run_installs_nothing(checkout):
   checkout.run('setup')
-  assert checkout.run('setup') == (0, '', [])
-  assert checkout.run('setup', PYTHON='') == (0, '', [])
+  (checkout.venv / 'bin' / 'python').unlink()
+  (checkout.venv / 'bin' / 'python').symlink_to('/no/python')
+  assert made_again()
+  assert made_again(FAKE_VERSION='3.12')
+  checkout.root = checkout.root.rename(checkout.root.with_name('moved'))
+  checkout.venv = checkout.root / '.venv'
+  assert made_again(PYTHON='')
 
 
-@pytest.mark.parametrize(
-  ('name', 'installs'),
-  [
-    ('requirements.txt', 4),
-    ('pyproject.toml', 1),
-    ('requirements-dev.txt', 1),
-  ],
-)
-def test_changed_file_is_installed_again(checkout, name, installs):
-  checkout.run('test')
-  with open(checkout.root / name, 'a') as f:
-    f.write('# Changed.\n')
-  _, _, calls = checkout.run('test')
-  assert sum(call.startswith('pip') for call in calls) == installs
-  _, _, calls = checkout.run('test')
-  assert not any(call.startswith('pip') for call in calls)
-
-
-@pytest.mark.parametrize('damage', ['killed', 'no pip', 'no python', 'moved'])
-def test_damaged_environment_is_made_again(checkout, damage):
-  checkout.run('setup')
-  leftover = checkout.venv / 'leftover'
-  leftover.touch()
-  if damage == 'killed':
-    checkout.stamp.write_text('')
-  elif damage == 'no pip':
-    (checkout.venv / 'bin' / 'pip').unlink()
-  elif damage == 'no python':
-    (checkout.venv / 'bin' / 'python').unlink()
-    (checkout.venv / 'bin' / 'python').symlink_to('/no/python')
-  elif damage == 'moved':
-    moved = checkout.root.with_name('moved')
-    checkout.root.rename(moved)
-    checkout.root = moved
-    leftover = moved / '.venv' / 'leftover'
-  status, _, calls = checkout.run('setup')
-  assert status == 0 and len(calls) == 3
-  assert not leftover.exists()
-
-
-def test_chosen_python_of_another_version_makes_the_environment_again(checkout):
-  checkout.run('setup')
-  assert checkout.run('setup', FAKE_VERSION='3.12', PYTHON='') == (0, '', [])
-  _, _, calls = checkout.run('setup', FAKE_VERSION='3.12')
-  assert len(calls) == 3
-  assert 'python 3.12' in checkout.stamp.read_text()
-
-
-@pytest.mark.parametrize('name', ['requirements.txt', 'requirements-dev.txt'])
-def test_environment_of_a_killed_run_is_made_again(checkout, name):
-  checkout.run('test')
-  with open(checkout.root / name, 'a') as f:
-    f.write('# Changed.\n')
-  checkout.calls.write_text('')
-  process = checkout.start('test', FAKE_SECONDS='60')
+def test_installation_that_was_killed_is_made_again(checkout):
+  process = checkout.start('setup', FAKE_SECONDS='60')
   while not checkout.calls.read_text():
     assert process.poll() is None
     time.sleep(0.02)
   os.killpg(process.pid, signal.SIGKILL)
   process.communicate(timeout=60)
-  _, stderr, calls = checkout.run('test')
-  assert 'removing .venv, which is unfinished' in stderr
-  assert sum(call.startswith('pip') for call in calls) == 4
+  (checkout.venv / 'leftover').touch()
+  assert len(checkout.installs('setup')) == 3
+  assert not (checkout.venv / 'leftover').exists()
 
 
-def test_environment_of_someone_else_is_kept(checkout):
+def test_failure_of_pip_is_the_result_and_the_next_run_repeats_it(checkout):
+  for failing in ('requirements.txt', '.', 'requirements-dev.txt'):
+    status, _, calls = checkout.run('test', FAKE_FAILING=failing)
+    assert status == 3 and calls[-1].endswith(f' {failing}')
+  assert checkout.installs('test') == ['requirements-dev.txt']
+
+
+def test_environment_of_someone_else_is_left_alone(checkout):
   checkout.venv.mkdir()
   (checkout.venv / 'precious').touch()
-  status, stderr, _ = checkout.run('setup')
-  assert status == 0 and '.venv.old' in stderr
-  assert (checkout.root / '.venv.old' / 'precious').exists()
+  status, stderr, calls = checkout.run('setup')
+  assert status == 1 and '.venv is not from run.sh' in stderr and not calls
+  assert (checkout.venv / 'precious').exists()
 
 
-def test_missing_test_tools_do_not_spoil_the_environment(checkout):
-  checkout.run('setup')
-  dev = f'{checkout.root}/requirements-dev.txt'
-  message = checkout.fails('test', FAKE_FAILING=f'{dev}:{NO_NETWORK}')
-  assert 'cannot reach' in message
-  assert checkout.run('setup') == (0, '', [])
-
-
-def test_concurrent_runs_install_once(checkout):
-  checkout.calls.touch()
-  processes = [checkout.start('setup', FAKE_SECONDS='0.5') for _ in range(3)]
-  errors = [process.communicate(timeout=60)[1] for process in processes]
-  assert [process.returncode for process in processes] == [0, 0, 0], errors
-  assert len(checkout.calls.read_text().splitlines()) == 3
-  assert 'waiting for' in ''.join(errors)
-
-
-def test_test_command_runs_everything_and_passes_arguments_on(checkout):
+def test_test_command_runs_ruff_and_the_chosen_tests(checkout):
   checkout.run('test')
-  status, _, calls = checkout.run('test', '-k', 'agc')
-  assert status == 0
-  assert calls == ['ruff check .', 'ruff format --check .', f'{_PYTEST} -k agc']
+  checks = ['ruff check .', 'ruff format --check .']
+  for args, marks in (([], ''), (['all'], ' -m '), (['slow'], f' -m {SLOW}')):
+    status, _, calls = checkout.run('test', *args, '-k', 'agc')
+    assert status == 0
+    assert calls == [*checks, f'{PYTEST}{marks} -k agc']
+  for failing, wanted in (('check', 1), ('--check', 1), ('pytest', 3)):
+    status, _, calls = checkout.run('test', FAKE_FAILING=failing)
+    assert (status, len(calls)) == (wanted, 3), failing
 
 
-@pytest.mark.parametrize('failing', ['ruff', 'pytest'])
-def test_test_command_fails_when_a_check_fails(checkout, failing):
+def test_ci_runs_the_fast_and_the_slow_tests(checkout):
   checkout.run('test')
-  status, _, calls = checkout.run('test', FAKE_FAILING=f'{failing}:no')
-  assert status == 1
-  assert calls[-1] == _PYTEST
+  for failing, status, wanted in (
+    ('', 0, 0),
+    ('pytest', 2, 2),
+    (SLOW, 1, 1),
+    (SLOW, 5, 0),  # pytest's status where it finds no tests.
+  ):
+    env = {'FAKE_FAILING': failing, 'FAKE_STATUS': str(status)}
+    got, _, calls = checkout.run(command='.ci/run', **env)
+    assert got == wanted
+    assert [c for c in calls if 'pytest' in c] == [
+      PYTEST,
+      f'{PYTEST} -m {SLOW}',
+    ]
+
+
+def test_unknown_command_is_named_and_help_is_not_an_error(checkout):
+  for args in (['tests'], ['setup', '--fast']):
+    status, stderr, calls = checkout.run(*args)
+    assert status == 2 and f'unknown command: {" ".join(args)}' in stderr
+    assert 'usage:' in stderr and not calls
+  stdout, stderr = checkout.start('help').communicate(timeout=60)
+  assert stdout.startswith('usage:') and not stderr
 
 
 def read_pins(*names):

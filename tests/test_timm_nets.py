@@ -10,7 +10,7 @@ import reference_params
 import timm_lib
 
 import nfnets
-from nfnets import conv, timm_nets
+from nfnets import conv, timm_nets, zoo
 from nfnets.weights import timm as timm_weights
 
 NAMES = [name for name in timm_weights.NETWORKS if 'dm_' not in name]
@@ -29,11 +29,11 @@ def test_all_networks_of_timm_are_listed():
 @pytest.mark.parametrize('name', NAMES)
 def test_image_sizes_crop_and_normalization_are_those_of_timm(name):
   train, test, crop, mean, std = timm_lib.golden()['settings'][name]
-  model = nfnets.create_model(f'timm/{name}')
-  assert (model.train_size, model.test_size) == (train, test)
-  prefix, _, part = model.entry.eval_preproc.rpartition('_')
+  entry = zoo.get_entry(f'timm/{name}')
+  assert (entry.train_size, entry.test_size) == (train, test)
+  prefix, _, part = entry.eval_preproc.rpartition('_')
   assert prefix == 'center_crop' and float(part) == crop
-  red = model.normalize(np.full((1, 1, 3), 51, np.float32))[0, 0, 0]
+  red = entry.normalize(np.full((1, 1, 3), 51, np.float32))[0, 0, 0]
   np.testing.assert_allclose(red, (0.2 - mean) / std, rtol=1e-5)
 
 
@@ -56,7 +56,14 @@ def check_outputs(name):
 
 
 @pytest.mark.parametrize(
-  'name', ['nfnet_f0', 'nfnet_l0', 'eca_nfnet_l0', 'nf_resnet50']
+  'name',
+  [
+    'nf_resnet50',
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in ('nfnet_f0', 'nfnet_l0', 'eca_nfnet_l0')
+    ),
+  ],
 )
 def test_outputs_agree_with_golden_of_one_network(name):
   golden = golden_lib.load(f'timm_{name}')

@@ -1,10 +1,9 @@
-"""Losses, averages and trees, against closed forms and other libraries."""
+"""Losses, averages and trees, against closed forms."""
 
 import golden_lib
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from nfnets import utils
@@ -26,18 +25,6 @@ def test_haiku_tree_is_flattened_to_dotted_names():
   }
 
 
-@pytest.mark.parametrize('library', [np, jnp])
-def test_normalize_agrees_with_the_published_statistics(library):
-  rng = np.random.default_rng(0)
-  images = np.float32(rng.uniform(0, 255, (2, 3, 4, 3)))
-  out = utils.normalize(library.asarray(images))
-  mean = 255 * np.array([0.485, 0.456, 0.406])
-  std = 255 * np.array([0.229, 0.224, 0.225])
-  np.testing.assert_allclose(out, (images - mean) / std, rtol=1e-5, atol=1e-6)
-  assert out.dtype == np.float32
-  assert isinstance(out, np.ndarray if library is np else jax.Array)
-
-
 def random_logits_and_labels():
   rng = np.random.default_rng(0)
   labels = rng.uniform(size=(6, 7))
@@ -45,24 +32,20 @@ def random_logits_and_labels():
   return np.float32(3 * rng.standard_normal((6, 7))), np.float32(labels)
 
 
-def test_softmax_cross_entropy_agrees_with_float64_and_optax():
+def test_softmax_cross_entropy_agrees_with_float64():
   logits, labels = random_logits_and_labels()
   loss = utils.softmax_cross_entropy(logits, labels)
   x = np.float64(logits)
   log_probs = x - np.log(np.exp(x).sum(-1, keepdims=True))
   np.testing.assert_allclose(loss, -(labels * log_probs).sum(-1), rtol=1e-5)
-  theirs = optax.losses.softmax_cross_entropy(logits, labels)
-  np.testing.assert_allclose(loss, theirs, rtol=1e-5)
 
 
-def test_sigmoid_cross_entropy_agrees_with_float64_and_optax():
+def test_sigmoid_cross_entropy_agrees_with_float64():
   logits, labels = random_logits_and_labels()
   loss = utils.sigmoid_cross_entropy(logits, labels)
   p = 1 / (1 + np.exp(-np.float64(logits)))
   terms = labels * np.log(p) + (1 - labels) * np.log(1 - p)
   np.testing.assert_allclose(loss, -terms.sum(-1), rtol=1e-5)
-  theirs = optax.losses.sigmoid_binary_cross_entropy(logits, labels).sum(-1)
-  np.testing.assert_allclose(loss, theirs, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -77,10 +60,9 @@ def test_losses_are_finite_float32_for_any_logits(loss_fn):
   assert np.isfinite(jax.grad(lambda x: loss_fn(x, labels).sum())(logits)).all()
 
 
-def test_smoothed_labels_agree_with_optax():
+def test_smoothed_labels_are_mixed_with_the_uniform_distribution():
   labels = np.eye(5, dtype=np.float32)[[1, 4]]
   out = utils.smooth_labels(labels, 0.1)
-  np.testing.assert_allclose(out, optax.losses.smooth_labels(labels, 0.1))
   np.testing.assert_allclose(out[0], [0.02, 0.92, 0.02, 0.02, 0.02], rtol=1e-6)
   np.testing.assert_array_equal(utils.smooth_labels(labels, 0), labels)
 

@@ -76,9 +76,8 @@ def test_list_is_filtered_by_part_or_pattern():
 @pytest.mark.parametrize('name', sorted(F_SIZES))
 def test_image_sizes_are_the_published_ones(name):
   for suffix in ('', '+'):
-    model = nfnets.create_model(name + suffix)
-    assert (model.train_size, model.test_size) == F_SIZES[name]
-    assert model.name == name + suffix and model.num_classes == 1000
+    entry = zoo.get_entry(name + suffix)
+    assert (entry.train_size, entry.test_size) == F_SIZES[name]
 
 
 @pytest.mark.parametrize('name', [*B_SIZES, *RESNETS, *sorted(BASELINES)])
@@ -96,27 +95,38 @@ def test_unknown_name_is_answered_with_close_ones():
     nfnets.create_model('zzz')
 
 
-@pytest.mark.parametrize(
-  ('name', 'published'),
-  [
-    ('nfnet_f0', 'NFNet/F0'),
-    ('nfnet_f1+', 'NFNet/F1+'),
-    ('nf_resnet50', 'NF_ResNet/ResNet50'),
-    ('nf_regnet_b3', 'NF_RegNet/B3'),
-    ('resnet101', 'ResNet/ResNet101'),
-    ('skipinit_resnet50', 'SkipInit_ResNet/ResNet50'),
-    ('fixup_resnet152', 'FixUp_ResNet/ResNet152'),
-  ],
-)
-def test_names_make_the_networks_with_these_parameters(name, published):
-  model = nfnets.create_model(name)
-  shapes = jax.eval_shape(
+def published_name(model):
+  """Returns our name of 'class/variant', as the published trees have it."""
+  family, variant = model.split('/')
+  prefix = {
+    'NFNet': 'nfnet_',
+    'NF_RegNet': 'nf_regnet_',
+    'NF_ResNet': 'nf_',
+    'ResNet': '',
+    'SkipInit_ResNet': 'skipinit_',
+    'FixUp_ResNet': 'fixup_',
+  }[family]
+  return prefix + variant.lower()
+
+
+@pytest.mark.parametrize('published', sorted(golden_lib.param_trees()))
+def test_names_stand_for_the_published_networks(published):
+  entry = zoo.get_entry(published_name(published))
+  kwargs = dict(entry.kwargs)
+  variant = kwargs.pop('variant')
+  assert f'{entry.module.__name__}/{variant}' == published
+  # ResNet's width has no default; 4 is the published one.
+  assert kwargs == ({'width': 4} if entry.module is resnet.ResNet else {})
+
+
+def test_a_new_model_has_the_published_tree():
+  model = nfnets.create_model('skipinit_resnet50')
+  params, state = jax.eval_shape(
     lambda key: model.init(key, image_size=32), jax.random.key(0)
   )
-  published = golden_lib.param_trees()[published]
-  for tree, key in zip(shapes, ('params', 'state'), strict=True):
-    tree = golden_lib.with_leaves(tree, lambda *leaf: list(leaf[2].shape))
-    assert tree == published[key]
+  tree = golden_lib.with_leaves(params, lambda *leaf: list(leaf[2].shape))
+  published = golden_lib.param_trees()['SkipInit_ResNet/ResNet50']
+  assert tree == published['params'] and not state
 
 
 def test_resnet_v1_is_post_activation():
@@ -128,7 +138,11 @@ def test_resnet_v1_is_post_activation():
 
 def test_overrides_reach_the_network():
   model = nfnets.create_model(
-    'nfnet_digits', 7, final_conv_ch=40, use_two_convs=False
+    'nfnet_digits',
+    7,
+    final_conv_mult=None,
+    final_conv_ch=40,
+    use_two_convs=False,
   )
   params, _ = jax.eval_shape(model.init, jax.random.key(0))
   assert params['NFNet/~/linear']['w'].shape == (40, 7)
@@ -144,8 +158,20 @@ def test_wrong_overrides_fail_when_the_model_is_made():
     nfnets.create_model('resnet50', norm_kwargs={'decay': 0.9})
 
 
-@pytest.mark.parametrize('name', nfnets.list_models())
-def test_every_model_can_recompute_its_blocks(name):
+@pytest.mark.parametrize(
+  'name',
+  [
+    'nfnet_f0',
+    'nf_regnet_b0',
+    'nf_resnet50',
+    'resnet50',
+    'resnet50_v1',
+    'skipinit_resnet50',
+    'fixup_resnet50',
+    'timm/nfnet_l0',
+  ],
+)
+def test_every_network_can_recompute_its_blocks(name):
   nfnets.create_model(name, remat=True)
 
 
@@ -182,7 +208,7 @@ def test_model_does_not_change_with_the_dictionaries_that_made_it():
 
 def test_model_with_state_needs_it(monkeypatch):
   table = resnet.ResNet.variant_dict
-  monkeypatch.setitem(table, 'ResNet50', {'depth': [1, 1, 1, 1]})
+  monkeypatch.setitem(table, 'ResNet50', {'depth': [0, 0, 0, 1]})
   model = nfnets.create_model('resnet50', 10, width=1)
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), 32))
   params, state = map(reference_params.reference_params, shapes)
@@ -190,7 +216,9 @@ def test_model_with_state_needs_it(monkeypatch):
   logits = model.logits(params, images, state)
   pool = model.embed(params, images, state)
   features = model.features(params, images, state)
-  out, new_state = model.apply(params, state, None, images, is_training=False)
+  out, new_state = golden_lib.jit(
+    lambda: model.apply(params, state, None, images, is_training=False)
+  )()
   assert golden_lib.rel_l2(logits, out['logits']) < 1e-5
   assert golden_lib.rel_l2(pool, out['pool']) < 1e-5
   assert len(features) == 5
@@ -270,6 +298,29 @@ def test_apply_is_the_network_in_training_and_evaluation(digits, plain):
   ]
   for ours, theirs in zip(features, expected['features'], strict=True):
     assert golden_lib.rel_l2(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize(
+  ('name', 'mean', 'std'),
+  [
+    ('nfnet_f0', [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ('timm/test_nfnet', [0.5] * 3, [0.5] * 3),
+  ],
+)
+@pytest.mark.parametrize('library', [np, jnp])
+def test_a_model_normalizes_images_and_undoes_it(name, mean, std, library):
+  rng = np.random.default_rng(0)
+  images = np.float32(rng.uniform(0, 255, (2, 3, 4, 3)))
+  for owner in (nfnets.create_model(name), zoo.get_entry(name)):
+    out = owner.normalize(library.asarray(images))
+    np.testing.assert_allclose(
+      out, (images / 255 - mean) / std, rtol=1e-5, atol=1e-6
+    )
+    again = owner.denormalize(out)
+    np.testing.assert_allclose(again, images, rtol=1e-5, atol=1e-4)
+    for x in (out, again):
+      assert x.dtype == np.float32
+      assert isinstance(x, np.ndarray if library is np else jax.Array)
 
 
 def test_preprocess_is_the_published_evaluation():

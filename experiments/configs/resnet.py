@@ -5,7 +5,7 @@ python experiments/experiment.py --config=resnet50_v1
 
 The published recipe of the baseline, of 90 epochs with crops and flips alone.
 BatchNorm takes its statistics on each device alone; with
---config.experiment_kwargs.config.model_kwargs.norm_kwargs.cross_replica_axis=i
+--model_kwargs.norm_kwargs.cross_replica_axis=i
 it takes them over all devices of all hosts.
 """
 

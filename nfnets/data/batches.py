@@ -7,7 +7,7 @@ import weakref
 import numpy as np
 import tensorflow as tf
 
-from nfnets.data.source import Sequence
+from nfnets.data.stream import ExampleStream
 
 Batch = dict[str, np.ndarray]
 
@@ -23,7 +23,7 @@ class Batches(Iterator[Batch]):
 
   def __init__(
     self,
-    sequence: Sequence,
+    stream: ExampleStream,
     examples_per_batch: int,
     build: Callable[[int], tf.data.Dataset],
     first: int = 0,
@@ -31,13 +31,13 @@ class Batches(Iterator[Batch]):
     """Starts to read ahead.
 
     Args:
-      sequence: Where the examples come from.
+      stream: Where the examples come from.
       examples_per_batch: How many of them a batch takes.
       build: Returns the dataset of batches from the one with that number on.
       first: The number of the first batch.
     """
     self._iterator = None  # For `close`, if the next lines fail.
-    self._sequence = sequence
+    self._stream = stream
     self._examples_per_batch = examples_per_batch
     self._build = build
     self._next = first
@@ -51,7 +51,7 @@ class Batches(Iterator[Batch]):
     Each counts once, however often it was left out. Examples that were read
     ahead count as well, and those of other processes do not.
     """
-    return len(self._sequence.damaged)
+    return self._stream.num_damaged
 
   def __next__(self) -> Batch:
     """Returns the next batch.
@@ -66,8 +66,8 @@ class Batches(Iterator[Batch]):
       except tf.errors.OpError as error:
         failure = error.with_traceback(None)  # Which would keep the iterator.
       else:
-        if self._sequence.error is not None:
-          raise self._sequence.error
+        if self._stream.error is not None:
+          raise self._stream.error
         if batch is None:
           break
         self._next += 1
@@ -80,9 +80,9 @@ class Batches(Iterator[Batch]):
     self._iterator = None  # tf.data cancels and joins its threads.
     start = self._next * self._examples_per_batch
     try:
-      self._sequence.search(start, start + self._examples_per_batch, failure)
+      self._stream.search(start, start + self._examples_per_batch, failure)
     except Exception:
-      self._sequence.close()
+      self._stream.close()
       raise
     self._iterator = self._build(self._next).as_numpy_iterator()
 
@@ -90,7 +90,7 @@ class Batches(Iterator[Batch]):
     """Stops reading ahead and closes the files."""
     if self._iterator is not None:
       self._iterator = None  # Its threads end.
-      self._sequence.close()
+      self._stream.close()
 
   def __del__(self):
     self.close()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from nfnets import utils
+from nfnets import imagenet
 from nfnets.data import digits
 from nfnets.data.errors import DatasetError
 
@@ -138,7 +138,7 @@ def label_names(builder: tfds.core.DatasetBuilder) -> list[str]:
 
 def class_names(builder: tfds.core.DatasetBuilder) -> list[str]:
   """Returns names that people know, by label: 'tench', not n01440764."""
-  known = utils.imagenet_classes()
+  known = imagenet.classes()
   return [known.get(name, name) for name in label_names(builder)]
 
 
@@ -238,7 +238,7 @@ def _not_prepared(
   return (
     f'The dataset {builder.name} is not prepared: looked for it in '
     f'{builder.data_path}.\n{how}\n\n  {command}\n\nIf it is somewhere else, '
-    'set TFDS_DATA_DIR or --config.experiment_kwargs.config.data_dir=DIR. To '
+    'set TFDS_DATA_DIR or --data_dir=DIR. To '
     'try things out without it, use --config=digits.'
   )
 

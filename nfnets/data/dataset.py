@@ -30,7 +30,9 @@ from nfnets.data.builders import (
   num_examples,
 )
 from nfnets.data.errors import DatasetError
-from nfnets.data.source import PARALLEL_READS, EpochOrder, Sequence, Source
+from nfnets.data.order import EpochOrder, Place
+from nfnets.data.source import Source
+from nfnets.data.stream import PARALLEL_READS, ExampleStream
 
 __all__ = [
   'Batches',
@@ -114,34 +116,35 @@ def train_batches(
   group = 2 if plan.mixes else 1
   augment_each = augment_before_mix or not plan.mixes
 
-  def locate(numbers: np.ndarray) -> np.ndarray:
-    places, members = np.divmod(numbers, group)
-    places = _positions(places, global_batch_size, process_index, local)
-    epochs, indices = order(group * places + members)
-    # The first two make a seed of their own; epochs are far below 2**32.
-    return np.stack([epochs + (int(seed) << 32), indices, places], 1)
+  def locate(numbers: np.ndarray) -> Place:
+    images, members = np.divmod(numbers, group)
+    positions = _positions(images, global_batch_size, process_index, local)
+    epochs, indices = order(group * positions + members)
+    # Epochs are far below 2**32.
+    return Place(epochs + (int(seed) << 32), indices, positions)
 
-  def load(record: tf.Tensor, key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  def load(record: tf.Tensor, place: Place) -> tuple[tf.Tensor, tf.Tensor]:
     image, label = source.parse(record)
-    return process(image, key[:2]), label
+    return process(image, _seed(place)), label
 
-  def example(records: tf.Tensor, keys: tf.Tensor, _) -> dict[str, tf.Tensor]:
+  def example(
+    records: tf.Tensor, places: Place, _: tf.Tensor
+  ) -> dict[str, tf.Tensor]:
     images, labels = [], []
-    records, keys = tf.unstack(records), tf.unstack(keys)
-    for record, key in zip(records, keys, strict=True):
-      image, label = load(record, key)
+    for i in range(group):
+      place = places.at(i)
+      image, label = load(records[i], place)
       if augment_each:
-        image = augment(image, _fold_in(key, _AUGMENTING))
+        image = augment(image, _seed(place, _AUGMENTING))
       images.append(image)
       labels.append(label)
     if not plan.mixes:
       return {'images': images[0], 'labels': labels[0]}
-    use_mixup = keys[0][2] % 2 == 0
-    image, ratio = mixing.mix(
-      *images, plan, _fold_in(keys[0], _MIXING), use_mixup
-    )
+    place = places.at(0)  # The first image decides.
+    use_mixup = place.position % 2 == 0
+    image, ratio = mixing.mix(*images, plan, _seed(place, _MIXING), use_mixup)
     if not augment_each:
-      image = augment(image, _fold_in(keys[0], _AUGMENTING))
+      image = augment(image, _seed(place, _AUGMENTING))
     return {
       'images': image,
       'labels': labels[0],
@@ -149,15 +152,14 @@ def train_batches(
       'ratio': ratio,
     }
 
-  sequence = Sequence(
-    source, np.iinfo(np.int64).max, locate, load, skip_corrupt
-  )
+  endless = np.iinfo(np.int64).max
+  stream = ExampleStream(source, endless, locate, load, skip_corrupt)
 
   def build(step: int) -> tf.data.Dataset:
-    dataset = _map(example, sequence.dataset(step * local * group, group))
+    dataset = _map(example, stream.dataset(step * local * group, group))
     return _finish(dataset, local, transpose)
 
-  return Batches(sequence, local * group, build, int(first_step))
+  return Batches(stream, local * group, build, int(first_step))
 
 
 def eval_batches(
@@ -208,20 +210,19 @@ def eval_batches(
   # A process's examples come before its filling.
   num_local = whole * local + min(max(rest - process_index * local, 0), local)
 
-  def locate(numbers: np.ndarray) -> np.ndarray:
-    places = _positions(numbers, global_batch_size, process_index, local)
-    return np.stack([np.zeros_like(places), places, places], 1)
+  def locate(numbers: np.ndarray) -> Place:
+    positions = _positions(numbers, global_batch_size, process_index, local)
+    return Place(np.zeros_like(positions), positions, positions)
 
-  def load(record: tf.Tensor, key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    del key  # Nothing is random.
+  def load(record: tf.Tensor, _: Place) -> tuple[tf.Tensor, tf.Tensor]:
     image, label = source.parse(record)
     image = preprocess.preprocess_eval(image, size, preprocessing)
     return tf.ensure_shape(image, [*size, 3]), label
 
   def example(
-    records: tf.Tensor, keys: tf.Tensor, own: tf.Tensor
+    records: tf.Tensor, places: Place, own: tf.Tensor
   ) -> dict[str, tf.Tensor]:
-    image, label = load(records[0], keys[0])
+    image, label = load(records[0], places.at(0))
     mask = tf.cast(own[0], tf.float32)
     return {'images': image, 'labels': label, 'mask': mask}
 
@@ -230,22 +231,22 @@ def eval_batches(
     'labels': tf.zeros([], tf.int32),
     'mask': 0.0,
   }
-  sequence = Sequence(source, num_local, locate, load, skip_corrupt)
+  stream = ExampleStream(source, num_local, locate, load, skip_corrupt)
 
   def build(number: int) -> tf.data.Dataset:
     start = number * local
-    dataset = _map(example, sequence.dataset(start))
+    dataset = _map(example, stream.dataset(start))
     num_filling = num_batches * local - max(start, num_local)
     rest = tf.data.Dataset.from_tensors(filling).repeat(num_filling)
     return _finish(dataset.concatenate(rest), local, transpose)
 
-  return Batches(sequence, local, build)
+  return Batches(stream, local, build)
 
 
 def fake_batches(
   *,
   image_size: int | tuple[int, int],
-  num_classes: int,  # pylint: disable=redefined-outer-name
+  num_classes: int,
   global_batch_size: int,
   num_batches: int | None = None,
   seed: int = 0,
@@ -321,8 +322,12 @@ def _local_batch_size(
   return global_batch_size // process_count
 
 
-def _fold_in(key: tf.Tensor, number: int) -> tf.Tensor:
-  return tf.random.fold_in(key[:2], tf.constant(number, tf.int64))
+def _seed(place: Place, use: int | None = None) -> tf.Tensor:
+  """The seed, int64 [2], for one use of randomness at a place."""
+  seed = tf.stack([place.epoch_seed, place.index])
+  if use is None:
+    return seed
+  return tf.random.fold_in(seed, tf.constant(use, tf.int64))
 
 
 def _positions(

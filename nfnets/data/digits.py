@@ -59,7 +59,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager: tfds.download.DownloadManager):
     del dl_manager  # Nothing is downloaded.
     # Takes a second to import, and is needed only here.
-    from sklearn import datasets  # pylint: disable=g-import-not-at-top
+    from sklearn import datasets
 
     digits = datasets.load_digits()
     images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
@@ -117,5 +117,5 @@ def prepare(data_dir: str | None = None) -> None:
       raise DatasetError(
         f'The digits dataset cannot be written to {final} ({error}). Choose '
         'another folder with TFDS_DATA_DIR or '
-        '--config.experiment_kwargs.config.data_dir=DIR.'
+        '--data_dir=DIR.'
       ) from error

@@ -14,7 +14,7 @@ import re
 
 import tensorflow as tf
 
-from nfnets.utils import normalize
+from nfnets.imagenet import normalize
 
 __all__ = ['normalize', 'preprocess_eval', 'train_crop_flip', 'train_shift']
 

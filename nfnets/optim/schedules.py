@@ -9,6 +9,10 @@ def warmup_cosine(
 ) -> optax.Schedule:
   """Rises linearly from 0, then falls along half a cosine.
 
+  `optax.warmup_cosine_decay_schedule` is the same function, but computes the
+  rise as a difference from the peak, which in float32 is up to 3e-5 off in the
+  first steps; the published one is a product.
+
   Args:
     peak: the rate after the warm-up.
     warmup_steps: length of the warm-up; need not be whole.

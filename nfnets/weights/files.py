@@ -242,7 +242,7 @@ def _opened(path: Path) -> Iterator[unpickle.File]:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-  import safetensors  # pylint: disable=g-import-not-at-top
+  import safetensors
 
   arrays = {}
   try:
@@ -268,7 +268,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
-  import safetensors.numpy  # pylint: disable=g-import-not-at-top
+  import safetensors.numpy
 
   try:
     safetensors.numpy.save_file(arrays, path)

@@ -255,7 +255,7 @@ def read(file: unpickle.File) -> dict[str, dict[str, np.ndarray]]:
     ValueError: if it is anything else.
   """
   dill = _Dill()
-  known = {**Arrays(file).known, **dill.known}
+  known = {**Arrays(file).known, **dill.known, **unpickle.ORDERED_DICT}
   for name in ('FlatMapping', 'frozendict'):
     known[f'haiku._src.data_structures.{name}'] = _mapping
   unpickler = unpickle.Unpickler(file, known, _HINT)

@@ -1,6 +1,6 @@
 """Which model a tree of weights belongs to, and where it differs from one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 import functools
 from typing import Any, NamedTuple
 
@@ -9,13 +9,12 @@ import jax
 import numpy as np
 
 from nfnets import base, zoo
-from nfnets.weights import files, timm
+from nfnets.weights import files, shapes, timm
 
 Names = dict[str, tuple[int | None, ...]]
 
 # A number of classes that no other size is equal to.
 _CLASSES = 7919
-_NAMES_SHOWN = 3
 
 
 class Match(NamedTuple):
@@ -42,25 +41,25 @@ def identify(params: hk.Params) -> Match:
     ValueError: if they are no model's; the message names the closest one and
       how they differ.
   """
-  shapes, folded = _shapes(params)
+  actual, folded = _shapes(params)
   closest, most_common = None, 0
   for name in _candidates(params):
     expected = _expected(name)
-    num_classes = _num_classes(shapes, expected)
+    num_classes = _num_classes(actual, expected)
     wanted = _with_classes(expected, num_classes)
-    if shapes == wanted:
+    if actual == wanted:
       return Match(name, num_classes, folded)
-    num_common = len(shapes.items() & wanted.items())
+    num_common = len(actual.items() & wanted.items())
     if num_common > most_common:
       closest, most_common = (name, wanted), num_common
   if closest is None:
     raise ValueError(
-      f'These weights are of no model here. They hold {_some(shapes)}.'
+      f'These weights are of no model here. They hold {shapes.some(actual)}.'
     )
   name, wanted = closest
   raise ValueError(
     f'These weights are of no model here. {name} is closest: '
-    f'{_differences(shapes, wanted)}'
+    f'{shapes.describe(actual, wanted)}.'
   )
 
 
@@ -79,12 +78,10 @@ def check_fits(
       they fit none, the first names that are missing, unexpected, or of
       another shape.
   """
-  shapes, _ = _shapes(params)
-  trees = jax.eval_shape(
-    functools.partial(model.init, image_size=32), jax.random.key(0)
-  )
-  wanted, _ = _shapes(trees[0])
-  if shapes != wanted:
+  actual, _ = _shapes(params)
+  expected_params, expected_state = shapes.of_model(model)
+  wanted, _ = _shapes(expected_params)
+  if actual != wanted:
     try:
       match = identify(params)
       what = _describe(match.name, match.num_classes)
@@ -95,19 +92,19 @@ def check_fits(
       raise ValueError(f'These weights are of {what}, not of {expected}.')
     raise ValueError(
       f'These weights do not fit {expected} as it is configured: '
-      f'{_differences(shapes, wanted)}'
+      f'{shapes.describe(actual, wanted)}.'
     )
-  shapes, _ = _shapes(state or {})
-  wanted, _ = _shapes(trees[1])
-  if shapes != wanted:
-    if not shapes:
+  actual, _ = _shapes(state or {})
+  wanted, _ = _shapes(expected_state)
+  if actual != wanted:
+    if not actual:
       raise ValueError(
         f'These are parameters of {model.name} alone; its moving averages '
         'belong to them and are missing.'
       )
     raise ValueError(
       f'The moving averages do not fit {model.name}: '
-      f'{_differences(shapes, wanted)}'
+      f'{shapes.describe(actual, wanted)}.'
     )
 
 
@@ -203,21 +200,18 @@ def _candidates(params: hk.Params) -> list[str]:
 @functools.cache
 def _expected(name: str) -> Names:
   """Returns the shapes of a model; None is the number of classes."""
-  model = zoo.create_model(name, _CLASSES)
-  params, _ = jax.eval_shape(
-    functools.partial(model.init, image_size=32), jax.random.key(0)
-  )
+  params, _ = shapes.of_model(zoo.create_model(name, _CLASSES))
   return {
     key: tuple(None if n == _CLASSES else n for n in shape)
     for key, shape in _shapes(params)[0].items()
   }
 
 
-def _num_classes(shapes: Names, expected: Names) -> int:
+def _num_classes(actual: Names, expected: Names) -> int:
   """Returns the classes of the last layer; 0 where there is none."""
   for key, shape in expected.items():
-    if None in shape and shapes.get(key):
-      return shapes[key][-1]
+    if None in shape and actual.get(key):
+      return actual[key][-1]
   return 0
 
 
@@ -231,39 +225,14 @@ def _with_classes(expected: Names, num_classes: int) -> Names:
 
 def _shapes(tree: Mapping[str, Mapping[str, Any]]) -> tuple[Names, bool]:
   """Returns {'module/name': shape}, unfolded, and whether it was folded."""
-  shapes, folded = {}, False
+  found, folded = {}, False
   for module, leaves in tree.items():
     for name, leaf in leaves.items():
       shape = tuple(np.shape(leaf))
       if name == base.FOLDED:
         folded = True
-        shapes[f'{module}/w'] = shape
-        shapes[f'{module}/gain'] = shape[-1:]
+        found[f'{module}/w'] = shape
+        found[f'{module}/gain'] = shape[-1:]
       else:
-        shapes[f'{module}/{name}'] = shape
-  return shapes, folded
-
-
-def _differences(shapes: Names, wanted: Names) -> str:
-  """Names the first parameters that are missing, unexpected or mis-shaped."""
-  parts = []
-  if missing := wanted.keys() - shapes.keys():
-    parts.append(f'missing: {_some(missing)}')
-  if unexpected := shapes.keys() - wanted.keys():
-    parts.append(f'unexpected: {_some(unexpected)}')
-  if misshaped := [
-    f'{key} is {list(shapes[key])} instead of {list(wanted[key])}'
-    for key in sorted(shapes.keys() & wanted.keys())
-    if shapes[key] != wanted[key]
-  ]:
-    parts.append(f'of another shape: {_some(misshaped)}')
-  return '; '.join(parts) + '.'
-
-
-def _some(names: Iterable[str]) -> str:
-  names = sorted(names)
-  if not names:
-    return 'nothing'
-  rest = len(names) - _NAMES_SHOWN
-  more = f' and {rest} more' if rest > 0 else ''
-  return ', '.join(names[:_NAMES_SHOWN]) + more
+        found[f'{module}/{name}'] = shape
+  return found, folded

@@ -16,9 +16,8 @@ import haiku as hk
 import jax
 import numpy as np
 
-from nfnets import conv, timm_variants, zoo
-
-_Shapes = dict[str, tuple[int, ...]]
+from nfnets import timm_variants, zoo
+from nfnets.weights import shapes
 
 # timm's networks, and what `nfnets.create_model` calls them.
 NETWORKS = {
@@ -45,7 +44,6 @@ _MODULES = {
 _TIMM_MODULES = {ours: theirs for theirs, ours in _MODULES.items()}
 _BLOCK = re.compile(r'(?:\w+/~/)?nf_block(?:_(\d+))?(?:/~/(.*))?')
 _TIMM_BLOCK = re.compile(r'stages\.(\d+)\.(\d+)(?:\.(.*))?')
-_NUM_SHOWN = 3
 
 
 def from_timm(name: str, state_dict: Mapping[str, Any]) -> hk.MutableParams:
@@ -67,11 +65,11 @@ def from_timm(name: str, state_dict: Mapping[str, Any]) -> hk.MutableParams:
       the message has the first keys that differ.
   """
   arrays = {key: np.asarray(value) for key, value in state_dict.items()}
-  shapes = _shapes(arrays)
-  num_classes = math.prod(shapes.get('head.fc.weight', (0,))[:1])
+  actual = _shapes(arrays)
+  num_classes = math.prod(actual.get('head.fc.weight', (0,))[:1])
   _compare(
     f"This is not the state dict of timm's {name}",
-    shapes,
+    actual,
     _shapes(_to_state_dict(_zeros(name, num_classes))),
   )
   return guess_tree(arrays)
@@ -92,12 +90,12 @@ def to_timm(name: str, params: hk.Params) -> dict[str, np.ndarray]:
       the message has the first names that differ.
   """
   params = jax.tree.map(np.asarray, {k: dict(v) for k, v in params.items()})
-  shapes = _shapes(_flat(params))
+  actual = _shapes(_flat(params))
   root = zoo.get_entry(_model(name)).module.__name__
-  num_classes = math.prod(shapes.get(f'{root}/~/linear/w', (0,))[-1:])
+  num_classes = math.prod(actual.get(f'{root}/~/linear/w', (0,))[-1:])
   _compare(
     f"These are not the parameters of timm's {name}",
-    shapes,
+    actual,
     _shapes(_flat(_zeros(name, num_classes))),
   )
   state_dict = _to_state_dict(params)
@@ -141,7 +139,7 @@ def guess_tree(state_dict: Mapping[str, Any]) -> hk.MutableParams:
   if strange or not blocks:
     raise ValueError(
       "This is no state dict of a normalizer-free network of timm's. It holds "
-      f'{_some(strange or _shapes(state_dict))}.'
+      f'{shapes.some(strange or _shapes(state_dict))}.'
     )
   return params
 
@@ -237,17 +235,15 @@ def _model(name: str) -> str:
 
 def _zeros(name: str, num_classes: int) -> hk.MutableParams:
   """Returns the parameters of a network, as zeros that take no memory."""
-  shapes = _param_shapes(_model(name), num_classes)
   return jax.tree.map(
-    lambda x: np.broadcast_to(x.dtype.type(), x.shape), shapes
+    lambda x: np.broadcast_to(x.dtype.type(), x.shape),
+    _param_shapes(_model(name), num_classes),
   )
 
 
 @functools.cache
-def _param_shapes(model: str, num_classes: int):
-  model = zoo.create_model(model, num_classes)
-  with conv.lowering('plain'):  # The same shapes, sooner.
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), 32))[0]
+def _param_shapes(model: str, num_classes: int) -> hk.MutableParams:
+  return shapes.of_model(zoo.create_model(model, num_classes))[0]
 
 
 def _flat(params: hk.Params) -> dict[str, np.ndarray]:
@@ -256,35 +252,13 @@ def _flat(params: hk.Params) -> dict[str, np.ndarray]:
   }
 
 
-def _shapes(arrays: Mapping[str, Any]) -> _Shapes:
+def _shapes(arrays: Mapping[str, Any]) -> shapes.Shapes:
   return {key: np.shape(array) for key, array in arrays.items()}
 
 
-def _some(shapes: _Shapes) -> str:
-  return _list([f'{key} {list(shape)}' for key, shape in shapes.items()])
-
-
-def _list(names: list[str]) -> str:
-  more = len(names) - _NUM_SHOWN
-  shown = ', '.join(names[:_NUM_SHOWN]) or 'nothing'
-  return shown + (f' and {more} more' if more > 0 else '')
-
-
-def _compare(complaint: str, actual: _Shapes, expected: _Shapes) -> None:
+def _compare(
+  complaint: str, actual: shapes.Shapes, expected: shapes.Shapes
+) -> None:
   """Raises ValueError, with the first names that differ, if there are any."""
-  missing = {k: v for k, v in expected.items() if k not in actual}
-  unexpected = {k: v for k, v in actual.items() if k not in expected}
-  wrong = [
-    f'{k} {list(actual[k])} instead of {list(v)}'
-    for k, v in expected.items()
-    if k in actual and actual[k] != v
-  ]
-  parts = []
-  if missing:
-    parts.append(f'missing: {_some(missing)}')
-  if unexpected:
-    parts.append(f'unexpected: {_some(unexpected)}')
-  if wrong:
-    parts.append(f'of another shape: {_list(wrong)}')
-  if parts:
-    raise ValueError(f'{complaint}: {"; ".join(parts)}.')
+  if found := shapes.describe(actual, expected):
+    raise ValueError(f'{complaint}: {found}.')

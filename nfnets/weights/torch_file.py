@@ -38,16 +38,6 @@ _PREFIXES = ('_orig_mod.', 'module.', '_orig_mod.')
 _HINT = 'Save the state dict of the model alone: model.state_dict().'
 
 
-class _StateDict(dict, unpickle.Stateful):
-  """Stands for collections.OrderedDict, whose attributes are left out."""
-
-  kind = 'a dict'
-
-  def set_state(self, state: Any) -> None:
-    if not isinstance(state, dict):
-      raise ValueError('has a damaged dict')
-
-
 class _Storage(unpickle.StandIn):
   """Stands for a torch storage: `dtype`, its key and how many numbers."""
 
@@ -161,14 +151,8 @@ def _rebuild_parameter(args: tuple) -> _Tensor:
       raise ValueError('has a parameter that is no tensor')
 
 
-def _ordered_dict(args: tuple) -> _StateDict:
-  if args:
-    raise ValueError('has a damaged dict')
-  return _StateDict()
-
-
 _KNOWN = {
-  'collections.OrderedDict': _ordered_dict,
+  **unpickle.ORDERED_DICT,
   'torch._utils._rebuild_tensor': _rebuild_tensor,
   'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
   'torch._utils._rebuild_parameter': _rebuild_parameter,

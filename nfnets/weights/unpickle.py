@@ -122,6 +122,27 @@ class Stateful(StandIn):
     raise NotImplementedError
 
 
+class _OrderedDict(dict, Stateful):
+  """Stands for collections.OrderedDict, whose attributes are left out."""
+
+  kind = 'a dict'
+
+  def set_state(self, state: Any) -> None:
+    if not isinstance(state, dict):
+      raise ValueError('has a damaged dict')
+
+
+def _ordered_dict(args: tuple) -> _OrderedDict:
+  # Python 3 makes it empty and sets the items afterwards, as those of a dict.
+  if args:
+    raise ValueError('has a damaged dict')
+  return _OrderedDict()
+
+
+# For the table of what a pickle may name.
+ORDERED_DICT = {'collections.OrderedDict': _ordered_dict}
+
+
 class Unpickler:
   """Runs one pickle of protocol 2 to 5."""
 
@@ -327,7 +348,7 @@ class Unpickler:
     return function.call(args)
 
   def _unknown(self, code: bytes) -> ValueError:
-    import pickletools  # pylint: disable=g-import-not-at-top
+    import pickletools
 
     opcode = pickletools.code2op.get(code.decode('latin-1'))
     if opcode is None:

@@ -69,6 +69,14 @@ def assert_same(batches, others):
       np.testing.assert_array_equal(batch[key], other[key])
 
 
+def joined_processes(parts):
+  """The global batches, from the lists of batches that each process has."""
+  return [
+    {k: np.concatenate([part[k] for part in step]) for k in step[0]}
+    for step in zip(*parts, strict=True)
+  ]
+
+
 @pytest.fixture(scope='session', autouse=True)
 def no_cache_outside(tmp_path_factory):
   """Keeps the tests' indices out of the user's own cache."""

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from experiments import configs, jaxline_compat, recipe
 from experiments.tools import extract_weights
-from nfnets import utils
+from nfnets import imagenet
 
 _SMALL = command_lib.SMALL
 
@@ -100,7 +100,7 @@ def test_evaluation_counts_every_example_once(straight, evaluated, data_dir):
   for which, prefix in (('raw', 'eval_'), ('ema', 'eval_ema_')):
     weights, _ = extract_weights.read_checkpoint(folder / 'latest' / '6', which)
     logits = jax.jit(built.model.logits)(
-      weights.params, utils.normalize(batch['images'])
+      weights.params, imagenet.normalize(batch['images'])
     )
     logits = np.asarray(logits, np.float64)
     log_probs = logits - np.log(np.sum(np.exp(logits), -1, keepdims=True))

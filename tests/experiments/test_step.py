@@ -13,7 +13,7 @@ import pytest
 from experiments import jaxline_compat
 from experiments import step as step_lib
 from experiments.configs import digits
-from nfnets import base, optim, utils
+from nfnets import base, imagenet, optim
 
 _SIZE = 16
 _BATCH = 8
@@ -42,7 +42,7 @@ def _optimizer():
 class _Model:
   """As `nfnets.Model`, with few of an NFNet's layers, to compile soon."""
 
-  normalize = staticmethod(utils.normalize)
+  normalize = staticmethod(imagenet.normalize)
 
   def __init__(self, drop_rate=0.0):
     def forward(images, is_training):
@@ -207,7 +207,7 @@ class _BatchNormModel:
       rng, jnp.zeros((2, 4, 4, 3)), True
     )
     self.apply = transform(axis).apply
-    self.normalize = utils.normalize
+    self.normalize = imagenet.normalize
 
 
 @pytest.mark.parametrize('axis', [None, 'i'])
@@ -226,7 +226,7 @@ def test_moving_averages_are_the_same_on_all_devices(axis):
   before = _spread(state, 2, copies=True)
   batch = _batch()
   after, _ = step(before, _spread(batch, 2, copies=False), _rngs(2))
-  means = utils.normalize(batch['images']).mean((1, 2))
+  means = imagenet.normalize(batch['images']).mean((1, 2))
   # Each device's half by itself, or both together.
   groups = [means] if axis else [means[:4], means[4:]]
   averages = after.state['batch_norm/~/var_ema']['average']
@@ -248,7 +248,7 @@ def test_mixed_labels_give_a_mixed_loss():
     _model(), _optimizer(), lambda _: _LR, _config(label_smoothing=0.1)
   )
   _, metrics = jax.jit(step)(_state(_optimizer()), batch, jax.random.PRNGKey(0))
-  logits = _model().logits(_params(), utils.normalize(batch['images']))
+  logits = _model().logits(_params(), imagenet.normalize(batch['images']))
   logits = np.asarray(logits, np.float64)
   log_probs = logits - np.log(np.sum(np.exp(logits), -1, keepdims=True))
   rows = np.arange(_BATCH)
@@ -387,7 +387,7 @@ def test_padding_counts_nothing():
   mask = (np.arange(_BATCH) < 5).astype(np.float32)
   step = jax.jit(step_lib.make_eval_step(_model(), _config()))
   sums = step(_params(), {}, {**batch, 'mask': mask})
-  logits = _model().logits(_params(), utils.normalize(batch['images'][:5]))
+  logits = _model().logits(_params(), imagenet.normalize(batch['images'][:5]))
   logits = np.asarray(logits, np.float64)
   log_z = np.log(np.sum(np.exp(logits), axis=-1))
   losses = log_z - logits[np.arange(5), batch['labels'][:5]]
@@ -405,7 +405,7 @@ def test_sam_ascends_on_each_device_and_descends_together():
   @jax.jit
   def gradient(params, images, labels):
     def loss(params):
-      images_in = utils.normalize(images)
+      images_in = imagenet.normalize(images)
       out, _ = _model().apply(params, {}, None, images_in, is_training=True)
       log_probs = jax.nn.log_softmax(out['logits'])
       return -jnp.mean(log_probs[jnp.arange(len(labels)), labels])
@@ -437,7 +437,7 @@ def test_what_is_logged_is_what_was_computed(one_device):
   _, history, _ = one_device
   params, batch = _params(), _batch()
   # Without random regularizers, training computes the same as evaluation.
-  logits = _model().logits(params, utils.normalize(batch['images']))
+  logits = _model().logits(params, imagenet.normalize(batch['images']))
   logits = np.asarray(logits, np.float64)
   log_probs = logits - np.log(np.sum(np.exp(logits), -1, keepdims=True))
   targets = 0.9 * np.eye(10)[batch['labels']] + 0.01

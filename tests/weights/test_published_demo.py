@@ -6,10 +6,13 @@ import golden_lib
 import haiku as hk
 import jax
 import numpy as np
+import quick_lib
 import reference_params
 
 import nfnets.nfnet
 import nfnets.utils
+
+quickly_compiled = quick_lib.quickly_compiled
 
 
 def test_steps_of_the_demo_give_the_golden_outputs(tmp_path):

@@ -15,18 +15,19 @@ from nfnets.weights import timm as timm_weights
 
 # One of each kind.
 NAMES = [
-  'dm_nfnet_f0',
+  pytest.param('dm_nfnet_f0', marks=pytest.mark.slow),
   'test_nfnet',
   'eca_nfnet_l0',
   'nf_regnet_b0',
   'nf_seresnet26',
 ]
-# Of which the shapes alone take seconds.
+# Of the same kinds with more blocks.
 DEEP = [
-  *(f'dm_nfnet_f{i}' for i in range(2, 7)),
-  *(f'nfnet_f{i}' for i in range(2, 8)),
-  *(f'nf_regnet_b{i}' for i in range(2, 6)),
-  'eca_nfnet_l3',
+  *(f'dm_nfnet_f{i}' for i in range(1, 7)),
+  *(f'nfnet_f{i}' for i in range(1, 8)),
+  *(f'nf_regnet_b{i}' for i in range(1, 6)),
+  *(f'eca_nfnet_l{i}' for i in range(1, 4)),
+  *(f'nf_{kind}resnet101' for kind in ('', 'se', 'eca')),
 ]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import configs, jaxline_compat, recipe
 from experiments.tools import show_batch
-from nfnets import utils, zoo
+from nfnets import imagenet, zoo
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_too_many_images_are_refused(data_dir):
 def test_images_are_drawn_as_they_were_for_any_model(data_dir):
   """Also where it normalizes with another mean than ImageNet's."""
   model = 'timm/test_nfnet'
-  assert not np.allclose(zoo.get_entry(model).mean, utils.IMAGENET_MEAN)
+  assert not np.allclose(zoo.get_entry(model).mean, imagenet.MEAN)
   config = load_digits(data_dir)
   expected, _ = show_batch.read(config, 0, 4)
   config.experiment_kwargs.config.model = model

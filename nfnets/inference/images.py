@@ -29,20 +29,23 @@ class ImageError(ValueError):
   """An image cannot be read; the message says why, without its path."""
 
 
-def find_images(path: str) -> list[str]:
-  """Returns the images that a path stands for.
+def find_images(*paths: str) -> list[str]:
+  """Returns the images that paths stand for.
 
   In a folder these are the files, sorted, at any depth, whose suffix is that of
   an image. Hidden files and folders and links to folders are left out.
 
   Args:
-    path: a file, which need not exist, or a folder.
+    *paths: files, which need not exist, and folders.
 
   Returns:
-    Paths that begin with `path`. Folders that cannot be listed, and `path` if
-    it is a folder without images, are among them: `read_image` says what is
-    wrong.
+    Paths that begin with those that were given. Folders that cannot be listed,
+    and those without images, are among them: `read_image` says what is wrong.
   """
+  return [image for path in paths for image in _find(path)]
+
+
+def _find(path: str) -> list[str]:
   if not os.path.isdir(path):
     return [path]
   suffixes = {
@@ -113,7 +116,7 @@ def _decode(file: BinaryIO) -> bytes | np.ndarray:
     what = 'not an image that Pillow reads' if file.tell() else 'an empty file'
     raise ImageError(what) from error
   # Damaged data lead Pillow's many decoders into all kinds of exceptions.
-  except Exception as error:  # pylint: disable=broad-except
+  except Exception as error:
     reason = ' '.join(str(error).split()) or type(error).__name__
     raise ImageError(f'cannot be decoded: {reason}') from error
 

@@ -14,11 +14,19 @@ import os
 import tempfile
 from unittest import mock
 
+import flax.linen
 import jax
 import jax.numpy as jnp
+import jax2onnx
 import numpy as np
+import onnx
+import onnx_ir
+from onnx_ir.passes import common
+import onnxruntime
+from onnxruntime.transformers import float16 as convert
 
-from nfnets import base, conv, predict
+from nfnets import base, conv
+from nfnets.inference import networks
 
 # MIGraphX documents up to 19. Newer operators, such as Gelu, are out.
 OPSET = 18
@@ -53,7 +61,7 @@ class GraphError(Exception):
   """The network cannot be exported; the message says why, in one line."""
 
 
-def write(network: predict.Network, path: str, float16: bool) -> list[str]:
+def write(network: networks.Network, path: str, float16: bool) -> list[str]:
   """Writes a network to an ONNX file.
 
   The input is `images`, float32 [B, N, N, 3], where N is the model's test size;
@@ -73,11 +81,6 @@ def write(network: predict.Network, path: str, float16: bool) -> list[str]:
     GraphError: if it would have operators that are not in `OPERATORS`, or is
       not valid.
   """
-  import onnx  # pylint: disable=g-import-not-at-top
-  import onnx_ir
-  from onnx_ir.passes import common
-  from onnxruntime.transformers import float16 as convert
-
   with tempfile.TemporaryDirectory(dir=os.path.dirname(path) or '.') as folder:
     traced = os.path.join(folder, 'traced.onnx')
     model = _trace(network)
@@ -111,10 +114,8 @@ def write(network: predict.Network, path: str, float16: bool) -> list[str]:
   return operators
 
 
-def _trace(network: predict.Network):
-  """Returns the `onnx_ir.Model` that jax2onnx makes of the network."""
-  import jax2onnx  # pylint: disable=g-import-not-at-top
-
+def _trace(network: networks.Network) -> onnx_ir.Model:
+  """Returns what jax2onnx makes of the network."""
   model = network.model
   params, state = jax.device_get((network.params, network.state))
   key, name = (
@@ -159,8 +160,6 @@ def _gelu(x: jax.Array) -> jax.Array:
 
 def _avg_pool_2x2(x: jax.Array) -> jax.Array:
   """`base.avg_pool_2x2`, by the function that becomes an AveragePool."""
-  import flax.linen  # pylint: disable=g-import-not-at-top
-
   return flax.linen.avg_pool(
     x,
     window_shape=(2, 2),
@@ -170,7 +169,7 @@ def _avg_pool_2x2(x: jax.Array) -> jax.Array:
   )
 
 
-def _simplify(model) -> None:
+def _simplify(model: onnx_ir.Model) -> None:
   """Replaces what few runtimes know by the usual operators.
 
   The batch is the only size that is not known, so nothing needs to compute
@@ -178,11 +177,8 @@ def _simplify(model) -> None:
   Expand in front of an operator that broadcasts is for nothing.
 
   Args:
-    model: an `onnx_ir.Model`; it is changed.
+    model: is changed.
   """
-  import onnx_ir  # pylint: disable=g-import-not-at-top
-  from onnx_ir.passes import common
-
   for node in list(model.graph):
     out = node.outputs[0]
     if node.op_type == 'Expand':
@@ -213,10 +209,8 @@ def _simplify(model) -> None:
   common.RemoveUnusedNodesPass()(model)
 
 
-def _pool_two_dimensions(graph, node) -> None:
+def _pool_two_dimensions(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
   """Replaces a MaxPool over [1, 1, B, H, W, C] by one over [B, C, H, W]."""
-  import onnx_ir  # pylint: disable=g-import-not-at-top
-
   x = node.inputs[0].producer().inputs[0].producer().inputs[0]
   ((squeeze, _),) = node.outputs[0].uses()
   window = {
@@ -236,8 +230,6 @@ def _pool_two_dimensions(graph, node) -> None:
 
 def _optimize(path: str, output: str) -> None:
   """Writes the model at `path` with ONNX Runtime's basic optimizations."""
-  import onnxruntime  # pylint: disable=g-import-not-at-top
-
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3  # Errors.
   level = onnxruntime.GraphOptimizationLevel
@@ -252,10 +244,10 @@ def _optimize(path: str, output: str) -> None:
   )
 
 
-def _describe(graph, network: predict.Network, float16: bool) -> None:
+def _describe(
+  graph: onnx.ModelProto, network: networks.Network, float16: bool
+) -> None:
   """Fills in what the file says about itself."""
-  import onnx  # pylint: disable=g-import-not-at-top
-
   model = network.model
   del graph.opset_import[:]
   graph.opset_import.append(onnx.helper.make_opsetid('', OPSET))
@@ -282,17 +274,12 @@ def _describe(graph, network: predict.Network, float16: bool) -> None:
   )
 
 
-def _save(model, path: str) -> None:
+def _save(model: onnx.ModelProto, path: str) -> None:
   """Writes a model, in two files if it is large."""
-  import onnx  # pylint: disable=g-import-not-at-top
-
+  size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
   onnx.save_model(
     model,
     path,
-    save_as_external_data=_num_bytes(model) > _MAX_BYTES,
+    save_as_external_data=size > _MAX_BYTES,
     location=f'{os.path.basename(path)}.data',
   )
-
-
-def _num_bytes(model) -> int:
-  return sum(len(tensor.raw_data) for tensor in model.graph.initializer)

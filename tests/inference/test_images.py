@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from nfnets import images
 from nfnets.data import preprocess
+from nfnets.inference import images
 
 JPEG = (golden_lib.GOLDEN / 'image_210x150.jpg').read_bytes()
 ORIENTATION = 0x112

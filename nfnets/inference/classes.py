@@ -1,0 +1,55 @@
+"""The classes of a network: their names, and which are the most probable."""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+
+
+def top_classes(logits: np.ndarray, k: int) -> list[tuple[int, float]]:
+  """Returns the most probable classes.
+
+  Args:
+    logits: float [num_classes].
+    k: how many; all, if there are fewer.
+
+  Returns:
+    (label, probability) from the most to the least probable.
+  """
+  logits = np.float64(logits)
+  exp = np.exp(logits - logits.max())
+  probabilities = exp / exp.sum()
+  order = np.argsort(-logits, kind='stable')[:k]
+  return [(int(label), float(probabilities[label])) for label in order]
+
+
+def read_labels(path: str | os.PathLike[str]) -> list[str]:
+  """Reads names of classes, in the order of the labels.
+
+  Args:
+    path: UTF-8 text with one name per line or, if it ends in .json, a list of
+      names or of [id, name].
+
+  Raises:
+    OSError: if it cannot be read.
+    ValueError: if it holds something else.
+  """
+  path = pathlib.Path(path)
+  try:
+    text = path.read_text(encoding='utf-8-sig')
+    if path.suffix.lower() != '.json':
+      return [line.strip() for line in text.rstrip().split('\n')]
+    names = json.loads(text)
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{path}: this is no text in UTF-8') from error
+  except json.JSONDecodeError as error:
+    raise ValueError(f'{path}: this is no JSON: {error}') from error
+  if isinstance(names, list):
+    names = [
+      name[1] if isinstance(name, list) and len(name) == 2 else name
+      for name in names
+    ]
+    if all(isinstance(name, str) for name in names):
+      return names
+  raise ValueError(f'{path}: this is no list of names or of [id, name]')

@@ -1,0 +1,205 @@
+"""What the commands on finished networks share: arguments, errors, exit status.
+
+`python -m nfnets.classify`, `embed` and `export` print results on standard
+output and everything else on standard error. Their exit status is 0 if all went
+well, 1 for a failure, be it of a single image, and 2 for a wrong command.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable
+import importlib
+import io
+import os
+import signal
+import sys
+from typing import Any
+import warnings
+
+from nfnets import zoo
+from nfnets.inference import networks
+
+
+class CommandError(Exception):
+  """The command cannot go on; the message says why, in one line."""
+
+  def __init__(self, message: Any, status: int = 1):
+    super().__init__(message)
+    self.status = status
+
+
+def positive(text: str) -> int:
+  """Returns a number of at least 1, for argparse."""
+  if not text.isdecimal() or not int(text):
+    raise argparse.ArgumentTypeError(f'{text} is no whole number above 0')
+  return int(text)
+
+
+def model_name(text: str) -> str:
+  """Returns the name of a model, for argparse."""
+  try:
+    zoo.get_entry(text)
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(str(error)) from error
+  return text
+
+
+def make_parser(
+  name: str, description: str, epilog: str
+) -> argparse.ArgumentParser:
+  """Returns a parser with the arguments that `open_network` reads."""
+  parser = argparse.ArgumentParser(
+    prog=f'python -m nfnets.{name}',
+    description=description,
+    epilog=epilog,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    '--weights',
+    required=True,
+    metavar='FILE',
+    help='weights: .npz, .safetensors, a pickle of Haiku, or a file of timm',
+  )
+  parser.add_argument(
+    '--model',
+    type=model_name,
+    metavar='NAME',
+    help='whose weights they are (recognized from the file)',
+  )
+  parser.add_argument(
+    '--image_size',
+    type=positive,
+    metavar='N',
+    help="side of the images in pixels (the model's test size)",
+  )
+  return parser
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the arguments that say which images go through the network."""
+  parser.add_argument(
+    'paths',
+    nargs='+',
+    metavar='IMAGE',
+    help='an image in any format that Pillow reads, or a folder: all images in '
+    'it, at any depth, but for hidden ones and links to folders',
+  )
+  parser.add_argument(
+    '--batch_size',
+    type=positive,
+    default=8,
+    metavar='N',
+    help='how many images go through the network together (8)',
+  )
+
+
+def run(
+  command: Callable[[argparse.Namespace], int], args: argparse.Namespace
+) -> int:
+  """Runs a command; returns its exit status, with errors told in one line."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      # Names of files can hold what the terminal's encoding has not.
+      stream.reconfigure(errors='backslashreplace')
+  # Of oddities in files that it reads all the same.
+  warnings.filterwarnings('ignore', module=r'PIL\.')
+  previous = signal.getsignal(signal.SIGINT)
+  if previous is signal.default_int_handler:  # Not where it is ignored.
+    signal.signal(signal.SIGINT, _interrupt)
+  try:
+    return command(args)
+  except CommandError as error:
+    return _fail(error, error.status)
+  except KeyboardInterrupt:
+    return _fail('interrupted', 130)
+  except OSError as error:
+    # Nobody reads the results, or they cannot be written. Python would try
+    # once more at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1 if isinstance(error, BrokenPipeError) else _fail(error, 1)
+  finally:
+    signal.signal(signal.SIGINT, previous)
+
+
+def let_interrupts_raise() -> None:
+  """Has an interrupt raise KeyboardInterrupt, for the rest of a command.
+
+  So that what was begun is cleaned up, at the risk that Python crashes instead
+  if XLA is computing.
+  """
+  if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def open_network(args: argparse.Namespace) -> networks.Network:
+  """Reads the weights that the arguments name.
+
+  Raises:
+    CommandError: if they cannot be read or are of no model.
+  """
+  try:
+    return networks.open_network(args.weights, args.model, args.image_size)
+  except (OSError, ValueError) as error:
+    reason = getattr(error, 'strerror', None) or str(error)
+    where = '' if args.weights in reason else f'{args.weights}: '
+    raise CommandError(f'{where}{reason}') from error
+
+
+def check_images_can_be_read() -> None:
+  """Raises CommandError if a package that prepares images is missing.
+
+  `nfnets.inference.images` and `predict` can be imported if not.
+  """
+  check_installed('Reading images', ('PIL', 'tqdm', 'nfnets.data'), 'train')
+
+
+def check_installed(what: str, names: Iterable[str], extra: str) -> None:
+  """Raises CommandError if a package of an extra is missing.
+
+  Args:
+    what: what the packages are for.
+    names: modules that must be importable.
+    extra: the extra of the project that has them.
+  """
+  missing = []
+  for name in names:
+    try:
+      importlib.import_module(name)
+    except ModuleNotFoundError as error:
+      missing.append(error.name or name)
+  if missing:
+    raise CommandError(
+      f'{what} needs packages that are not installed: {", ".join(missing)}; '
+      f'pip install ".[{extra}]" in the folder of this project.'
+    )
+
+
+def check_output(path: str, suffix: str = '') -> None:
+  """Raises CommandError unless a file can be written, as far as one sees.
+
+  Args:
+    path: the file, of the argument `--output`.
+    suffix: how its name has to end.
+  """
+  folder = os.path.dirname(path) or '.'
+  if not path.endswith(suffix):
+    raise CommandError(f'--output={path} does not end in {suffix}.', 2)
+  if not os.path.isdir(folder):
+    raise CommandError(f'--output={path}: there is no folder {folder}.')
+  if os.path.isdir(path):
+    raise CommandError(f'--output={path} is a folder.')
+  if not os.access(folder, os.W_OK):
+    raise CommandError(
+      f'--output={path}: nothing can be written to the folder {folder}.'
+    )
+
+
+def _interrupt(*_: Any) -> None:
+  # An exception could get lost inside of JAX, and ending in an orderly way
+  # crashes while XLA is computing.
+  os._exit(_fail('interrupted', 130))
+
+
+def _fail(error: Any, status: int) -> int:
+  """Tells an error in one line; returns the exit status."""
+  print(f'error: {error}', file=sys.stderr, flush=True)
+  return status

@@ -1,0 +1,92 @@
+"""Runs the commands of README and docs, as they stand there.
+
+Blocks of `bash` and `python` are run in the order of the pages, in a copy of
+the repository. Of those marked with what they need, such as ImageNet, the files
+and the options are looked up.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import tiny_imagenet
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+_PAGES = ('README.md', 'docs/training.md', 'docs/weights.md')
+_PAGES += ('docs/inference.md', 'docs/benchmarks.md', 'docs/design.md')
+_BLOCK = re.compile(r'^```(\w+)(?: needs: (.+))?\n(.*?)^```$', re.M | re.S)
+
+
+def test_all_pages_and_all_of_their_blocks_are_known():
+  pages = {'README.md', *(f'docs/{p.name}' for p in _ROOT.glob('docs/*.md'))}
+  assert pages - set(_PAGES) == {'docs/onnx.md'}  # Has no commands.
+  for page in _PAGES:
+    text = (_ROOT / page).read_text()
+    fences = re.findall(r'^```(.*)$', text, re.M)[::2]
+    known = r'(bash|python)( needs: .+)?|text'
+    assert all(re.fullmatch(known, f) for f in fences), (page, fences)
+
+
+@pytest.fixture(scope='module')
+def clone(tmp_path_factory):
+  """A copy of the files, and a tiny ImageNet; returns the environment."""
+  folder = tmp_path_factory.mktemp('docs')
+  skipped = shutil.ignore_patterns('.*', '__pycache__', 'runs', '*.egg-info')
+  shutil.copytree(_ROOT, folder / 'clone', ignore=skipped)
+  data_dir = folder / 'tensorflow_datasets'
+  tiny_imagenet.make(str(data_dir))
+  paths = f'{pathlib.Path(sys.executable).parent}{os.pathsep}'
+  return folder / 'clone', {
+    **os.environ,
+    'PATH': paths + os.environ['PATH'],
+    'TFDS_DATA_DIR': str(data_dir),
+  }
+
+
+@pytest.mark.slow
+def test_commands_run_as_they_stand_there(clone, subtests):
+  folder, env = clone
+  for page in _PAGES:
+    for language, needs, text in _BLOCK.findall((_ROOT / page).read_text()):
+      if language == 'text':
+        continue
+      with subtests.test(page=page, text=text):
+        if needs:
+          _look_up_options(text, folder, env)
+        else:
+          _run(language, text, folder, env)
+
+
+def _run(language: str, text: str, folder: pathlib.Path, env: dict) -> None:
+  # Set-up and tests run these pages in turn.
+  lines = text.splitlines()
+  text = '\n'.join(
+    x for x in lines if not x.startswith(('./run.sh', 'source '))
+  )
+  program = ['bash', '-e'] if language == 'bash' else [sys.executable]
+  result = subprocess.run(
+    [*program, '-c', text], cwd=folder, env=env, capture_output=True, text=True
+  )
+  assert result.returncode == 0, result.stderr[-3000:]
+
+
+def _look_up_options(text: str, folder: pathlib.Path, env: dict) -> None:
+  """Checks that --help of each program has the options that are given."""
+  for command in text.replace('\\\n', ' ').splitlines():
+    program = re.search(r'python (-m [\w.]+|[\w/]+\.py)', command)
+    if program is None:
+      continue
+    result = subprocess.run(
+      [sys.executable, *program[1].split(), '--help'],
+      cwd=folder,
+      env=env,
+      capture_output=True,
+      text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    for option in re.findall(r' (--\w+)', command):
+      assert option in result.stdout + result.stderr, option
