@@ -312,6 +312,7 @@ def test_results_are_the_chosen_operations_one_after_another(
     check(tf.function(augment, input_signature=signature))
 
 
+@pytest.mark.slow
 def test_neither_threads_nor_flags_for_jax_matter():
   # One thread; and a flag that TensorFlow's XLA does not know.
   code = (

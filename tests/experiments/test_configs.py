@@ -358,6 +358,7 @@ def test_a_config_file_of_ones_own_is_taken_whole_or_small(tmp_path):
     configs.load(str(tmp_path / 'missing.py'))
 
 
+@pytest.mark.slow
 def test_a_small_recipe_runs_to_its_end(run_command, tmp_path):
   """With SAM, AGC, an average and bfloat16."""
   result = run_command('--config=f6:sam:small', f'--checkpoint_dir={tmp_path}')
