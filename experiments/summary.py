@@ -40,8 +40,11 @@ def describe(
     lines.append(f'Best {metric} so far: {best.value:.4g}, at step {best.step}')
   lines.append(f'Results: {folder} (checkpoints, TensorBoard curves)')
   if mode == 'train':
-    again = shlex.join(a for a in argv if not a.startswith('--jaxline_mode'))
-    lines.append(f'Evaluate: python {again} --jaxline_mode=eval')
+    again = [a for a in argv if not a.startswith('--jaxline_mode')]
+    if config.experiment_kwargs.config.weights:
+      again.append('--weights=')  # Those that training ended with instead.
+    again = shlex.join([*again, '--jaxline_mode=eval'])
+    lines.append(f'Evaluate: python {again}')
   file = folder / 'weights.npz'
   lines.append(
     'Classify: python experiments/tools/extract_weights.py '

@@ -2,6 +2,7 @@
 
 import pathlib
 
+from absl import flags
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -41,3 +42,11 @@ def wait_for_step(process) -> str:
     if ' step ' in line and '  loss ' in line:
       return log
   raise AssertionError(f'training has ended before its first step: {log}')
+
+
+def forget_flags():
+  """Forgets what command lines before this one have set."""
+  for name in list(flags.FLAGS):
+    if name.startswith('config.'):
+      delattr(flags.FLAGS, name)
+  flags.FLAGS.unparse_flags()

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from unittest import mock
 
-from absl import flags
 import command_lib
 import jax
 import pytest
@@ -48,14 +47,6 @@ def _in_no_cluster(**_):
   raise ValueError('coordinator_address should be defined.')
 
 
-def _forget_flags():
-  """Forgets what command lines before this one have set."""
-  for name in list(flags.FLAGS):
-    if name.startswith('config.'):
-      delattr(flags.FLAGS, name)
-  flags.FLAGS.unparse_flags()
-
-
 @pytest.fixture(scope='session')
 def run_command(data_dir):
   """Returns a function that runs a command in this process: (*args) -> Result.
@@ -69,7 +60,7 @@ def run_command(data_dir):
     if not any(arg.startswith('--data_dir=') for arg in args):
       argv.append(f'--data_dir={data_dir}')
     output, log = io.StringIO(), log or io.StringIO()
-    _forget_flags()
+    command_lib.forget_flags()
     with (
       contextlib.redirect_stdout(output),
       contextlib.redirect_stderr(log),
@@ -79,7 +70,7 @@ def run_command(data_dir):
       mock.patch.object(sys, 'excepthook', sys.excepthook),
     ):
       status = main(argv)
-    _forget_flags()
+    command_lib.forget_flags()
     jax.config.update('jax_disable_most_optimizations', False)
     return Result(status, output.getvalue(), log.getvalue())
 
@@ -150,8 +141,8 @@ def parse():
   """Returns a function that reads a command line: (*args) -> (name, config)."""
 
   def parse_args(*args: str):
-    _forget_flags()
+    command_lib.forget_flags()
     return command_line.parse(['experiment.py', *args])
 
   yield parse_args
-  _forget_flags()
+  command_lib.forget_flags()

@@ -10,7 +10,7 @@ import sys
 from absl import flags, logging
 import command_lib
 
-from experiments import configs, progress, summary
+from experiments import command_line, configs, progress, summary
 from experiments.tools import extract_weights
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -105,6 +105,20 @@ def test_the_summary_of_a_stopped_run_says_so(tmp_path):
     'Stopped at step 7 after 0:01:01; the same command goes on.\n'
   )
   assert f'Results: {tmp_path} ' in text and 'Best' not in text
+
+
+def test_the_summary_evaluates_the_run_and_not_the_weights_it_began_with(
+  tmp_path,
+):
+  argv = ['experiments/experiment.py', '--config=digits', '--weights=x.npz']
+  _, config = command_line.parse(argv)
+  results = {'mode': 'train', 'step': 7, 'checkpoint_dir': str(tmp_path)}
+  text = summary.describe(argv, config, results, 1.0)
+  command_lib.forget_flags()
+  (line,) = [x for x in text.splitlines() if x.startswith('Evaluate: ')]
+  _, config = command_line.parse(shlex.split(line)[2:])
+  command_lib.forget_flags()
+  assert config.experiment_kwargs.config.weights == ''
 
 
 def test_a_run_on_a_terminal_ends_with_a_full_bar(run_command, tmp_path):
