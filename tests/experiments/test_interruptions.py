@@ -72,7 +72,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
   last_step, generator, step = 100, random.Random(0), 0
   args = (*_KILLED, _folder(tmp_path / 'killed'), _steps(last_step))
   for _ in range(int(os.environ.get('NFNETS_TEST_KILLS', '3'))):
-    process = start_command(*args, devices=4)
+    process = start_command(*args)
     # Until it trains, and then a random while, often within a save.
     command_lib.wait_for_step(process)
     time.sleep(generator.uniform(0, 1))
