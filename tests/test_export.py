@@ -85,6 +85,20 @@ def test_wrong_file_is_not_left_in_place(
   assert path.read_text() == 'older'
 
 
+def test_arguments_reach_the_network(run, tmp_path, monkeypatch):
+  written = []
+
+  def refuse(network, path, float16):
+    written.append((network.model.test_size, float16))
+    raise onnx_graph.GraphError('It is not written.')
+
+  monkeypatch.setattr(onnx_graph, 'write', refuse)
+  output = f'--output={tmp_path / "a.onnx"}'
+  run(output)
+  run(output, '--image_size=33', '--float16')
+  assert written == [(32, False), (33, True)]
+
+
 def refuse(network, path, float16):
   raise onnx_graph.GraphError('It has a loop.')
 

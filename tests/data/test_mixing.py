@@ -165,6 +165,11 @@ def threshold(image, seed, *args, wrap_solarize=True):
   return tf.where(above, tf.constant(255, tf.uint8), tf.zeros_like(image))
 
 
+def shade(image, seed, *args, wrap_solarize=True):
+  """The same, as bright as the seed says."""
+  return tf.minimum(threshold(image, seed), tf.cast(seed[0] % 256, tf.uint8))
+
+
 @pytest.mark.parametrize('name', MIXING)
 def test_images_and_ratios_and_labels_go_together(colours, name):
   for batch in take(
@@ -295,6 +300,8 @@ def test_augmentation_acts_after_mixing_or_before(imagenet, name, monkeypatch):
   for image, got in zip(images, after['images'], strict=True):
     np.testing.assert_array_equal(got, threshold(image, None))
 
+  # Each image of a pair is altered as it would be alone, by its own seed.
+  monkeypatch.setattr(autoaugment, 'rand_augment', shade)
   (before,) = take(
     1, imagenet, 'train', augment_name=name, augment_before_mix=True
   )

@@ -56,6 +56,7 @@ def test_kernels_are_standardized_and_the_rest_is_kept():
   _, params = quick_lib.digits()
   folded = folding.fold_weights(params)
   assert folded.keys() == params.keys()
+  assert 'gain' in params['NFNet/~/stem_conv0']  # What was given is kept.
   for module, leaves in params.items():
     if 'gain' not in leaves:
       assert folded[module] == leaves
