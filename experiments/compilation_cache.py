@@ -8,7 +8,7 @@ from absl import logging
 import filelock
 import jax
 
-# A training step of the largest network is about 100 MB.
+# Little beside the environment, which takes 2.5 GB.
 _MAX_BYTES = 4 * 2**30
 
 
