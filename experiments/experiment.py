@@ -161,7 +161,10 @@ def run(config: ml_collections.ConfigDict, mode: str) -> dict[str, Any]:
       make = functools.partial(make, notice=notice)
       if mode == 'train':
         make = functools.partial(make, weights=weights)
-        test = built.num_eval_examples <= config.test_at_end
+        most = config.test_at_end
+        if ours.fake_data:  # Large batches of these are not worth it.
+          most = min(most, 100)
+        test = built.num_eval_examples <= most
         last = _train(make, config, reporter, test)
       else:
         last = _train_and_evaluate(make, config, reporter, weights, notice)
