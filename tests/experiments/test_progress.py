@@ -56,7 +56,7 @@ def test_the_bar_ends_full_and_log_lines_stand_by_themselves(monkeypatch):
 def test_without_a_terminal_there_is_a_line(caplog):
   reporter = progress.Reporter(40, batch_size=8)
   assert not reporter.start_bar(0)
-  caplog.set_level('INFO')
+  caplog.set_level('INFO', logger='absl')
   reporter.log(20, {'train_loss': 2.5, 'steps_per_sec': 4.0})
   assert 'step 20/40  loss 2.500  images/s 32  0:00:05 left' in caplog.text
 

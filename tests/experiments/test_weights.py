@@ -260,7 +260,7 @@ def test_training_starts_from_the_weights_but_for_another_head(
   path = str(tmp_path / 'start.npz')
   given = _write(path, num_classes)
   given.setdefault(_HEAD, {'w': np.ones(1), 'b': np.ones(1)})
-  caplog.set_level('INFO')
+  caplog.set_level('INFO', logger='absl')
   state = _start(_config(tmp_path, data_dir, weights=path))
   assert state.step == 0
   assert set(state.params) == set(given)
@@ -291,7 +291,7 @@ def test_training_goes_on_from_a_checkpoint_and_not_from_weights(
   trained, caplog
 ):
   trained.weights.unlink(missing_ok=True)
-  caplog.set_level('INFO')
+  caplog.set_level('INFO', logger='absl')
   assert _run(trained.config, 'train')['step'] == 2
   assert f'from there and not from {trained.weights}' in caplog.text
   assert 'Nothing to do: step 2 was reached' in caplog.text
