@@ -7,9 +7,11 @@ size and preprocessing. Prints the most probable classes of each image.
 """
 
 import argparse
+from collections.abc import Sequence
 import json
 import sys
 
+import nfnets
 from nfnets import imagenet
 from nfnets.inference import classes, command_line
 
@@ -40,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     '--labels',
     metavar='FILE',
     help='names of the classes: text with one per line or, in a .json, a list '
-    'of names or of [id, name] (those of ImageNet, for 1000 classes)',
+    'of names or of [id, name] (those in the file of weights or, for 1000 '
+    "classes, ImageNet's)",
   )
   parser.add_argument('--json', action='store_true', help='print JSON lines')
   return command_line.run(_classify, parser.parse_args(argv))
@@ -58,7 +61,7 @@ def _classify(args: argparse.Namespace) -> int:
       f'{args.weights} has no last layer, so there are no classes. python -m '
       'nfnets.embed computes embeddings.'
     )
-  names = _names(args.labels, model.num_classes)
+  names = _names(args.labels, model)
   status = 0
   for path, logits in predict.outputs(
     network.logits, model, paths, args.batch_size
@@ -83,15 +86,17 @@ def _classify(args: argparse.Namespace) -> int:
     else:
       width = len(str(model.num_classes - 1))
       lines = [
-        f'  {probability:7.2%}  {label:{width}}  {names[label]}'
+        f'  {probability:7.2%}  {label:{width}}  '
+        f'{classes.on_one_line(names[label])}'
         for label, probability in top
       ]
       predict.say('\n'.join([path, *lines, '']), sys.stdout)
   return status
 
 
-def _names(labels: str | None, num_classes: int) -> list[str]:
+def _names(labels: str | None, model: nfnets.Model) -> Sequence[str]:
   """Returns the names of the classes."""
+  num_classes = model.num_classes
   if labels is not None:
     try:
       names = classes.read_labels(labels)
@@ -107,6 +112,8 @@ def _names(labels: str | None, num_classes: int) -> list[str]:
         2,
       )
     return names
+  if model.class_names:
+    return model.class_names
   if num_classes == 1000:
     return list(imagenet.classes().values())
   print(

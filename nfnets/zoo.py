@@ -153,7 +153,18 @@ def create_model(name: str, num_classes: int = 1000, **overrides) -> 'Model':
 
   # A wrong argument should fail here, not when the network is first called.
   hk.transform_with_state(lambda: entry.module(**kwargs) and None).init(None)
-  return Model(name, num_classes, entry, hk.transform_with_state(forward))
+  transformed = hk.transform_with_state(forward)
+  overrides = {key: kwargs[key] for key in overrides}
+  return Model(name, num_classes, entry, transformed, overrides)
+
+
+def with_num_classes(model: 'Model', num_classes: int) -> 'Model':
+  """Returns a model that differs in the size of its last layer alone.
+
+  Its classes have no names.
+  """
+  other = create_model(model.name, num_classes, **model.overrides)
+  return dataclasses.replace(other, entry=model.entry)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +179,14 @@ class Model:
   num_classes: int
   entry: Entry = dataclasses.field(repr=False)
   transformed: hk.TransformedWithState = dataclasses.field(repr=False)
+  # Arguments of the network's class that `create_model` was given.
+  overrides: Mapping[str, Any] = dataclasses.field(
+    default_factory=dict, repr=False, compare=False
+  )
+  # In the order of the logits; None if they are not known.
+  class_names: tuple[str, ...] | None = dataclasses.field(
+    default=None, repr=False
+  )
 
   @property
   def train_size(self) -> int:

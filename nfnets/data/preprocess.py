@@ -14,14 +14,17 @@ import re
 
 import tensorflow as tf
 
+from nfnets.eval_modes import check_eval_mode
 from nfnets.imagenet import normalize
 
-__all__ = ['normalize', 'preprocess_eval', 'train_crop_flip', 'train_shift']
+__all__ = [
+  'check_eval_mode',
+  'normalize',
+  'preprocess_eval',
+  'train_crop_flip',
+  'train_shift',
+]
 
-EVAL_MODES = (
-  "'crop_resize', 'resize_crop_P' (such as 'resize_crop_32') or "
-  "'center_crop_P' (such as 'center_crop_0.9')"
-)
 TRAIN_MODES = "'crop_flip' or 'shift_K' (such as 'shift_3')"
 
 # Chooses [top, left, height, width] (int32 [4]) from [H, W] (int32 [2]).
@@ -75,21 +78,6 @@ def preprocess_eval(
   image = _resize(_decode_window(image, _whole_window), larger)
   top, left = _centre(larger[0], size[0]), _centre(larger[1], size[1])
   return image[top : top + size[0], left : left + size[1]]
-
-
-def check_eval_mode(mode: str) -> None:
-  """Raises ValueError unless `preprocess_eval` knows `mode`."""
-  fraction = r'(?:0?\.\d+|1(?:\.0*)?)'
-  pattern = rf'resize_crop_(?P<P>\d+|{fraction})|center_crop_(?P<Q>{fraction})'
-  margin = re.fullmatch(pattern, mode)
-  if mode != 'crop_resize' and not (
-    margin and float(margin['P'] or margin['Q']) > 0
-  ):
-    raise ValueError(
-      f'Unknown evaluation preprocessing {mode!r}: use {EVAL_MODES}, where P '
-      'is a fraction above 0 and at most 1 or, for the second, also a whole '
-      'number of pixels.'
-    )
 
 
 def train_preprocessing(

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import unicodedata
 
 import numpy as np
 
@@ -22,6 +23,16 @@ def top_classes(logits: np.ndarray, k: int) -> list[tuple[int, float]]:
   probabilities = exp / exp.sum()
   order = np.argsort(-logits, kind='stable')[:k]
   return [(int(label), float(probabilities[label])) for label in order]
+
+
+def on_one_line(name: str) -> str:
+  """Returns a name with its control characters, line breaks too, spelled out.
+
+  Names of folders and in files of weights may have any.
+  """
+  return ''.join(
+    ascii(c)[1:-1] if unicodedata.category(c) == 'Cc' else c for c in name
+  )
 
 
 def read_labels(path: str | os.PathLike[str]) -> list[str]:

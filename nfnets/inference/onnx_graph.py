@@ -260,18 +260,18 @@ def _describe(
     f'{model.test_size}, 3], RGB in 0-255 minus mean and divided by std, both '
     f'in the metadata. Output: {output}.'
   )
-  onnx.helper.set_model_props(
-    graph,
-    {
-      'model': model.name,
-      'image_size': str(model.test_size),
-      'num_classes': str(model.num_classes),
-      'mean': json.dumps(np.asarray(model.entry.mean).tolist()),
-      'std': json.dumps(np.asarray(model.entry.std).tolist()),
-      'preprocessing': model.entry.eval_preproc,
-      'precision': 'float16' if float16 else 'float32',
-    },
-  )
+  props = {
+    'model': model.name,
+    'image_size': str(model.test_size),
+    'num_classes': str(model.num_classes),
+    'mean': json.dumps(np.asarray(model.entry.mean).tolist()),
+    'std': json.dumps(np.asarray(model.entry.std).tolist()),
+    'preprocessing': model.entry.eval_preproc,
+    'precision': 'float16' if float16 else 'float32',
+  }
+  if model.class_names:
+    props['class_names'] = json.dumps(model.class_names)
+  onnx.helper.set_model_props(graph, props)
 
 
 def _save(model: onnx.ModelProto, path: str) -> None:

@@ -5,6 +5,7 @@ from nfnets.weights.files import (
   load_haiku_file,
   load_tensors,
   load_weights,
+  read_metadata,
   save_weights,
 )
 from nfnets.weights.folding import fold_weights, freeze
@@ -15,12 +16,14 @@ from nfnets.weights.matching import (
   open_model,
   read_weights,
 )
+from nfnets.weights.metadata import describe
 from nfnets.weights.timm import from_timm, to_timm
 
 __all__ = [
   'Match',
   'Weights',
   'check_fits',
+  'describe',
   'fold_weights',
   'freeze',
   'from_timm',
@@ -29,6 +32,7 @@ __all__ = [
   'load_tensors',
   'load_weights',
   'open_model',
+  'read_metadata',
   'read_weights',
   'save_weights',
   'to_timm',

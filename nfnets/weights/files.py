@@ -1,7 +1,8 @@
 """Files of weights: reading by content, and writing.
 
 What the project writes is .npz or .safetensors, with the keys 'module/name' of
-parameters and 'state:module/name' of model state. It also reads the released
+parameters and 'state:module/name' of model state, and what is to be said about
+the network as JSON beside them (see metadata.py). It also reads the released
 format, which is a pickle, and PyTorch's files. No file can run anything.
 """
 
@@ -14,17 +15,22 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from nfnets.weights import archive, haiku_pickle, torch_file, unpickle
+from nfnets.weights import (
+  archive,
+  haiku_pickle,
+  safetensors_file,
+  torch_file,
+  unpickle,
+)
+from nfnets.weights import metadata as metadata_lib
 
 Tree = dict[str, dict[str, np.ndarray]]
 Path = str | os.PathLike[str]
 
 _STATE = 'state:'
 _MAX_KEY = 1000  # Characters.
-# What safetensors calls the types that NumPy has; bfloat16 comes on top.
-_SAFETENSORS_DTYPES = frozenset(
-  'I8 I16 I32 I64 U8 U16 U32 U64 F16 F32 F64 BF16'.split()
-)
+# The array of bytes in .npz that has the metadata.
+_NPZ_METADATA = '__metadata__'
 # How other files begin that people take for weights.
 _OTHERS = (
   (
@@ -73,9 +79,11 @@ def load_weights(path: Path) -> Weights:
         weights = Weights(haiku_pickle.read(file), {})
       case 'npz':
         members = archive.Archive(file.raw, file.size)
-        weights = _unflatten(archive.read_npz(members))
+        arrays = archive.read_npz(members)
+        arrays.pop(_NPZ_METADATA, None)
+        weights = _unflatten(arrays)
       case 'safetensors':
-        weights = _unflatten(_read_safetensors(path))
+        weights = _unflatten(safetensors_file.read(path))
       case _:
         raise ValueError(
           'is a file of PyTorch; nfnets.weights.open_model reads it, if it is '
@@ -112,7 +120,7 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
       case 'torch_legacy':
         arrays = torch_file.read_legacy(file)
       case 'safetensors':
-        arrays = torch_file.clean_names(_read_safetensors(path))
+        arrays = torch_file.clean_names(safetensors_file.read(path))
       case _:
         raise ValueError(
           "is no file of PyTorch; nfnets.weights.load_weights reads Haiku's"
@@ -122,10 +130,39 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+def read_metadata(path: Path) -> dict[str, Any]:
+  """Reads what `save_weights` was given as metadata, and no weights.
+
+  Args:
+    path: the file.
+
+  Returns:
+    A dict of JSON values, empty where a file has none. What the keys mean, and
+    that they have the type for it, is in nfnets/weights/metadata.py.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: if it is no file of weights, or its metadata are damaged.
+  """
+  with _opened(path) as file:
+    match _recognize(file):
+      case 'npz':
+        members = archive.Archive(file.raw, file.size)
+        text = archive.read_bytes(
+          members, _NPZ_METADATA, metadata_lib.MAX_BYTES
+        )
+      case 'safetensors':
+        text = safetensors_file.read_metadata(path)
+      case _:
+        text = None
+    return {} if text is None else metadata_lib.decode(text)
+
+
 def save_weights(
   path: Path,
   params: Mapping[str, Mapping[str, Any]],
   state: Mapping[str, Mapping[str, Any]] | None = None,
+  metadata: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes parameters and model state, so that `load_weights` reads them.
 
@@ -137,11 +174,13 @@ def save_weights(
       written as float32, which has the same values, because NumPy's files do
       not know it.
     state: the same for model state; None or empty if there is none.
+    metadata: a dict of JSON values, for `read_metadata` and `open_model`;
+      `nfnets.weights.describe` makes one of a model.
 
   Raises:
     OSError: if it cannot be written.
-    ValueError: for another suffix, and for names or leaves that would not come
-      back from the file.
+    ValueError: for another suffix, and for names, leaves or metadata that would
+      not come back from the file.
   """
   path = pathlib.Path(path)
   suffix = path.suffix.lower()
@@ -151,15 +190,18 @@ def save_weights(
       f'.safetensors, not {path.suffix or "without a suffix"!r}.'
     )
   arrays = {**_flatten(params, ''), **_flatten(state or {}, _STATE)}
+  text = metadata_lib.encode(metadata) if metadata else None
   # In the same folder, because renaming works inside one disk only.
   temporary = path.with_name(f'.{path.name}.{os.getpid()}')
   try:
     with open(temporary, 'wb') as file:
       mode = os.fstat(file.fileno()).st_mode
       if suffix == '.npz':
+        if text is not None:
+          arrays[_NPZ_METADATA] = np.frombuffer(text, np.uint8)
         np.savez(file, **arrays)
     if suffix == '.safetensors':
-      _write_safetensors(temporary, arrays)
+      safetensors_file.write(temporary, arrays, text)
       # It made a new file, which only its owner may read.
       os.chmod(temporary, mode)
     with open(temporary, 'rb+') as file:
@@ -239,41 +281,6 @@ def _opened(path: Path) -> Iterator[unpickle.File]:
     except ValueError as error:
       message = str(error).rstrip('.')
       raise ValueError(f'{os.fspath(path)} {message}.') from error
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-  import safetensors
-
-  arrays = {}
-  try:
-    with safetensors.safe_open(path, framework='numpy') as file:
-      for name in file.keys():  # noqa: SIM118  It is no dict.
-        part = file.get_slice(name)
-        dtype, shape = part.get_dtype(), part.get_shape()
-        if dtype not in _SAFETENSORS_DTYPES:
-          raise ValueError(
-            f'has {ascii(name)[:200]} of type {dtype}, which is not read'
-          )
-        # Without numbers, a shape may be so large that NumPy refuses it.
-        if 0 in shape:
-          haiku_pickle.check_shape(tuple(shape), 1, 0)
-        array = file.get_tensor(name)
-        arrays[name] = array.astype(np.float32) if dtype == 'BF16' else array
-  except safetensors.SafetensorError as error:
-    raise ValueError(
-      'is a .safetensors file that is damaged, or a download that stopped: '
-      f'{str(error)[:200]}'
-    ) from error
-  return arrays
-
-
-def _write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
-  import safetensors.numpy
-
-  try:
-    safetensors.numpy.save_file(arrays, path)
-  except safetensors.SafetensorError as error:
-    raise OSError(f'{path} could not be written: {error}') from error
 
 
 def _flatten(tree: Any, prefix: str) -> dict[str, np.ndarray]:

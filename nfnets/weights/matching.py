@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from nfnets import base, zoo
-from nfnets.weights import files, shapes, timm
+from nfnets.weights import files, metadata, shapes, timm
 
 Names = dict[str, tuple[int | None, ...]]
 
@@ -150,11 +150,13 @@ def open_model(
 
   Args:
     path: a file that `read_weights` reads.
-    name: the model's name; the one that the weights fit if None.
+    name: the model's name; if None, the one in the file's metadata or, without
+      any, the one that the weights fit.
 
   Returns:
     The model, with as many classes as the weights have, its parameters and its
-    state, float32.
+    state, float32. Sizes, preprocessing, normalization and the names of the
+    classes are those of the metadata, where there are any.
 
   Raises:
     FileNotFoundError: if there is no such file.
@@ -162,18 +164,40 @@ def open_model(
       the one that was named.
   """
   params, state = read_weights(path)
+  described = files.read_metadata(path)
   try:
     if name is None:
-      match = identify(params)
-      name, num_classes = match.name, match.num_classes
-    else:
-      zoo.get_entry(name)
-      num_classes = _num_classes(_shapes(params)[0], _expected(name))
-    model = zoo.create_model(name, num_classes)
+      name = described.get('model') or identify(params).name
+    model = _create(name, params, described)
     check_fits(params, model, state)
+    model = metadata.apply(model, described)
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
   return model, params, state
+
+
+def _create(
+  name: str, params: hk.Params, described: Mapping[str, Any]
+) -> zoo.Model:
+  """Returns the model of that name, with the arguments in the metadata."""
+  zoo.get_entry(name)
+  num_classes = _num_classes(_shapes(params)[0], _expected(name))
+  kwargs = described.get('model_kwargs', {})
+  if name != described.get('model', name):
+    kwargs = {}
+  try:
+    model = zoo.create_model(name, num_classes, **kwargs)
+    if kwargs:
+      shapes.of_model(model)
+  # Nothing is known about the arguments.
+  except Exception as error:
+    if not kwargs:
+      raise
+    raise ValueError(
+      f'The metadata have arguments that {name} does not take: '
+      f'{ascii(kwargs)[:200]}. {ascii(str(error))[1:-1][:200]}'
+    ) from error
+  return model
 
 
 def _describe(name: str, num_classes: int) -> str:

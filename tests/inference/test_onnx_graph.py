@@ -24,6 +24,7 @@ from nfnets.inference import networks, onnx_check, onnx_graph
 import nfnets.weights
 
 quickly_compiled = quick_lib.quickly_compiled
+CLASS_NAMES = ('"zéro"', *'123456789')
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
 
@@ -37,7 +38,9 @@ def folded(model, params, state=None):
 def exported(tmp_path_factory):
   """Returns a file of `quick_lib.digits()`."""
   path = tmp_path_factory.mktemp('onnx') / 'digits.onnx'
-  onnx_graph.write(folded(*quick_lib.digits()), str(path), float16=False)
+  model, params = quick_lib.digits()
+  model = dataclasses.replace(model, class_names=CLASS_NAMES)
+  onnx_graph.write(folded(model, params), str(path), float16=False)
   return path
 
 
@@ -113,6 +116,8 @@ def test_file_is_valid_and_says_what_it_is(exported):
   assert props['model'] == 'nfnet_digits'
   assert (props['image_size'], props['num_classes']) == ('32', '10')
   entry = quick_lib.digits()[0].entry
+  assert json.loads(props['class_names']) == list(CLASS_NAMES)
+  assert props['preprocessing'] == 'resize_crop_1'
   assert json.loads(props['mean']) == pytest.approx(list(entry.mean))
   assert json.loads(props['std']) == pytest.approx(list(entry.std))
   assert 'images, float32 [B, 32, 32, 3]' in model.doc_string
