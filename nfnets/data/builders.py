@@ -11,11 +11,15 @@ import tensorflow_datasets as tfds
 from nfnets import imagenet
 from nfnets.data import digits
 from nfnets.data.errors import DatasetError
+from nfnets.data.folders import Folder
 
 SPLITS = ('train', 'valid', 'train_and_valid', 'test')
 
 # name[/config][:version]. TFDS knows more forms, but some of those download.
 _NAME = r'\w+(/[\w.\-]+)?(:[\d*]+\.[\d*]+\.[\d*]+)?'
+
+# What is a path, not a name.
+_FOLDER = re.compile(r'[/~]|\.{1,2}(/|$)')
 
 
 class Fields(NamedTuple):
@@ -46,13 +50,15 @@ def load_builder(
   """Opens a prepared image classification dataset; never downloads.
 
   Args:
-    name: 'imagenet2012' (any version 5), 'digits' (made on first use), or the
-      TFDS name of another dataset, such as 'mnist' or 'my_dataset:1.0.0'.
+    name: 'imagenet2012' (any version 5), 'digits' (made on first use), the
+      TFDS name of another dataset, such as 'mnist' or 'my_dataset:1.0.0', or a
+      folder of pictures. What begins with /, ./, ../ or ~ is a folder;
+      otherwise TFDS's names come first.
     data_dir: The TFDS data directory; None means TFDS's default,
       $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
   Returns:
-    The TFDS builder.
+    The TFDS builder; for a folder, `folders.Folder`.
 
   Raises:
     DatasetError: The dataset is unknown, has not been prepared, or does not
@@ -60,10 +66,15 @@ def load_builder(
   """
   if data_dir is not None:
     data_dir = os.path.expanduser(data_dir)
+  if _FOLDER.match(name):
+    return Folder(name)
+  is_folder = os.path.isdir(name)
   if not re.fullmatch(_NAME, name):
+    if is_folder:
+      return Folder(name)
     raise DatasetError(
-      f'{name!r} is not the name of a dataset. Names read like mnist, '
-      'my_dataset/config or imagenet2012:5.1.0.'
+      f'{name!r} is not the name of a dataset, nor a folder of this machine. '
+      'Names read like mnist, my_dataset/config or imagenet2012:5.1.0.'
     )
   if name == 'digits':
     digits.prepare(data_dir)
@@ -71,14 +82,21 @@ def load_builder(
   try:
     builder = tfds.builder(requested, data_dir=data_dir, try_gcs=False)
   except tfds.core.DatasetNotFoundError as error:
+    if is_folder:
+      return Folder(name)
     raise DatasetError(_unknown(name, data_dir)) from error
   except (AssertionError, ValueError, RuntimeError) as error:
+    if is_folder:
+      return Folder(name)
     # A version or a configuration that does not exist, says TFDS at length.
     raise DatasetError(
       f'TFDS cannot open the dataset {name!r} in {_root(data_dir)}: {error}'
     ) from error
   if not digits.is_prepared(builder):
-    raise DatasetError(_not_prepared(builder, data_dir))
+    message = _not_prepared(builder, data_dir)
+    if is_folder:
+      message += f' For the folder of that name, write ./{name}.'
+    raise DatasetError(message)
   image_and_label(builder)
   return builder
 
@@ -126,6 +144,13 @@ def image_and_label(builder: tfds.core.DatasetBuilder) -> Fields:
   return Fields(image_key, label_key, is_encoded)
 
 
+def title(builder: tfds.core.DatasetBuilder) -> str:
+  """Returns what a dataset is called in messages."""
+  if isinstance(builder, Folder):
+    return builder.root
+  return builder.info.full_name
+
+
 def num_classes(builder: tfds.core.DatasetBuilder) -> int:
   """Returns the number of classes of a dataset."""
   return builder.info.features[image_and_label(builder).label].num_classes
@@ -162,10 +187,10 @@ def find_split(builder: tfds.core.DatasetBuilder, split: str) -> Split:
   `train_and_valid` is all of TFDS's train, `valid` its first 10,000 examples or
   its first tenth, whichever is less, `train` the rest, and `test` is TFDS's
   validation split (ImageNet's test labels are not public), or its test split
-  where there is no validation.
+  where there is no validation. Of a folder see `Folder.part`.
 
   Args:
-    builder: A prepared TFDS dataset.
+    builder: A dataset from `load_builder`.
     split: One of the names above.
 
   Raises:
@@ -175,6 +200,8 @@ def find_split(builder: tfds.core.DatasetBuilder, split: str) -> Split:
     raise DatasetError(
       f'Unknown split {split!r}: the splits are {", ".join(SPLITS)}.'
     )
+  if isinstance(builder, Folder):
+    return Split(*builder.part(split))
   sizes = {name: s.num_examples for name, s in builder.info.splits.items()}
   if split == 'test':
     source = 'validation' if 'validation' in sizes else 'test'

@@ -1,4 +1,4 @@
-"""Random access to the examples that TFDS has prepared.
+"""Random access to the examples of a dataset.
 
 A TFRecord file can only be read from front to back, because it says nothing of
 where its records begin. `RecordFiles` finds that out once per dataset, by
@@ -19,7 +19,6 @@ import os
 import pathlib
 import resource
 import struct
-import tempfile
 import threading
 import zipfile
 
@@ -28,7 +27,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from nfnets.data import cache, image_files
 from nfnets.data.errors import DatasetError
+from nfnets.data.folders import Folder
 
 _HEADER_BYTES = 12
 _FOOTER_BYTES = 4
@@ -41,11 +42,11 @@ _ReadAt = Callable[[int, int], bytes]
 
 def open_records(
   builder: tfds.core.DatasetBuilder, tfds_split: str
-) -> 'RecordFiles | ArrayRecordFiles':
+) -> 'RecordFiles | ArrayRecordFiles | image_files.ImageFiles':
   """Opens a split of a prepared dataset for random access.
 
   Args:
-    builder: A prepared TFDS dataset.
+    builder: A prepared TFDS dataset, or a folder.
     tfds_split: The name of one of its splits, such as 'train'.
 
   Returns:
@@ -56,6 +57,8 @@ def open_records(
     DatasetError: A file is missing or damaged, or of a format other than
       tfrecord and array_record.
   """
+  if isinstance(builder, Folder):
+    return builder.open_files(tfds_split)
   info = builder.info.splits[tfds_split]
   paths = [os.fspath(path) for path in info.filepaths]
   file_format = builder.info.file_format
@@ -271,10 +274,8 @@ def _index_paths(first_shard: str, name: str) -> list[pathlib.Path]:
   """Where the index may be, best first."""
   folder = os.path.dirname(first_shard)
   digest = hashlib.sha256(folder.encode()).hexdigest()[:12]
-  cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  cache = pathlib.Path(cache).expanduser() / 'nfnets'
   beside = pathlib.Path(folder, f'{name}.record_index.npz')
-  fallback = cache / f'{name}-{digest}.record_index.npz'
+  fallback = cache.folder() / f'{name}-{digest}.record_index.npz'
   return [fallback] if _is_remote(folder) else [beside, fallback]
 
 
@@ -301,22 +302,12 @@ def _save_index(
   shard_lengths: Sequence[int],
   shard_bytes: Sequence[int],
 ) -> None:
-  """Writes the index in one step, however many processes do so at once."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix='.tmp')
-  try:
-    with os.fdopen(descriptor, 'wb') as file:
-      np.savez(
-        file,
-        lengths=lengths,
-        shard_lengths=np.asarray(shard_lengths, np.int64),
-        shard_bytes=np.asarray(shard_bytes, np.int64),
-      )
-    os.chmod(temporary, 0o644)  # Others read the dataset too.
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
+  cache.save_arrays(
+    path,
+    lengths=lengths,
+    shard_lengths=np.asarray(shard_lengths, np.int64),
+    shard_bytes=np.asarray(shard_bytes, np.int64),
+  )
 
 
 def _scan_file(path: str, size: int, expected: int) -> np.ndarray:

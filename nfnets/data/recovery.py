@@ -132,4 +132,6 @@ def first_line(error: tf.errors.OpError) -> str:
   """The message without the names of graph nodes and where they were made."""
   text = error.message.split('\n\n')[-1]
   text = re.sub(r'\{\{.*?\}\}|\[Op:.*', '', text).strip()
-  return text.split('\n')[0].strip().rstrip('.')
+  text = text.split('\n')[0].strip().rstrip('.')
+  # Of tf.Assert, with which our own functions fail.
+  return re.sub(r'.*assertion failed: \[(.*)\]', r'\1', text)

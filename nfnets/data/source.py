@@ -1,11 +1,11 @@
-"""The examples of a TFDS split, by their number."""
+"""The examples of a split, by their number."""
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from nfnets.data import records
-from nfnets.data.builders import find_split, image_and_label
+from nfnets.data import image_files, records
+from nfnets.data.builders import find_split, image_and_label, title
 from nfnets.data.errors import DatasetError
 
 
@@ -21,7 +21,7 @@ class Source:
     """Opens the files.
 
     Args:
-      builder: A prepared TFDS dataset.
+      builder: A dataset from `load_builder`.
       split: One of `builders.SPLITS`.
 
     Raises:
@@ -29,7 +29,7 @@ class Source:
     """
     tfds_split, self._start, stop = find_split(builder, split)
     self.num_examples = stop - self._start
-    self.title = f'{builder.info.full_name}, split {split!r}'
+    self.title = f'{title(builder)}, split {split!r}'
     if not self.num_examples:
       raise DatasetError(f'{self.title} is empty.')
     self._fields = image_and_label(builder)
@@ -53,7 +53,10 @@ class Source:
     image, label, is_encoded = self._fields
     skip = {image: tfds.decode.SkipDecoding()} if is_encoded else None
     example = self._features.deserialize_example(record, decoders=skip)
-    return example[image], tf.cast(example[label], tf.int32)
+    image = example[image]
+    if isinstance(self._records, image_files.ImageFiles):
+      image = image_files.decode(image)
+    return image, tf.cast(example[label], tf.int32)
 
   def where(self, index: int) -> str:
     """Says in words where an example is, for messages."""

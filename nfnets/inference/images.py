@@ -1,5 +1,7 @@
 """Image files: those in a folder, and decoding whatever Pillow reads."""
 
+import functools
+import io
 import os
 import stat
 from typing import BinaryIO
@@ -23,6 +25,8 @@ _TURNS = {
 }
 # TensorFlow decodes no JPEG without it.
 _END_OF_JPEG = b'\xff\xd9'
+# What begins EXIF data in a PNG.
+_EXIF_IN_PNG = (b'eXIf', b'Raw profile type exif')
 
 
 class ImageError(ValueError):
@@ -48,22 +52,31 @@ def find_images(*paths: str) -> list[str]:
 def _find(path: str) -> list[str]:
   if not os.path.isdir(path):
     return [path]
-  suffixes = {
-    suffix
-    for suffix, kind in Image.registered_extensions().items()
-    if kind in Image.OPEN and kind not in _STUBS
-  }
   found, errors = [], []
   for folder, folders, names in os.walk(path, onerror=errors.append):
     folders[:] = [name for name in folders if not name.startswith('.')]
     found += [
       os.path.join(folder, name)
       for name in names
-      if not name.startswith('.')
-      and os.path.splitext(name)[1].lower() in suffixes
+      if not name.startswith('.') and is_image_name(name)
     ]
   found += [error.filename for error in errors]
   return sorted(found) or [path]
+
+
+def is_image_name(name: str) -> bool:
+  """Returns whether the suffix of a file's name is that of an image."""
+  return os.path.splitext(name)[1].lower() in _suffixes()
+
+
+@functools.cache
+def _suffixes() -> frozenset[str]:
+  kinds = Image.registered_extensions().items()
+  return frozenset(
+    suffix
+    for suffix, kind in kinds
+    if kind in Image.OPEN and kind not in _STUBS
+  )
 
 
 def read_image(path: str) -> bytes | np.ndarray:
@@ -93,17 +106,45 @@ def read_image(path: str) -> bytes | np.ndarray:
     if not stat.S_ISREG(mode):  # Opening a pipe would wait for its other end.
       raise ImageError('not a file')
     with open(path, 'rb') as file:
-      return _decode(file)
+      return decode(file)
   except OSError as error:
     raise ImageError(error.strerror or str(error)) from error
 
 
-def _decode(file: BinaryIO) -> bytes | np.ndarray:
+def is_plain(content: bytes) -> bool:
+  """Returns whether TensorFlow decodes an image as `decode` would have it.
+
+  So it is for the JPEGs that `decode` leaves encoded, and for PNGs of grey or
+  RGB without transparency. Only the header is looked at, so the rest may be
+  damaged; for what is no image it is false.
+  """
+  try:
+    with Image.open(io.BytesIO(content), formats=('JPEG', 'PNG')) as image:
+      if image.format == 'PNG':
+        is_opaque = not image.has_transparency_data
+        return (
+          image.mode in ('L', 'RGB')
+          and is_opaque
+          and not any(
+            # Wherever it is: Pillow would have to decode the image to tell.
+            mark in content
+            for mark in _EXIF_IN_PNG
+          )
+        )
+      return _is_plain_jpeg(image, _turn(image)) and content.endswith(
+        _END_OF_JPEG
+      )
+  except Exception:  # As many kinds as in `decode`, which says what is wrong.
+    return False
+
+
+def decode(file: BinaryIO) -> bytes | np.ndarray:
+  """Decodes an image file that is open; see `read_image`."""
   try:
     with Image.open(file) as image:
       image.load()
-      turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-      if turn is None and image.format == 'JPEG' and image.mode != 'CMYK':
+      turn = _turn(image)
+      if _is_plain_jpeg(image, turn):
         file.seek(0)
         encoded = file.read()
         if encoded.endswith(_END_OF_JPEG):
@@ -119,6 +160,14 @@ def _decode(file: BinaryIO) -> bytes | np.ndarray:
   except Exception as error:
     reason = ' '.join(str(error).split()) or type(error).__name__
     raise ImageError(f'cannot be decoded: {reason}') from error
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+  return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+
+
+def _is_plain_jpeg(image: Image.Image, turn: Image.Transpose | None) -> bool:
+  return turn is None and image.format == 'JPEG' and image.mode != 'CMYK'
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
