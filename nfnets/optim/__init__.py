@@ -5,6 +5,7 @@ from nfnets.optim.agc import (
   adaptive_grad_clip,
   unitwise_norm,
 )
+from nfnets.optim.layers import choose, scale_layers, stop_gradients, train_only
 from nfnets.optim.recipe import clip_mask, decay_mask, make_optimizer, sgd_agc
 from nfnets.optim.sam import sam, sam_ascent, sam_descent
 from nfnets.optim.schedules import warmup_cosine
@@ -12,13 +13,17 @@ from nfnets.optim.schedules import warmup_cosine
 __all__ = [
   'AdaptiveGradClipState',
   'adaptive_grad_clip',
+  'choose',
   'clip_mask',
   'decay_mask',
   'make_optimizer',
   'sam',
   'sam_ascent',
   'sam_descent',
+  'scale_layers',
   'sgd_agc',
+  'stop_gradients',
+  'train_only',
   'unitwise_norm',
   'warmup_cosine',
 ]

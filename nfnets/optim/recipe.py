@@ -1,21 +1,13 @@
 """The optimizers of the papers, composed of optax's parts."""
 
-from collections.abc import Callable
 import inspect
 from typing import Any
 
 import jax
 import optax
 
-from nfnets.optim import agc
-
-Mask = Callable[[optax.Params], Any]
-
-
-def _path(keys) -> tuple[str, str]:
-  """Returns (module, name) of a parameter in a tree of any depth."""
-  names = [str(getattr(k, 'key', getattr(k, 'name', k))) for k in keys]
-  return '/'.join(names[:-1]), names[-1]
+from nfnets.optim import agc, layers
+from nfnets.optim.layers import Mask
 
 
 def decay_mask(params: optax.Params) -> Any:
@@ -25,7 +17,7 @@ def decay_mask(params: optax.Params) -> Any:
   """
 
   def decays(keys, _):
-    _, name = _path(keys)
+    _, name = layers.path(keys)
     is_bias = 'gain' in name or 'bias' in name
     return not is_bias and name not in ('scale', 'offset', 'b')
 
@@ -40,9 +32,8 @@ def clip_mask(params: optax.Params) -> Any:
   """
 
   def clips(keys, _):
-    module, name = _path(keys)
-    is_last = module.split('/~/')[1:] == ['linear'] or module == 'linear'
-    return not (is_last and name == 'w')
+    module, name = layers.path(keys)
+    return not (layers.is_last_layer(module) and name == 'w')
 
   return jax.tree_util.tree_map_with_path(clips, params)
 

@@ -1,0 +1,97 @@
+"""Settings that are left open, and follow from the weights and the dataset."""
+
+from typing import Any
+
+import ml_collections
+
+from nfnets import weights, zoo
+
+
+class WeightsError(RuntimeError):
+  """Weights cannot be read."""
+
+
+# What a dataset of any size gets: an image is seen so often, but there are at
+# least so many steps. Rates and numbers are from docs/finetuning.md.
+_EPOCHS, _LEAST_STEPS, _LR = 20, 300, 0.05
+_SCRATCH_EPOCHS, _SCRATCH_LEAST_STEPS, _SCRATCH_LR = 60, 900, 0.2
+
+
+def fill_in_model(config: ml_collections.ConfigDict) -> None:
+  """Sets the model, its sizes and preprocessing where they are left open.
+
+  Args:
+    config: the experiment's, which is changed.
+
+  Raises:
+    WeightsError: if the weights cannot be read, or are of no model.
+    ValueError: if there is no such model, or neither weights nor a model.
+  """
+  metadata = {}
+  if not config.model:
+    if not config.weights:
+      raise ValueError(
+        'Neither weights nor a model is named: --weights=nfnet_f0 fine-tunes, '
+        'and --model=nfnet_f0 trains from scratch.'
+      )
+    try:
+      model = weights.open_model(config.weights)[0]
+      metadata = weights.read_metadata(config.weights)
+    except (OSError, ValueError) as error:
+      raise WeightsError(f'weights: {error}') from error
+    config.model, entry = model.name, model.entry
+    with config.model_kwargs.unlocked():
+      for key, value in metadata.get('model_kwargs', {}).items():
+        config.model_kwargs.setdefault(key, value)
+  else:
+    entry = zoo.get_entry(config.model)
+  for key, value in (
+    ('image_size', entry.train_size),
+    ('eval_image_size', entry.test_size),
+    ('eval_preproc', entry.eval_preproc),
+    ('train_preproc', metadata.get('train_preprocessing', 'crop_flip')),
+  ):
+    config[key] = config[key] or value
+
+
+def fill_in_training(
+  config: ml_collections.ConfigDict, num_classes: int, num_examples: int
+) -> None:
+  """Sets how long and how fast to train, where that is left open.
+
+  Args:
+    config: the experiment's, which is changed.
+    num_classes: of the dataset.
+    num_examples: of an epoch.
+  """
+  config.num_classes = config.num_classes or num_classes
+  has_weights = bool(config.weights)
+  epoch = num_examples / config.train_batch_size
+  if config.num_steps:
+    config.num_epochs = config.num_steps / epoch
+  elif not config.num_epochs:
+    config.num_epochs = float(
+      max(_EPOCHS, _LEAST_STEPS / epoch)
+      if has_weights
+      else max(_SCRATCH_EPOCHS, _SCRATCH_LEAST_STEPS / epoch)
+    )
+  config.lr = config.lr or (_LR if has_weights else _SCRATCH_LR)
+  if config.lr_schedule.warmup_part:
+    part = config.lr_schedule.warmup_part * config.num_epochs
+    config.lr_schedule.warmup_epochs = part
+
+
+def recall(config: ml_collections.ConfigDict, settings: dict[str, Any]) -> None:
+  """Takes what is left open from a run that has begun.
+
+  So that it goes on, and is evaluated, as it began, without its first weights.
+
+  Args:
+    config: the experiment's, which is changed.
+    settings: of the run, by name.
+  """
+  for key in ('model', 'image_size', 'eval_image_size', 'eval_preproc'):
+    config[key] = config[key] or settings[key]
+  config.train_preproc = config.train_preproc or settings['train_preproc']
+  config.num_epochs = config.num_epochs or settings['num_epochs']
+  config.lr = config.lr or settings['lr']

@@ -1,0 +1,141 @@
+"""Fine-tuning: which layers are trained, and how far each of them moves."""
+
+from collections.abc import Callable
+import fnmatch
+import re
+from typing import Any
+
+import jax
+import optax
+
+Mask = Callable[[optax.Params], Any]
+
+# The modules of a block hold its number; that of the first is left out.
+_BLOCK = re.compile(r'\w*block(?:_v\d)?(?:_(\d+))?')
+
+
+def is_last_layer(module: str) -> bool:
+  """Tells whether this is the module of the last linear layer."""
+  return module.split('/~/')[1:] == ['linear'] or module == 'linear'
+
+
+def path(keys) -> tuple[str, str]:
+  """Returns (module, name) of a parameter in a tree of any depth."""
+  names = [str(getattr(k, 'key', getattr(k, 'name', k))) for k in keys]
+  return '/'.join(names[:-1]), names[-1]
+
+
+def choose(names: str) -> Mask:
+  """Returns a function from parameters to a tree of bools: the chosen ones.
+
+  Args:
+    names: parts of the path of a parameter, such as 'nf_block_3', 'conv1' or
+      'gain', with `*` and `?` as in file names, and with commas between them;
+      'last' is the last linear layer. A parameter is chosen where any fits.
+
+  Returns:
+    A function that raises ValueError where one of them fits no parameter.
+  """
+  patterns = [name.strip() for name in names.split(',')]
+
+  def fits(pattern: str, keys) -> bool:
+    module, name = path(keys)
+    if pattern == 'last':
+      return is_last_layer(module)
+    parts = [*module.replace('/~', '').split('/'), name]
+    return any(fnmatch.fnmatchcase(part, pattern) for part in parts)
+
+  def mask(params):
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    chosen = [
+      [fits(pattern, keys) for keys, _ in leaves] for pattern in patterns
+    ]
+    for pattern, found in zip(patterns, chosen, strict=True):
+      if not any(found):
+        layers = dict.fromkeys(_layer(path(keys)[0]) for keys, _ in leaves)
+        raise ValueError(
+          f'{pattern!r} fits no parameter. There are the layers last, '
+          f'{", ".join(layers)}, and parts of these.'
+        )
+    return jax.tree.unflatten(treedef, map(any, zip(*chosen, strict=True)))
+
+  return mask
+
+
+def train_only(
+  optimizer: optax.GradientTransformation, mask: Mask
+) -> optax.GradientTransformation:
+  """Has an optimizer change the chosen parameters alone.
+
+  Args:
+    optimizer: sees these alone, and keeps no state of the others.
+    mask: from parameters to a tree of bools.
+
+  Returns:
+    An optax transformation; its updates of the other parameters are zero.
+  """
+  return optax.partition(
+    {True: optimizer, False: optax.set_to_zero()}, param_labels=mask
+  )
+
+
+def stop_gradients(params: optax.Params, mask: Mask) -> optax.Params:
+  """Returns the parameters, of which only the chosen ones have a gradient.
+
+  That of the others is zero, and is not computed.
+  """
+  return jax.tree.map(
+    lambda x, chosen: x if chosen else jax.lax.stop_gradient(x),
+    params,
+    mask(params),
+  )
+
+
+def scale_layers(
+  decay: float = 1.0, last: float = 1.0
+) -> optax.GradientTransformation:
+  """Scales the updates of each layer by its depth.
+
+  To be chained behind an optimizer, where it is a learning rate for each layer
+  (layer-wise decay, as of BEiT, arXiv 2106.08254, appendix).
+
+  Args:
+    decay: factor from a block to the one before it. The stem is one further
+      than the first block; what follows the last block is scaled by 1.
+    last: factor of the last linear layer, on top.
+
+  Returns:
+    An optax transformation without a state.
+  """
+
+  def update_fn(updates, state, params=None):
+    del params
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(updates)
+    modules = [path(keys)[0] for keys, _ in leaves]
+    blocks = [_block(module) for module in modules]
+    num_blocks = max((b for b in blocks if b is not None), default=-1) + 1
+    scaled = []
+    for module, block, (_, leaf) in zip(modules, blocks, leaves, strict=True):
+      distance = 0 if block is None else num_blocks - block
+      if block is None and _is_stem(module):
+        distance = num_blocks + 1
+      factor = decay**distance * (last if is_last_layer(module) else 1)
+      scaled.append(leaf * factor)
+    return jax.tree.unflatten(treedef, scaled), state
+
+  return optax.GradientTransformation(lambda _: optax.EmptyState(), update_fn)
+
+
+def _layer(module: str) -> str:
+  """Returns the first part of a path below the network's own name."""
+  return module.split('/~/')[1] if '/~/' in module else module
+
+
+def _block(module: str) -> int | None:
+  """Returns the number of the block that a module is in, from 0."""
+  found = _BLOCK.fullmatch(_layer(module))
+  return found and int(found[1] or 0)
+
+
+def _is_stem(module: str) -> bool:
+  return _layer(module).startswith(('stem', 'initial_conv'))
