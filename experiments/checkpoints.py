@@ -39,6 +39,7 @@ class OrbaxCheckpointer:
     config: Any,
     mode: str,
     check_training: Callable[[], None] | None = None,
+    on_best: Callable[[types.SimpleNamespace], None] | None = None,
   ):
     """Opens the folder `config.checkpoint_dir`, or makes it in training.
 
@@ -49,6 +50,7 @@ class OrbaxCheckpointer:
       check_training: is called while waiting for a checkpoint, and raises if
         none will come, because training has ended. None if training happens
         in another program.
+      on_best: is called with the state when the best one so far is saved.
 
     Raises:
       CheckpointError: if training could not write there.
@@ -59,6 +61,7 @@ class OrbaxCheckpointer:
     self._one_off = config.one_off_evaluate
     self._wait_minutes = config.eval_wait_minutes
     self._check_training = check_training
+    self._on_best = on_best
     self._states: dict[str, types.SimpleNamespace] = {}
     self._managers: dict[str, ocp.CheckpointManager] = {}
     self._last_path: str | None = None
@@ -96,6 +99,8 @@ class OrbaxCheckpointer:
     error = self._failed.get(ckpt_series)
     if error is not None and not self._is_training:
       raise error
+    if self._on_best is not None and ckpt_series == 'best':
+      self._on_best(self.get_experiment_state('best'))
 
   def can_be_restored(self, ckpt_series: str) -> bool:
     """Tells whether there is a checkpoint."""

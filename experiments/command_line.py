@@ -19,6 +19,8 @@ import ml_collections
 from experiments import configs
 
 _OURS = 'experiment_kwargs.config'
+# Other names of settings.
+_ALIASES = {'data': 'which_dataset'}
 
 
 class UsageError(ValueError):
@@ -114,6 +116,7 @@ def _long_forms(
   for arg in args:
     name, equals, value = arg.partition('=')
     key = name.removeprefix('--')
+    key = _ALIASES.get(key, key)
     if name == '--config':
       if not equals:
         next(args, None)
@@ -152,7 +155,7 @@ def _no_setting(name: str, config: ml_collections.ConfigDict) -> str:
   """Says that there is no setting or flag of this name, and which are near."""
   name = name.removeprefix('config.').removeprefix(f'{_OURS}.')
   known = {k.removeprefix(f'{_OURS}.') for k, _ in leaves(config)}
-  known |= {'config', 'jaxline_mode'}
+  known |= {'config', 'jaxline_mode', *_ALIASES}
   close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
   hint = f' Did you mean {" or ".join(f"--{c}" for c in close)}?'
   return (

@@ -40,9 +40,8 @@ def fill_in_model(config: ml_collections.ConfigDict) -> None:
     except (OSError, ValueError) as error:
       raise WeightsError(f'weights: {error}') from error
     config.model, entry = model.name, model.entry
-    with config.model_kwargs.unlocked():
-      for key, value in metadata.get('model_kwargs', {}).items():
-        config.model_kwargs.setdefault(key, value)
+    given = config.model_kwargs.to_dict()
+    config.model_kwargs = {**metadata.get('model_kwargs', {}), **given}
   else:
     entry = zoo.get_entry(config.model)
   for key, value in (

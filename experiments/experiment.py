@@ -6,6 +6,7 @@ python experiments/experiment.py --config=NAME [--SETTING=value ...]
 import functools
 import json
 import pathlib
+import shlex
 import sys
 import textwrap
 import threading
@@ -26,6 +27,7 @@ from experiments import (
   command_line,
   compilation_cache,
   configs,
+  derived,
   help_text,
   initial_weights,
   jaxline_compat,
@@ -33,6 +35,7 @@ from experiments import (
   processes,
   progress,
   recipe,
+  run_folder,
   summary,
   trainer,
 )
@@ -69,7 +72,7 @@ output is JSON; everything else goes to standard error.
 _EXPECTED = (
   checkpoints.CheckpointError,
   dataset.DatasetError,
-  initial_weights.WeightsError,
+  derived.WeightsError,
   recipe.ConfigError,
   trainer.NonFiniteError,
 )
@@ -101,7 +104,7 @@ def main(argv: list[str]) -> int:
     compilation_cache.enable()
   start = time.monotonic()
   try:
-    results = run(config, mode)
+    results = run(config, mode, f'python {shlex.join(argv)}')
   except _EXPECTED as error:
     # A wrong setting is a wrong command.
     is_usage = isinstance(error, recipe.ConfigError)
@@ -121,17 +124,23 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def run(config: ml_collections.ConfigDict, mode: str) -> dict[str, Any]:
+def run(
+  config: ml_collections.ConfigDict, mode: str, command: str = ''
+) -> dict[str, Any]:
   """Trains, evaluates, or both.
 
   Args:
     config: JAXline's; `training_steps` of 0 is set to the recipe's.
     mode: 'train', 'eval' or 'train_eval_multithreaded'.
+    command: the command line, for the record.
 
   Returns:
     The last metrics and where the results are.
   """
   ours = config.experiment_kwargs.config
+  begun = run_folder.read_info(config.checkpoint_dir)
+  if begun and _has_checkpoint(config):
+    derived.recall(ours, begun['settings'])
   built = recipe.build(ours, jaxline_compat.init_rng(config))
   if mode == 'eval' and ours.weights:
     return _evaluate_weights(config, built)
@@ -151,23 +160,24 @@ def run(config: ml_collections.ConfigDict, mode: str) -> dict[str, Any]:
     jax.process_count(),
     config.checkpoint_dir,
   )
+  folder = run_folder.RunFolder(config, built, command)
   reporter = progress.Reporter(config.training_steps, ours.train_batch_size)
   jaxline_compat.log_train_metrics_with(reporter.log)
   make = functools.partial(trainer.Experiment, recipe=built, reporter=reporter)
   if mode == 'eval':
-    last = _evaluate(make, config)
+    last = _evaluate(make, config, folder)
   else:
     with preemption.Notice() as notice:
       make = functools.partial(make, notice=notice)
       if mode == 'train':
         make = functools.partial(make, weights=weights)
-        most = config.test_at_end
-        if ours.fake_data:  # Large batches of these are not worth it.
-          most = min(most, 100)
-        test = built.num_eval_examples <= most
-        last = _train(make, config, reporter, test)
+        last = _train_and_test(make, config, built, reporter, folder)
       else:
-        last = _train_and_evaluate(make, config, reporter, weights, notice)
+        folder.begin()
+        make_training = functools.partial(make, weights=weights)
+        last = _train_and_evaluate(
+          make, make_training, config, reporter, notice, folder
+        )
   return {**last, 'checkpoint_dir': config.checkpoint_dir}
 
 
@@ -208,7 +218,34 @@ def _has_checkpoint(config) -> bool:
   return checkpoint_files.latest_step(folder) is not None
 
 
-def _train(make, config, reporter, test: bool) -> dict[str, Any]:
+def _train_and_test(make, config, built, reporter, folder) -> dict[str, Any]:
+  """Trains, keeps the weights to use, and measures them on the test split."""
+  folder.begin()
+  validates = config.evaluations > 0
+  if validates:
+    validation = run_folder.Validation(config, folder)
+    make = functools.partial(make, validate=validation)
+  last, module = _train(make, config, reporter)
+  if last['stopped_by_sigterm']:
+    return last
+  most = config.test_at_end
+  if built.builder is None:  # Large batches of random images are not worth it.
+    most = min(most, 100)
+  tested = {}
+  if validates:
+    kept = folder.kept_weights()
+  else:
+    kept = module.weights()
+    folder.keep(kept, last['step'])
+  if validates or built.num_eval_examples('test') <= most:
+    tested = _test(module, kept, config, built, last['step'])
+    last = {**last, **tested}
+  folder.end(last)
+  return last
+
+
+def _train(make, config, reporter) -> tuple[dict[str, Any], trainer.Experiment]:
+  """Returns the last metrics, and what was trained."""
   checkpointer = checkpoints.OrbaxCheckpointer(config, 'train')
   writer = progress.Writer(config, 'train', reporter)
   try:
@@ -218,28 +255,28 @@ def _train(make, config, reporter, test: bool) -> dict[str, Any]:
   state = checkpointer.get_experiment_state('latest')
   step = int(state.global_step)
   stopped = step < config.training_steps
-  tested = {}
-  if test and not stopped:
-    tested = _test(state.experiment_module, config, step)
-  return {**writer.last, 'step': step, 'stopped_by_sigterm': stopped, **tested}
+  last = {**writer.last, 'step': step, 'stopped_by_sigterm': stopped}
+  return last, state.experiment_module
 
 
-def _test(module: trainer.Experiment, config, step: int) -> dict[str, float]:
-  """Measures the last weights, averaged if there is an average."""
+def _test(module, weights, config, built, step: int) -> dict[str, Any]:
+  """Measures weights on the test split, or on what there is in its place."""
   try:
-    metrics = module.evaluate(global_step=None, rng=None, writer=None)
+    metrics = module.test(weights)
   except preemption.StoppedError:
     return {}
-  progress.Writer(config, 'eval').write_scalars(step, metrics)
-  prefix = 'eval_ema_' if 'eval_ema_loss' in metrics else 'eval_'
-  return {
-    **{f'test_{k}': metrics[prefix + k] for k in ('loss', 'top_1_acc')},
-    'test_num_examples': metrics['eval_num_examples'],
-  }
+  if not config.evaluations:  # Whose points make a curve already.
+    use_ema = config.experiment_kwargs.config.use_ema
+    prefix = 'eval_ema_' if use_ema else 'eval_'
+    named = {k.replace('test_', prefix): v for k, v in metrics.items()}
+    progress.Writer(config, 'eval').write_scalars(step, named)
+  return {**metrics, 'test_split': built.test_split}
 
 
-def _evaluate(make, config, check_training=None) -> dict[str, Any]:
-  checkpointer = checkpoints.OrbaxCheckpointer(config, 'eval', check_training)
+def _evaluate(make, config, folder, check_training=None) -> dict[str, Any]:
+  checkpointer = checkpoints.OrbaxCheckpointer(
+    config, 'eval', check_training, folder.keep_best
+  )
   if check_training is None:
     # Before anything is made in a folder that may be a misspelt one.
     checkpointer.check_folder()
@@ -253,14 +290,13 @@ def _evaluate(make, config, check_training=None) -> dict[str, Any]:
   return writer.last
 
 
-def _train_and_evaluate(make, config, reporter, weights, notice):
+def _train_and_evaluate(make, make_training, config, reporter, notice, folder):
   """Trains in a thread and evaluates each new checkpoint in this one."""
   trained, failure = {}, []
 
   def target():
     try:
-      make_training = functools.partial(make, weights=weights)
-      trained.update(_train(make_training, config, reporter, test=False))
+      trained.update(_train(make_training, config, reporter)[0])
     except BaseException as error:
       failure.append(error)
 
@@ -272,7 +308,7 @@ def _train_and_evaluate(make, config, reporter, weights, notice):
     if notice.is_set() or not thread.is_alive():
       raise preemption.StoppedError
 
-  evaluated = _evaluate(make, config, check_training)
+  evaluated = _evaluate(make, config, folder, check_training)
   thread.join()
   if failure:
     raise failure[0]

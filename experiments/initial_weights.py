@@ -9,12 +9,9 @@ import ml_collections
 import numpy as np
 
 from experiments import recipe
+from experiments.derived import WeightsError
 import nfnets
 from nfnets import base, weights
-
-
-class WeightsError(RuntimeError):
-  """A file of weights cannot be read."""
 
 
 def read(built: recipe.Recipe, is_training: bool) -> weights.Weights:

@@ -11,13 +11,17 @@ import jax
 import ml_collections
 import optax
 
+from experiments import derived
 from experiments import step as step_lib
 import nfnets
 from nfnets import optim, zoo
-from nfnets.data import augmentation, dataset, preprocess
+from nfnets.data import augmentation, builders, dataset, preprocess
+from nfnets.weights import shapes
 
 # Images that an epoch of fake data counts.
 _FAKE_EXAMPLES = 10_000
+# Their classes, where num_classes is left open.
+_FAKE_CLASSES = 10
 # Batches of fake data that an evaluation takes.
 _FAKE_EVAL_BATCHES = 2
 
@@ -52,14 +56,21 @@ class Recipe:
   def num_steps(self) -> int:
     """How many updates `config.num_epochs` make; at least one."""
     images = self.config.num_epochs * self.num_examples
-    return max(1, int(images / self.config.train_batch_size))
+    # A whole number of steps need not be one of epochs.
+    return max(1, int(images / self.config.train_batch_size + 1e-6))
 
-  @property
-  def num_eval_examples(self) -> int:
-    """How many examples an evaluation counts."""
+  def num_eval_examples(self, split: str | None = None) -> int:
+    """Returns how many examples an evaluation counts; see `eval_batches`."""
     if self.builder is None:
       return _FAKE_EVAL_BATCHES * self.eval_batch_size
-    return dataset.num_examples(self.builder, self.config.eval_subset)
+    return dataset.num_examples(self.builder, split or self.config.eval_subset)
+
+  @property
+  def test_split(self) -> str:
+    """What the test split is called where it comes from."""
+    if self.builder is None:
+      return 'random images'
+    return builders.find_split(self.builder, 'test').tfds_split
 
   @property
   def eval_batch_size(self) -> int:
@@ -67,10 +78,9 @@ class Recipe:
     size = self.config.eval_batch_size
     return size + -size % jax.device_count()
 
-  @property
-  def num_eval_batches(self) -> int:
-    """How many batches an evaluation takes; what the last lacks is masked."""
-    return -(-self.num_eval_examples // self.eval_batch_size)
+  def num_eval_batches(self, split: str | None = None) -> int:
+    """Returns how many batches it takes; what the last lacks is masked."""
+    return -(-self.num_eval_examples(split) // self.eval_batch_size)
 
   def train_batches(self, first_step: int = 0, **processes: int):
     """Returns the batches of training, without end.
@@ -107,8 +117,11 @@ class Recipe:
       **kwargs,
     )
 
-  def eval_batches(self):
+  def eval_batches(self, split: str | None = None):
     """Returns the batches of one evaluation: every example once.
+
+    Args:
+      split: 'valid' or 'test'; `config.eval_subset` if None.
 
     Returns:
       An iterator; see `nfnets.data.dataset.eval_batches`.
@@ -131,7 +144,7 @@ class Recipe:
       )
     return dataset.eval_batches(
       self.builder,
-      config.eval_subset,
+      split or config.eval_subset,
       preprocessing=config.eval_preproc,
       skip_corrupt=config.skip_corrupt,
       **kwargs,
@@ -142,16 +155,23 @@ def build(config: ml_collections.ConfigDict, init_rng: jax.Array) -> Recipe:
   """Builds all that the settings name; nothing is compiled or written.
 
   Args:
-    config: the experiment's settings; see `configs.get_base`.
+    config: the experiment's settings; see `configs.get_base`. Those that are
+      left open are set.
     init_rng: the key that JAXline gives to the experiment.
 
   Raises:
     ConfigError: for settings that are wrong.
+    derived.WeightsError: if weights that tell the model cannot be read.
     nfnets.data.dataset.DatasetError: if the dataset cannot be used.
   """
+  try:
+    derived.fill_in_model(config)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
   _check(config)
   builder, num_examples = _open_dataset(config)
   model = create_model(config)
+  _check_layers(config, model)
   schedule = create_schedule(config, num_examples / config.train_batch_size)
   return Recipe(
     config=config,
@@ -219,7 +239,7 @@ def create_schedule(
 def create_optimizer(
   config: ml_collections.ConfigDict, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-  """Builds the optimizer that the settings name.
+  """Builds the optimizer that the settings name, for the layers they name.
 
   Raises:
     ConfigError: if there is no such optimizer, or no such argument of it.
@@ -233,7 +253,25 @@ def create_optimizer(
       f'optimizer: {error} A config file can set other arguments, with '
       "optimizer = {'name': ..., 'kwargs': {...}}."
     ) from error
+  if config.train_only:
+    optimizer = optim.train_only(optimizer, optim.choose(config.train_only))
+  if config.layer_decay != 1 or config.lr_head:
+    last = (config.lr_head or config.lr) / config.lr
+    scale = optim.scale_layers(config.layer_decay, last)
+    optimizer = optax.chain(optimizer, scale)
   return optim.sam(optimizer, config.sam_rho) if config.sam_rho else optimizer
+
+
+def _check_layers(
+  config: ml_collections.ConfigDict, model: nfnets.Model
+) -> None:
+  """Raises ConfigError if there are no such layers to train."""
+  if config.train_only:
+    params, _ = shapes.of_model(model)
+    try:
+      optim.choose(config.train_only)(params)
+    except ValueError as error:
+      raise ConfigError(f'train_only: {error}') from error
 
 
 def _processes() -> dict[str, int]:
@@ -251,15 +289,23 @@ def _train_split(config: ml_collections.ConfigDict) -> str:
 def _open_dataset(config: ml_collections.ConfigDict) -> tuple[Any, int]:
   """Returns TFDS's builder, or None, and the number of training examples."""
   if config.fake_data:
+    derived.fill_in_training(config, _FAKE_CLASSES, _FAKE_EXAMPLES)
     return None, _FAKE_EXAMPLES
+  if not config.which_dataset:
+    raise ConfigError(
+      'No dataset is named: --data=DIR is a folder of images, with a folder '
+      'for each class; --data=NAME is a dataset of TFDS.'
+    )
   builder = dataset.load_builder(config.which_dataset, config.data_dir or None)
   num_classes = dataset.num_classes(builder)
-  if num_classes != config.num_classes:
+  if config.num_classes not in (0, num_classes):
     raise ConfigError(
       f'{config.which_dataset} has {num_classes} classes, but num_classes is '
-      f'{config.num_classes}.'
+      f'{config.num_classes}; --num_classes=0 takes those of the dataset.'
     )
-  return builder, dataset.num_examples(builder, _train_split(config))
+  num_examples = dataset.num_examples(builder, _train_split(config))
+  derived.fill_in_training(config, num_classes, num_examples)
+  return builder, num_examples
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
@@ -289,12 +335,14 @@ def _check(config: ml_collections.ConfigDict) -> None:
     'eval_batch_size',
     'image_size',
     'eval_image_size',
-    'num_epochs',
-    'lr',
     'accumulate_steps',
+    'layer_decay',
   ):
     if config[key] <= 0:
       raise ConfigError(f'{key} is {config[key]}; it must be positive.')
+  for key in ('num_classes', 'num_epochs', 'num_steps', 'lr', 'lr_head'):
+    if config[key] < 0:
+      raise ConfigError(f'{key} is {config[key]}; it must not be negative.')
   if config.train_batch_size % jax.device_count():
     raise ConfigError(
       f'train_batch_size is {config.train_batch_size}, which '

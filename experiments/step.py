@@ -151,11 +151,14 @@ def make_train_step(
   dtype = _compute_dtype(config.bfloat16)
   loss_of = LOSSES[config.which_loss]
   decay_at = EMAS[config.which_ema]
+  is_trained = optim.choose(config.train_only)
 
   def mean(tree):
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
   def loss_fn(params, state, batch, rng):
+    if config.train_only:
+      params = optim.stop_gradients(params, is_trained)
     # Cast here, so that the gradients come back as float32.
     out, new_state = model.apply(
       _cast(params, dtype),

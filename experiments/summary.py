@@ -39,18 +39,17 @@ def describe(
     metric = config.best_model_eval_metric
     lines.append(f'Best {metric} so far: {best.value:.4g}, at step {best.step}')
   lines.append(f'Results: {folder} (checkpoints, TensorBoard curves)')
+  if 'report' in results:
+    lines.append(f'Report: {results["report"]}')
   if mode == 'train':
     again = [a for a in argv if not a.startswith('--jaxline_mode')]
     if config.experiment_kwargs.config.weights:
       again.append('--weights=')  # Those that training ended with instead.
     again = shlex.join([*again, '--jaxline_mode=eval'])
     lines.append(f'Evaluate: python {again}')
-  file = folder / 'weights.npz'
-  lines.append(
-    'Classify: python experiments/tools/extract_weights.py '
-    f'{shlex.quote(str(folder))} --output={shlex.quote(str(file))} && python '
-    f'-m nfnets.classify --weights={shlex.quote(str(file))} IMAGE'
-  )
+  if (folder / 'weights.safetensors').exists():
+    name = shlex.quote(str(folder))
+    lines.append(f'Classify: python -m nfnets.classify --weights={name} IMAGE')
   return '\n'.join(lines)
 
 
@@ -64,5 +63,8 @@ def _accuracies(results: dict[str, Any]) -> list[str]:
   ):
     if key in results:
       number = results[f'{key.partition("_")[0]}_num_examples']
-      lines.append(f'{what}: {results[key]:.2%} of {number} examples')
+      line = f'{what}: {results[key]:.2%} of {number} examples'
+      if key.startswith('test') and results['test_split'] != 'test':
+        line += f' ({results["test_split"]})'
+      lines.append(line)
   return lines

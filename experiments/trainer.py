@@ -4,7 +4,7 @@
 """
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import functools
 import math
@@ -69,6 +69,7 @@ class Experiment(experiment.AbstractExperiment):
     reporter: progress.Reporter | None = None,
     notice: preemption.Notice | None = None,
     weights: weights_lib.Weights | None = None,
+    validate: Callable[['Experiment', int], None] | None = None,
   ):
     """Compiles nothing yet; in training, makes the first parameters.
 
@@ -82,6 +83,8 @@ class Experiment(experiment.AbstractExperiment):
       weights: parameters and state to start from, of all modules or of some, or
         in evaluation to evaluate, unless a checkpoint is restored. What reads
         `config.weights` is the command.
+      validate: is called in training with this and the number of steps made,
+        before the next step and after the last; None never stops for that.
 
     Raises:
       recipe.ConfigError: for settings that are wrong.
@@ -139,6 +142,7 @@ class Experiment(experiment.AbstractExperiment):
     self._in_flight = collections.deque()
     self._periodic_actions = ()
     self._notice = notice
+    self._validate = validate
     self._last_step = math.inf
     self._loop_began = 0.0
     self._started = None
@@ -160,6 +164,11 @@ class Experiment(experiment.AbstractExperiment):
     """Tells whether to go on: not after the last step, nor after SIGTERM."""
     if self._asked_to_end():
       return False
+    if self._validate is not None:
+      try:
+        self._validate(self, global_step)
+      except preemption.StoppedError:
+        return False
     return global_step < min(config.training_steps, self._last_step)
 
   def train_loop(self, config, state, periodic_actions, writer=None) -> None:
@@ -288,12 +297,39 @@ class Experiment(experiment.AbstractExperiment):
       in front for the averaged weights, and `eval_num_examples`.
     """
     del global_step, rng, writer
-    weights = {'eval_': (self._train_state.params, self._train_state.state)}
-    if self._train_state.ema_params is not None:
-      weights['eval_ema_'] = (
-        self._train_state.ema_params,
-        self._train_state.ema_state,
-      )
+    state = self._train_state
+    weights = {'eval_': (state.params, state.state)}
+    if state.ema_params is not None:
+      weights['eval_ema_'] = (state.ema_params, state.ema_state)
+    return self._measure(weights, self.config.eval_subset)
+
+  def test(self, weights: weights_lib.Weights | None = None) -> dict[str, Any]:
+    """Measures weights on the test split.
+
+    Args:
+      weights: None for the present ones, averaged if there is an average.
+
+    Returns:
+      `test_loss`, `test_top_1_acc` and `test_num_examples`.
+    """
+    weights = self.weights() if weights is None else weights
+    weights = jaxline_compat.bcast_local_devices(tuple(weights))
+    metrics = self._measure({'eval_': weights}, 'test')
+    keys = ('loss', 'top_1_acc', 'num_examples')
+    return {f'test_{key}': metrics[f'eval_{key}'] for key in keys}
+
+  def weights(self) -> weights_lib.Weights:
+    """Copies the present weights, averaged if there is an average."""
+    state = self._train_state
+    pair = (state.params, state.state)
+    if state.ema_params is not None:
+      pair = (state.ema_params, state.ema_state)
+    return weights_lib.Weights(*jaxline_compat.get_first(pair))
+
+  def _measure(
+    self, weights: dict[str, tuple[Any, Any]], split: str
+  ) -> dict[str, float]:
+    """Measures {prefix of the metrics: (parameters, state) on the devices}."""
     sums = collections.defaultdict(float)
     in_flight = collections.deque()
 
@@ -302,9 +338,9 @@ class Experiment(experiment.AbstractExperiment):
         sums[key] += float(value)
 
     batches = tqdm.tqdm(
-      self._recipe.eval_batches(),
+      self._recipe.eval_batches(split),
       desc='evaluating',
-      total=self._recipe.num_eval_batches,
+      total=self._recipe.num_eval_batches(split),
       leave=False,
       dynamic_ncols=True,
       disable=not sys.stderr.isatty(),

@@ -15,6 +15,9 @@ _HERE = pathlib.Path(__file__).parent
 FILE = str(_HERE / 'by_name.py')
 
 
+_FINETUNE = ('finetune', 'finetune:f4+', 'finetune:2023')
+
+
 def _files() -> dict[str, str]:
   """Returns {recipe: the file of this folder that makes it}."""
   files = {}
@@ -28,8 +31,8 @@ def _files() -> dict[str, str]:
 
 
 def names() -> list[str]:
-  """Returns the names of the recipes: models, without `nfnet_`, and F6+SAM."""
-  return [*_files(), 'f6:sam']
+  """Returns the names: models, without `nfnet_`, F6+SAM, and fine-tuning."""
+  return [*_files(), 'f6:sam', *_FINETUNE]
 
 
 def load(name: str) -> ml_collections.ConfigDict:
@@ -45,8 +48,12 @@ def load(name: str) -> ml_collections.ConfigDict:
   """
   full, is_small = name.removesuffix(':small'), name.endswith(':small')
   recipe, _, argument = full.partition(':')
-  file = _files().get(recipe)
-  if file and (full == recipe or (file, argument) == ('nfnet', 'sam')):
+  file = {**_files(), 'finetune': 'finetune'}.get(recipe)
+  if file and (
+    full == recipe
+    or (file, argument) == ('nfnet', 'sam')
+    or (file == 'finetune' and argument)
+  ):
     path, argument = _HERE / f'{file}.py', full
   elif recipe.endswith('.py'):
     path = pathlib.Path(recipe)
@@ -79,9 +86,10 @@ def _make_small(config: ml_collections.ConfigDict) -> None:
   config.save_checkpoint_interval = 3
   config.log_tensors_interval = 1
   config.log_train_data_interval = 1
+  config.evaluations = min(config.evaluations, 2)
   config.compile_quickly = True
   experiment = config.experiment_kwargs.config
-  module = zoo.get_entry(experiment.model).module
+  module = zoo.get_entry(experiment.model or 'nfnet_f0').module
   experiment.model, changes = _SMALL[module.__name__]
   with experiment.model_kwargs.unlocked():
     experiment.model_kwargs.update(changes)
@@ -112,9 +120,9 @@ def get_base(name: str, model: str) -> ml_collections.ConfigDict:
 
   Args:
     name: of the recipe, for the folder of its results.
-    model: one of `nfnets.list_models()`.
+    model: one of `nfnets.list_models()`, or '' for that of the weights.
   """
-  entry = zoo.get_entry(model)
+  entry = zoo.get_entry(model) if model else None
   config = base_config.get_base_config()
   # The folder of the run: checkpoints, curves.
   config.checkpoint_dir = f'runs/{name.replace(":", "_")}'
@@ -144,6 +152,11 @@ def get_base(name: str, model: str) -> ml_collections.ConfigDict:
   config.best_model_eval_metric_higher_is_better = True
   # Whether all hosts write the best checkpoint, instead of the first alone.
   config.best_checkpoint_all_hosts = False
+  # How many times training stops on its way to evaluate; the best weights are
+  # kept, and tested at the end. 0 is never: then `eval` does so beside.
+  config.evaluations = 0
+  # Whether training ends with a page on its results, report.html.
+  config.report = False
   # Training ends with an evaluation where it takes no more than so many
   # examples; 0 never. ImageNet's, of 10,000 and more, is for a program beside.
   config.test_at_end = 5000
@@ -160,34 +173,37 @@ def get_base(name: str, model: str) -> ml_collections.ConfigDict:
   config.random_mode_eval = 'same_host_same_device'
 
   experiment = ml_collections.ConfigDict()
-  # A name of nfnets.list_models().
+  # A name of nfnets.list_models(); '' is the model of the weights.
   experiment.model = model
   # Arguments of the network's class; a config file can add others, as `width`.
   experiment.model_kwargs = ml_collections.ConfigDict({'stochdepth_rate': 0.1})
-  # Size of the network's last layer.
+  # Size of the network's last layer; 0 is the dataset's number of classes.
   experiment.num_classes = 1000
-  # A file of weights that training starts from, unless there is a checkpoint to
-  # go on from, and that `eval` evaluates instead of checkpoints; '' is none. A
-  # last layer for another number of classes is replaced in training.
+  # Weights that training starts from, unless there is a checkpoint to go on
+  # from, and that `eval` evaluates instead of checkpoints: a file, a run's
+  # folder, or a name, such as nfnet_f0; '' is none. A last layer for other
+  # classes is replaced in training.
   experiment.weights = ''
-  # Side of the training images, in pixels.
-  experiment.image_size = entry.train_size
-  # Side of the images in evaluation, in pixels.
-  experiment.eval_image_size = entry.test_size
+  # Side of the training images, in pixels; 0 is what the model was trained at.
+  experiment.image_size = entry.train_size if entry else 0
+  # Side of the images in evaluation, in pixels; 0 is what the model is for.
+  experiment.eval_image_size = entry.test_size if entry else 0
 
-  # The name of a dataset of TFDS.
+  # A folder of images, or the name of a dataset of TFDS; --data is the same.
   experiment.which_dataset = 'imagenet2012'
   # The folder that the dataset was prepared in; '' is TFDS's own.
   experiment.data_dir = ''
   # Whether to take random images instead, for trying things.
   experiment.fake_data = False
-  # What is evaluated: 'test' trains on all of TFDS's training split; 'valid'
-  # holds out a part of it.
+  # What is evaluated: 'test' trains on all of the training split; 'valid' holds
+  # out a part of it, where a folder has no split of that name.
   experiment.eval_subset = 'test'
-  # Crops and shifts in training: crop_flip or shift_K.
+  # Crops and shifts in training: crop_flip or shift_K; '' is what the weights
+  # were trained with, or crop_flip.
   experiment.train_preproc = 'crop_flip'
-  # In evaluation: crop_resize, resize_crop_P or center_crop_P.
-  experiment.eval_preproc = entry.eval_preproc
+  # In evaluation: crop_resize, resize_crop_P or center_crop_P; '' is what the
+  # model is for.
+  experiment.eval_preproc = entry.eval_preproc if entry else ''
   # What is done after train_preproc, such as 'cutmix_mixup_randaugment_405'; ''
   # is nothing.
   experiment.augment_name = ''
@@ -207,16 +223,33 @@ def get_base(name: str, model: str) -> ml_collections.ConfigDict:
   experiment.train_batch_size = 1024
   # Images of a step of evaluation, over all devices of all hosts.
   experiment.eval_batch_size = 1000
-  # How often training sees each image, unless training_steps says otherwise.
+  # How often training sees each image, unless training_steps says otherwise; 0
+  # follows from the size of the dataset.
   experiment.num_epochs = 90.0
-  # The highest learning rate.
+  # Updates that num_epochs is set to make; 0 leaves it as it is.
+  experiment.num_steps = 0
+  # The highest learning rate; 0 is what measured best for fine-tuning, or for
+  # small data where there are no weights.
   experiment.lr = 0.1
+  # The last layer's, where it is to learn at another; 0 is the same.
+  experiment.lr_head = 0.0
+  # Factor of the rate from each block to the one before it.
+  experiment.layer_decay = 1.0
+  # Layers that are trained, by parts of their names, with commas: last is the
+  # last layer, nf_block_11 a block, gain all gains; '' is everything.
+  experiment.train_only = ''
   # Whether lr is for a batch of 256, and grows with train_batch_size.
   experiment.lr_scale_by_bs = True
-  # warmup_cosine rises from 0, and falls along half a cosine to `end` at
+  # warmup_cosine rises from 0 for warmup_epochs, or for a part of all steps
+  # where warmup_part is not 0, and falls along half a cosine to `end` at
   # num_epochs; constant does not move.
   experiment.lr_schedule = ml_collections.ConfigDict(
-    {'name': 'warmup_cosine', 'warmup_epochs': 5.0, 'end': 0.0}
+    {
+      'name': 'warmup_cosine',
+      'warmup_epochs': 5.0,
+      'warmup_part': 0.0,
+      'end': 0.0,
+    }
   )
   # sgd_agc, or any optimizer of optax; gains and biases get no weight decay.
   experiment.optimizer = ml_collections.ConfigDict(

@@ -102,7 +102,8 @@ def main(argv: list[str] | None = None) -> int:
     return _fail(f'there is no checkpoint in {series}')
   try:
     weights, which = read_checkpoint(series / str(step), args.which)
-    weights_lib.save_weights(args.output, *weights)
+    metadata = {**_metadata(args.folder), 'step': step}
+    weights_lib.save_weights(args.output, *weights, metadata=metadata)
   except (checkpoint_files.CheckpointError, NoAverageError) as error:
     return _fail(error)
   except OSError as error:
@@ -122,6 +123,16 @@ def main(argv: list[str] | None = None) -> int:
   }
   print(json.dumps(results))
   return 0
+
+
+def _metadata(folder: pathlib.Path) -> dict[str, Any]:
+  """Returns what the run's own weights say of the network and its classes."""
+  try:
+    metadata = weights_lib.read_metadata(folder / 'weights.safetensors')
+  except (OSError, ValueError):
+    return {}
+  # How good those are, and not these.
+  return {k: v for k, v in metadata.items() if not k.startswith('eval_')}
 
 
 def _fail(error: Any) -> int:

@@ -237,7 +237,7 @@ def test_the_command_is_a_program(run_process, straight, tmp_path):
     ((*_SMALL, '--num_processes=2'), 2, 'processes need --coordinator_addr'),
     ((*_SMALL, '--which_dataset=x'), 1, "Unknown dataset 'x'"),
     ((*_SMALL, '--lr_schedule.name=x'), 2, 'lr_schedule.name'),
-    ((*_SMALL, '--lr=-1.0'), 2, 'lr is -1.0; it must be positive'),
+    ((*_SMALL, '--lr=-1.0'), 2, 'lr is -1.0; it must not be negative'),
   ],
 )
 def test_bad_input_is_answered_on_one_screen(

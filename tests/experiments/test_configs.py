@@ -183,7 +183,8 @@ def _settings_of(config):
 def test_every_recipe_is_in_the_tables():
   names = configs.names()
   assert len(set(names)) == len(names)
-  assert set(names) - set(_PUBLISHED) == {'digits'}
+  others = {'digits', 'finetune', 'finetune:f4+', 'finetune:2023'}
+  assert set(names) - set(_PUBLISHED) == others
   unlisted = set(_PUBLISHED) - set(names)
   assert all(name.endswith(':sam') for name in unlisted)
   assert 'f6:sam' in names
@@ -206,12 +207,44 @@ def test_every_recipe_is_complete_and_its_model_exists(name):
   ours = config.experiment_kwargs.config
   with ours.copy_and_resolve_references().unlocked() as fake:
     fake.fake_data = True
+    fake.model = ours.model or 'nfnet_f0'  # That of the weights.
   model = recipe.build(fake, jax.random.key(0)).model
-  assert model.num_classes == ours.num_classes
+  assert model.num_classes == (ours.num_classes or 10)
   assert config.checkpoint_dir == f'runs/{name.replace(":", "_")}'
   assert ours.accumulate_steps == 1 and not ours.remat
   assert not ours.skip_corrupt and not ours.skip_nonfinite
   assert not ours.fake_data and not ours.transpose
+
+
+@pytest.mark.parametrize(
+  'name, model, num_steps, num_epochs, size',
+  [
+    ('finetune:f4+', 'nfnet_f4+', 15_000, 23.979, (384, 512)),
+    ('finetune:f0', 'nfnet_f0', 15_000, 23.979, (192, 256)),
+    ('finetune:2023', 'nfnet_f7+', 31_278, 50, (480, 480)),
+  ],
+)
+def test_published_fine_tuning(
+  name, model, num_steps, num_epochs, size, monkeypatch
+):
+  monkeypatch.setattr(recipe, '_FAKE_EXAMPLES', _IMAGENET_EXAMPLES)
+  ours = configs.load(name).experiment_kwargs.config
+  assert ours.which_dataset == 'imagenet2012' and not ours.train_only
+  ours.fake_data = True
+  built = recipe.build(ours, jax.random.key(0))
+  assert built.num_steps == num_steps
+  assert ours.num_epochs == pytest.approx(num_epochs, abs=1e-3)
+  assert (ours.model, ours.train_batch_size) == (model, 2048)
+  assert (ours.image_size, ours.eval_image_size) == size
+  # 5,000 steps of 15,000 are warm-up, from 0 to 0.1; then a cosine to 0.
+  rates = [built.schedule(part * num_steps / 3) for part in (0, 0.5, 1, 2, 3)]
+  np.testing.assert_allclose(rates, [0, 0.05, 0.1, 0.05, 0], atol=1e-5)
+  assert ours.model_kwargs.to_dict() == {
+    'stochdepth_rate': 0.1,
+    'drop_rate': 0.25,
+  }
+  assert ours.optimizer.kwargs.weight_decay == 1e-5
+  assert (ours.sam_rho, ours.use_ema, ours.which_ema) == (0.05, True, 'tf1_ema')
 
 
 def test_the_f0_schedule_is_the_published_one():
