@@ -1,17 +1,11 @@
 """The file of weights that the settings name: to start from, or to evaluate."""
 
-import functools
-from typing import Any
-
 from absl import logging
-import jax
-import ml_collections
-import numpy as np
 
 from experiments import recipe
 from experiments.derived import WeightsError
-import nfnets
-from nfnets import base, weights
+from nfnets import base, weights, zoo
+from nfnets.data import builders
 
 
 def read(built: recipe.Recipe, is_training: bool) -> weights.Weights:
@@ -43,28 +37,43 @@ def read(built: recipe.Recipe, is_training: bool) -> weights.Weights:
         f'weights: {path} has its kernels standardized for inference, and '
         'cannot be trained any more; it can be evaluated.'
       )
-    head, num_classes = _last_layer(config, params)
+    head, num_classes = weights.last_layer(model, params)
     if num_classes != config.num_classes:
-      model = recipe.create_model(config, num_classes)
+      model = zoo.with_num_classes(model, num_classes)
   try:
     weights.check_fits(params, model, state)
   except ValueError as error:
     raise recipe.ConfigError(f'weights: {path}: {error}') from error
   what = 'Starting from' if is_training else 'Evaluating'
   logging.info('%s the weights of %s', what, path)
-  if num_classes != config.num_classes:
+  message = ''
+  if not num_classes:
+    message = (
+      f'{path} has no last layer; it got a new one for {config.num_classes} '
+      'classes.'
+    )
+  elif num_classes != config.num_classes:
     message = (
       f'The last layer of {path} is for {num_classes} classes; it was replaced '
       f'by a new one for {config.num_classes}.'
     )
-    if not num_classes:
-      message = (
-        f'{path} has no last layer; it got a new one for {config.num_classes} '
-        'classes.'
-      )
+  elif is_training and _has_other_classes(built, path):
+    message = (
+      f'The last layer of {path} is for other classes than those of '
+      f'{config.which_dataset}; it was replaced by a new one.'
+    )
+  if message and is_training:
     logging.info('%s', message)
     params = {k: v for k, v in params.items() if k not in head}
   return weights.Weights(params, state)
+
+
+def _has_other_classes(built: recipe.Recipe, path: str) -> bool:
+  """Tells whether the weights' classes are known not to be the dataset's."""
+  names = weights.read_metadata(path).get('class_names')
+  if not names or built.builder is None:
+    return False
+  return names != builders.class_names(built.builder)
 
 
 def _read_file(path: str) -> weights.Weights:
@@ -73,31 +82,3 @@ def _read_file(path: str) -> weights.Weights:
   except (OSError, ValueError) as error:
     where = '' if path in str(error) else f'{path}: '
     raise WeightsError(f'weights: {where}{error}') from error
-
-
-def _last_layer(
-  config: ml_collections.ConfigDict, params: Any
-) -> tuple[set[str], int]:
-  """Returns the last layer's modules, and for how many classes the file's is.
-
-  Where the file's parameters are another model's, the number is the config's.
-  """
-  body = _modules(recipe.create_model(config, num_classes=0))
-  head = _modules(recipe.create_model(config)) - body
-  if params.keys() == body:
-    return head, 0
-  if params.keys() - head != body:
-    return head, config.num_classes
-  sizes = {
-    np.shape(leaf)[-1]
-    for module in head & params.keys()
-    for leaf in params[module].values()
-    if np.ndim(leaf)
-  }
-  return head, sizes.pop() if len(sizes) == 1 else config.num_classes
-
-
-def _modules(model: nfnets.Model) -> set[str]:
-  # No parameter's shape depends on the size of the image.
-  init = functools.partial(model.init, image_size=32)
-  return set(jax.eval_shape(init, jax.random.key(0))[0])

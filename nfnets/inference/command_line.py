@@ -56,8 +56,11 @@ def make_parser(
   parser.add_argument(
     '--weights',
     required=True,
-    metavar='FILE',
-    help='weights: .npz, .safetensors, a pickle of Haiku, or a file of timm',
+    metavar='WEIGHTS',
+    help='a file (.npz, .safetensors, a pickle of Haiku, or a file of timm), the '
+    'folder of a run, or a name: nfnet_f0 to nfnet_f6 for the released weights, '
+    'which are fetched once; timm/NAME or hf://org/repo[@revision] for the '
+    'Hugging Face Hub',
   )
   parser.add_argument(
     '--model',

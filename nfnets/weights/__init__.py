@@ -1,22 +1,22 @@
-"""Reading, recognizing, converting and folding weights."""
+"""Fetching, reading, recognizing, converting and folding weights."""
 
+from nfnets.weights.fetching import find
 from nfnets.weights.files import (
   Weights,
   load_haiku_file,
   load_tensors,
   load_weights,
-  read_metadata,
   save_weights,
 )
 from nfnets.weights.folding import fold_weights, freeze
-from nfnets.weights.matching import (
-  Match,
-  check_fits,
-  identify,
+from nfnets.weights.matching import Match, check_fits, identify, last_layer
+from nfnets.weights.metadata import describe
+from nfnets.weights.opening import (
+  load,
   open_model,
+  read_metadata,
   read_weights,
 )
-from nfnets.weights.metadata import describe
 from nfnets.weights.timm import from_timm, to_timm
 
 __all__ = [
@@ -24,10 +24,13 @@ __all__ = [
   'Weights',
   'check_fits',
   'describe',
+  'find',
   'fold_weights',
   'freeze',
   'from_timm',
   'identify',
+  'last_layer',
+  'load',
   'load_haiku_file',
   'load_tensors',
   'load_weights',

@@ -5,11 +5,10 @@ import functools
 from typing import Any, NamedTuple
 
 import haiku as hk
-import jax
 import numpy as np
 
 from nfnets import base, zoo
-from nfnets.weights import files, metadata, shapes, timm
+from nfnets.weights import shapes
 
 Names = dict[str, tuple[int | None, ...]]
 
@@ -108,96 +107,51 @@ def check_fits(
     )
 
 
-def read_weights(path: files.Path) -> files.Weights:
-  """Reads weights of Haiku's or timm's, as float32.
+def num_classes(params: hk.Params, name: str) -> int:
+  """Returns how many classes the weights of a model are for.
 
   Args:
-    path: a file that `load_weights` reads, or a .safetensors or .pth file of
-      one of timm's normalizer-free networks, which is converted.
+    params: {module: {name: array}}.
+    name: the model that they are meant to be of.
 
   Returns:
-    Parameters and state.
+    The size of the last layer; 0 if there is none.
 
   Raises:
-    FileNotFoundError: if there is no such file.
-    ValueError: if it is no such file.
+    ValueError: if there is no model of that name.
   """
-  kind = files.recognize(path)
-  tensors = {}
-  if kind in ('safetensors', 'torch_zip', 'torch_legacy'):
-    tensors = files.load_tensors(path)
-  if tensors and not any('/' in name for name in tensors):
-    try:
-      weights = files.Weights(timm.guess_tree(tensors), {})
-    except ValueError as error:
-      raise ValueError(f'{path}: {error}') from error
-  else:
-    del tensors
-    weights = files.load_weights(path)
-
-  def as_float32(x):
-    if np.issubdtype(x.dtype, np.floating):
-      return x.astype(np.float32, copy=False)
-    return x
-
-  return jax.tree.map(as_float32, weights)
+  return _num_classes(_shapes(params)[0], _expected(name))
 
 
-def open_model(
-  path: files.Path, name: str | None = None
-) -> tuple[zoo.Model, hk.Params, hk.State]:
-  """Reads weights and finds the model that they are of.
+def last_layer(model: zoo.Model, params: hk.Params) -> tuple[set[str], int]:
+  """Finds the last layer, which may be of any size in the weights.
 
   Args:
-    path: a file that `read_weights` reads.
-    name: the model's name; if None, the one in the file's metadata or, without
-      any, the one that the weights fit.
+    model: the model, with any number of classes.
+    params: the weights.
 
   Returns:
-    The model, with as many classes as the weights have, its parameters and its
-    state, float32. Sizes, preprocessing, normalization and the names of the
-    classes are those of the metadata, where there are any.
-
-  Raises:
-    FileNotFoundError: if there is no such file.
-    ValueError: if it is no file of weights, or its weights fit no model, or not
-      the one that was named.
+    The modules of the last layer, and for how many classes it is in the
+    weights: 0 if they have none. If the weights are another model's, it is the
+    model's own number.
   """
-  params, state = read_weights(path)
-  described = files.read_metadata(path)
-  try:
-    if name is None:
-      name = described.get('model') or identify(params).name
-    model = _create(name, params, described)
-    check_fits(params, model, state)
-    model = metadata.apply(model, described)
-  except ValueError as error:
-    raise ValueError(f'{path}: {error}') from error
-  return model, params, state
+  body = _modules(zoo.with_num_classes(model, 0))
+  head = _modules(zoo.with_num_classes(model, 1)) - body
+  if params.keys() == body:
+    return head, 0
+  if params.keys() - head != body:
+    return head, model.num_classes
+  sizes = {
+    np.shape(leaf)[-1]
+    for module in head & params.keys()
+    for leaf in params[module].values()
+    if np.ndim(leaf)
+  }
+  return head, sizes.pop() if len(sizes) == 1 else model.num_classes
 
 
-def _create(
-  name: str, params: hk.Params, described: Mapping[str, Any]
-) -> zoo.Model:
-  """Returns the model of that name, with the arguments in the metadata."""
-  zoo.get_entry(name)
-  num_classes = _num_classes(_shapes(params)[0], _expected(name))
-  kwargs = described.get('model_kwargs', {})
-  if name != described.get('model', name):
-    kwargs = {}
-  try:
-    model = zoo.create_model(name, num_classes, **kwargs)
-    if kwargs:
-      shapes.of_model(model)
-  # Nothing is known about the arguments.
-  except Exception as error:
-    if not kwargs:
-      raise
-    raise ValueError(
-      f'The metadata have arguments that {name} does not take: '
-      f'{ascii(kwargs)[:200]}. {ascii(str(error))[1:-1][:200]}'
-    ) from error
-  return model
+def _modules(model: zoo.Model) -> set[str]:
+  return set(shapes.of_model(model)[0])
 
 
 def _describe(name: str, num_classes: int) -> str:

@@ -1,0 +1,132 @@
+"""Weights of the Hugging Face Hub: timm's, and those of anyone.
+
+The package `huggingface_hub` downloads and keeps them, in its own cache.
+"""
+
+import os
+import pathlib
+import re
+
+from nfnets.weights import downloading, timm
+
+_FILES = ('model.safetensors', 'weights.safetensors')
+_REPOSITORY = re.compile(r'hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')
+# timm's networks that have published weights, and the tag of the first ones.
+_TAGS = {
+  **{f'dm_nfnet_f{i}': 'dm_in1k' for i in range(7)},
+  'nfnet_l0': 'ra2_in1k',
+  'eca_nfnet_l0': 'ra2_in1k',
+  'eca_nfnet_l1': 'ra2_in1k',
+  'eca_nfnet_l2': 'ra3_in1k',
+  'nf_regnet_b1': 'ra2_in1k',
+  'nf_resnet50': 'ra2_in1k',
+  'test_nfnet': 'r160_in1k',
+}
+NAMES = tuple(f'timm/{name}.{tag}' for name, tag in _TAGS.items())
+
+
+def is_name(text: str) -> bool:
+  """Returns whether a text names weights of the hub."""
+  return text.startswith('hf://') or model_name(text) is not None
+
+
+def model_name(text: str) -> str | None:
+  """Returns the model that a name of timm's says it is; None for others."""
+  prefix, _, name = text.partition('/')
+  if prefix != 'timm':
+    return None
+  return timm.NETWORKS.get(name.partition('.')[0])
+
+
+def fetch(name: str, offline: bool) -> pathlib.Path:
+  """Returns the file of weights, which is downloaded if it is not there.
+
+  Args:
+    name: 'timm/NAME', with or without a tag, or 'hf://org/repo[@revision]'.
+    offline: whether to take it from the hub's cache or not at all.
+
+  Raises:
+    DownloadError: if it cannot be had.
+    ValueError: if there can be no such weights.
+  """
+  repository, revision = _parse(name)
+  try:
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+  except ModuleNotFoundError as error:
+    raise downloading.DownloadError(
+      f'{name}: the Hugging Face Hub needs a package that is not installed: '
+      f'{error.name}; pip install ".[hub]" in the folder of this project.'
+    ) from error
+  # As with the released files, what is there is not asked for again.
+  for file in _FILES:
+    path = huggingface_hub.try_to_load_from_cache(
+      repository, file, constants.HF_HUB_CACHE, revision
+    )
+    if isinstance(path, str):
+      return pathlib.Path(path)
+  if offline or constants.HF_HUB_OFFLINE:
+    raise downloading.DownloadError(
+      f"{name}: these weights are not in the hub's cache, "
+      f'{constants.HF_HUB_CACHE}, and nothing may be fetched (NFNETS_OFFLINE '
+      'or HF_HUB_OFFLINE is set). '
+      f'`hf download {repository} {_FILES[0]}` puts them there.'
+    )
+  for file in _FILES:
+    try:
+      path = huggingface_hub.hf_hub_download(
+        repository,
+        file,
+        revision=revision,
+        cache_dir=constants.HF_HUB_CACHE,
+        endpoint=os.environ.get('HF_ENDPOINT'),
+      )
+      return pathlib.Path(path)
+    except errors.LocalEntryNotFoundError as error:
+      reason = f'the hub cannot be reached: {_line(error.__cause__ or error)}'
+      raise downloading.DownloadError(f'{name}: {reason}') from error
+    except errors.RemoteEntryNotFoundError:
+      pass
+    except errors.GatedRepoError as error:
+      raise downloading.DownloadError(
+        f'{name}: its owner has to allow access to {repository} first; '
+        '`hf auth login` tells the hub who you are.'
+      ) from error
+    except errors.RevisionNotFoundError as error:
+      raise downloading.DownloadError(
+        f'{name}: {repository} has no revision {revision}.'
+      ) from error
+    except errors.RepositoryNotFoundError as error:
+      raise downloading.DownloadError(
+        f'{name}: the hub has no {repository}, or none that may be read '
+        'without `hf auth login`.'
+      ) from error
+    # Of the hub, of its transport, of the disk: a dozen kinds.
+    except Exception as error:
+      raise downloading.DownloadError(f'{name}: {_line(error)}') from error
+  raise downloading.DownloadError(
+    f'{name}: {repository} has neither {" nor ".join(_FILES)}.'
+  )
+
+
+def _parse(name: str) -> tuple[str, str | None]:
+  """Returns the repository, and the revision if there is one."""
+  if name.startswith('hf://'):
+    match = _REPOSITORY.fullmatch(name)
+    if match is None:
+      raise ValueError(
+        f'{name} is not of the form hf://organization/repository[@revision].'
+      )
+    return match[1], match[2]
+  plain, _, tag = name.removeprefix('timm/').partition('.')
+  tag = tag or _TAGS.get(plain)
+  if tag is None:
+    raise ValueError(
+      f'{name}: timm has published no weights of {plain}, only '
+      f'{", ".join(NAMES)}.'
+    )
+  return f'timm/{plain}.{tag}', None
+
+
+def _line(error: BaseException) -> str:
+  return ' '.join(str(error).split())[:300] or type(error).__name__
