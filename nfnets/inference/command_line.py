@@ -57,10 +57,10 @@ def make_parser(
     '--weights',
     required=True,
     metavar='WEIGHTS',
-    help='a file (.npz, .safetensors, a pickle of Haiku, or a file of timm), the '
-    'folder of a run, or a name: nfnet_f0 to nfnet_f6 for the released weights, '
-    'which are fetched once; timm/NAME or hf://org/repo[@revision] for the '
-    'Hugging Face Hub',
+    help='a file (.npz, .safetensors, a pickle of Haiku, or a file of timm), '
+    'the folder of a run, or a name: nfnet_f0 to nfnet_f6 for the released '
+    'weights, which are fetched once; timm/NAME or hf://org/repo[@revision] '
+    'for those of the Hugging Face Hub',
   )
   parser.add_argument(
     '--model',
