@@ -1,7 +1,7 @@
 """Times the input pipeline beside timm's, and its stages.
 
 python benchmarks/input_pipeline.py [--timm_python=/path/to/python]
-    [--images=1024] [--repeats=5] [--data_dir=DIR]
+    [--images=1024] [--repeats=5] [--data_dir=DIR] [--tasks=folder,crop_flip]
 
 Prints images per second, CPU milliseconds per image (user and system) and the
 most memory held, all of a process with its workers, of
@@ -15,6 +15,7 @@ most memory held, all of a process with its workers, of
   mixing       the whole recipe, in which every image is made from two
   eval         crop_resize to 256 px; float32
   crop_flip    training without RandAugment; float32
+  folder       the same from the JPEGs in folders, instead of TFDS's records
   resize, decode, read
                ever less of crop_flip: without the flip, without resizing,
                without decoding
@@ -65,7 +66,7 @@ _AUGMENT = {
   'crop_flip': '',
 }
 _PARTS = ('resize', 'decode', 'read')
-_OURS = (*_AUGMENT, 'eval', *_PARTS)
+_OURS = (*_AUGMENT, 'folder', 'eval', *_PARTS)
 _TIMM = {
   'timm': f'rand-m{_MAGNITUDE}-n{_LAYERS}',
   'timm_p1': f'rand-m{_MAGNITUDE}-n{_LAYERS}-p1.0',
@@ -111,7 +112,10 @@ def _our_batches(name: str, data_dir: pathlib.Path) -> Iterator:
   from nfnets.data import dataset, preprocess
 
   tf.config.set_visible_devices([], 'GPU')
-  builder = dataset.load_builder('imagenet2012', str(data_dir))
+  if name == 'folder':
+    builder = dataset.load_builder(str(data_dir / 'jpegs'))
+  else:
+    builder = dataset.load_builder('imagenet2012', str(data_dir))
   if name == 'eval':
     return dataset.eval_batches(
       builder,
@@ -241,6 +245,7 @@ def main() -> None:
   parser.add_argument('--images', type=int, default=1024, help='per timing')
   parser.add_argument('--repeats', type=int, default=5)
   parser.add_argument('--data_dir', type=pathlib.Path, help='for the dataset')
+  parser.add_argument('--tasks', help='of those above, with commas; or all')
   parser.add_argument('--task', help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.images < 1 or args.images % _BATCH:
@@ -270,6 +275,11 @@ def main() -> None:
     sizes = [f.stat().st_size for f in (data_dir / 'jpegs').glob('*/*.jpeg')]
     pythons = dict.fromkeys(_TIMM, args.timm_python) if args.timm_python else {}
     pythons |= dict.fromkeys(_OURS, sys.executable)
+    if args.tasks:
+      unknown = set(args.tasks.split(',')) - set(pythons)
+      if unknown:
+        parser.error(f'--tasks: {", ".join(unknown)} not in {list(pythons)}')
+      pythons = {name: pythons[name] for name in args.tasks.split(',')}
     measured = {name: [] for name in pythons}
     for i in range(args.repeats):  # In turn, so that all see the same noise.
       for name, python in pythons.items():
@@ -288,12 +298,14 @@ def main() -> None:
   stages = {
     stage: cpu[last] - (cpu[first] if first else 0)
     for stage, (last, first) in _STAGES.items()
+    if {last, first or last} <= set(cpu)
   }
-  slowest = max(stages, key=stages.get)
-  # Beside making a second image, which the stages above are the parts of.
-  stages['mixup and CutMix'] = (
-    cpu['mixing'] - cpu['randaugment'] - cpu['crop_flip']
-  )
+  slowest = max(stages, key=stages.get, default=None)
+  if {'mixing', 'randaugment', 'crop_flip'} <= set(cpu):
+    # Beside making a second image, which the stages above are the parts of.
+    stages['mixup and CutMix'] = (
+      cpu['mixing'] - cpu['randaugment'] - cpu['crop_flip']
+    )
 
   jpeg_kb = statistics.mean(sizes) / 1000
   _say(
@@ -314,7 +326,7 @@ def main() -> None:
     'stages_cpu_ms': stages,
     'slowest_stage': slowest,
   }
-  if args.timm_python:
+  if 'timm' in runs:
     results['over_timm'] = {
       name: {unit: of[unit] / runs['timm'][unit] for unit in _UNITS}
       for name, of in runs.items()

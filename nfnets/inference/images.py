@@ -158,7 +158,7 @@ def decode(file: BinaryIO) -> bytes | np.ndarray:
     raise ImageError(what) from error
   # Damaged data lead Pillow's many decoders into all kinds of exceptions.
   except Exception as error:
-    reason = ' '.join(str(error).split()) or type(error).__name__
+    reason = ' '.join(str(error).split()).rstrip('.') or type(error).__name__
     raise ImageError(f'cannot be decoded: {reason}') from error
 
 
