@@ -89,8 +89,18 @@ def recall(config: ml_collections.ConfigDict, settings: dict[str, Any]) -> None:
     config: the experiment's, which is changed.
     settings: of the run, by name.
   """
-  for key in ('model', 'image_size', 'eval_image_size', 'eval_preproc'):
+  if not config.model:
+    prefix = 'model_kwargs.'
+    config.model_kwargs = {
+      **{
+        key.removeprefix(prefix): value
+        for key, value in settings.items()
+        if key.startswith(prefix)
+      },
+      **config.model_kwargs.to_dict(),
+    }
+  for key in (
+    *('model', 'image_size', 'eval_image_size', 'eval_preproc'),
+    *('train_preproc', 'num_epochs', 'lr'),
+  ):
     config[key] = config[key] or settings[key]
-  config.train_preproc = config.train_preproc or settings['train_preproc']
-  config.num_epochs = config.num_epochs or settings['num_epochs']
-  config.lr = config.lr or settings['lr']

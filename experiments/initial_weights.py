@@ -62,7 +62,7 @@ def read(built: recipe.Recipe, is_training: bool) -> weights.Weights:
       f'The last layer of {path} is for other classes than those of '
       f'{config.which_dataset}; it was replaced by a new one.'
     )
-  if message and is_training:
+  if message:
     logging.info('%s', message)
     params = {k: v for k, v in params.items() if k not in head}
   return weights.Weights(params, state)
