@@ -85,10 +85,7 @@ def _read(root: str, stamps: list[tuple[str, int, int]]) -> list[int]:
       bar.update(len(task))
   if errors:
     names = [path for path, _ in sorted(errors)]
-    raise DatasetError(
-      f'{root}: {len(errors):,} files cannot be read ({errors[0][1]}): '
-      f'{some(names)}.'
-    )
+    raise DatasetError(f'{root}: cannot read {some(names)} ({errors[0][1]}).')
   return results
 
 

@@ -120,16 +120,14 @@ class _Lister:
       )
     if self._loose:
       logging.warning(
-        '%s: %d pictures belong to no class and are left out: %s.',
+        '%s: left out pictures that belong to no class: %s.',
         self._root,
-        len(self._loose),
         some(self._loose, 3),
       )
     if self._ignored:
       logging.info(
-        '%s: left out %d files whose suffix is not that of an image: %s.',
+        '%s: left out files whose suffix is not that of an image: %s.',
         self._root,
-        self._ignored.total(),
         self._suffixes(),
       )
     return found
@@ -142,7 +140,8 @@ class _Lister:
     loose, classes = self._scan(folder)
     self._loose += [path for path, _ in loose]
     # What a link leads to is looked at where it is, if it is here.
-    for path in (folder, *classes):
+    self._enter(folder)
+    for path in classes:
       if not os.path.islink(self._full(path)):
         self._enter(path)
     found = []
@@ -188,8 +187,7 @@ class _Lister:
         found[path] = label, status
     if missing:
       raise DatasetError(
-        f'{self._full(table)} names {len(missing):,} files that are not there: '
-        f'{some(missing)}.'
+        f'{self._full(table)} names files that are not there: {some(missing)}.'
       )
     self._enter(folder)
     listed = found.keys()
@@ -301,8 +299,8 @@ class _Lister:
     """The message for a folder without pictures in classes."""
     if self._loose:
       return (
-        f'{self._root} has {len(self._loose):,} pictures ({some(self._loose)}) '
-        f'and nothing says of which class they are. {_EXPECTED}'
+        f'{self._root} has pictures ({some(self._loose)}), but nothing says of '
+        f'which class they are. {_EXPECTED}'
       )
     others = f' (files by suffix: {self._suffixes()})' if self._ignored else ''
     return f'There are no pictures in {self._root}{others}. {_EXPECTED}'

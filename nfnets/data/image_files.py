@@ -49,6 +49,7 @@ class ImageFiles:
     """
     self._root = root
     self._paths, self._labels, self._sizes = paths, labels, sizes
+    self.mean_bytes = sum(sizes) / max(len(sizes), 1)
     self._pool = futures.ThreadPoolExecutor(_READ_THREADS, 'records')
     # Of oddities in files that it reads all the same.
     warnings.filterwarnings('ignore', module=r'PIL\.')

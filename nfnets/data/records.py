@@ -51,7 +51,8 @@ def open_records(
 
   Returns:
     An object with `len()`, `read(indices) -> list[bytes]` (serialized examples,
-    in TFDS's own order) and `close()`.
+    in TFDS's own order), `where(index)`, `close()` and `mean_bytes`, the size
+    of an example.
 
   Raises:
     DatasetError: A file is missing or damaged, or of a format other than
@@ -107,6 +108,7 @@ class RecordFiles:
       self._paths, shard_lengths, shard_bytes, name, self._pool
     )
     self._lengths = lengths
+    self.mean_bytes = float(np.mean(lengths)) if len(lengths) else 0.0
     # Records follow each other without gaps, within and across the files.
     ends = np.cumsum(lengths + _HEADER_BYTES + _FOOTER_BYTES)
     starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
@@ -194,8 +196,8 @@ class ArrayRecordFiles:
     """Opens the files; raises DatasetError if they are not as long as said."""
     from array_record.python import array_record_data_source
 
-    for path in paths:
-      _file_size(path)
+    total = sum(_file_size(path) for path in paths)
+    self.mean_bytes = total / max(sum(shard_lengths), 1)
     self._paths = list(paths)
     self._source = array_record_data_source.ArrayRecordDataSource(paths)
     if len(self._source) != sum(shard_lengths):

@@ -15,6 +15,7 @@ class Source:
   Attributes:
     title: The names of the dataset and the split, for messages.
     num_examples: The number of examples in the split.
+    mean_bytes: The size of an example, on average.
   """
 
   def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
@@ -39,6 +40,7 @@ class Source:
       {key: builder.info.features[key] for key in keys}
     )
     self._records = records.open_records(builder, tfds_split)
+    self.mean_bytes = self._records.mean_bytes
 
   def read(self, indices: np.ndarray) -> list[bytes]:
     """Returns the records of these examples.

@@ -11,7 +11,10 @@ from nfnets.data.recovery import Load, Recovery, first_line
 from nfnets.data.source import Source
 
 PARALLEL_READS = 4
+# Of examples that are read at once, until they are of this many bytes. A few
+# such blocks are in memory.
 _EXAMPLES_PER_READ = 32
+_BYTES_PER_READ = 2**25
 
 Locate = Callable[[np.ndarray], Place]
 
@@ -44,6 +47,10 @@ class ExampleStream:
     self._length = length
     self._locate = locate
     self._recovery = Recovery(source, load, skip_corrupt)
+    block = _EXAMPLES_PER_READ
+    while block > 2 and block * source.mean_bytes > _BYTES_PER_READ:
+      block //= 2  # Two examples that are mixed stay together.
+    self._block = block
     self._avoided: set[int] = set()  # What the last dataset knew of.
     self.error: Exception | None = None
 
@@ -68,7 +75,7 @@ class ExampleStream:
     kinds = [tf.string, *[tf.int64] * len(Place._fields), tf.bool]
 
     def read(first: np.ndarray) -> tuple[np.ndarray, ...]:
-      last = min(first + _EXAMPLES_PER_READ, self._length)
+      last = min(first + self._block, self._length)
       try:
         places = self._locate(np.arange(first, last))
         indices = self._recovery.indices(places)
@@ -86,7 +93,7 @@ class ExampleStream:
       return block, Place(*fields), own
 
     self._avoided = set(self._recovery.damaged)
-    dataset = tf.data.Dataset.range(start, self._length, _EXAMPLES_PER_READ)
+    dataset = tf.data.Dataset.range(start, self._length, self._block)
     dataset = dataset.map(read_block, num_parallel_calls=PARALLEL_READS)
     dataset = dataset.take_while(lambda block, *_: tf.size(block) > 0)
     return dataset.unbatch()

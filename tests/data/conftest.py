@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 # isort: on
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import folder_lib  # noqa: E402
 import tiny_imagenet  # noqa: E402
 
 NUM_TRAIN, NUM_TEST = 64, 37
@@ -112,3 +113,15 @@ def sharded(tmp_path):
     {'train': [{'image': x, 'label': x[0, 0, 0] % 10} for x in images]},
     num_shards=5,
   )
+
+
+@pytest.fixture
+def make_folder(tmp_path):
+  """Returns a function that draws pictures in a folder, and returns it."""
+
+  def make(*paths, folder='pictures'):
+    for i, path in enumerate(paths):
+      folder_lib.draw(tmp_path / folder / path, i)
+    return tmp_path / folder
+
+  return make
