@@ -16,8 +16,9 @@ import pytest
 import tiny_imagenet
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
-_PAGES = ('README.md', 'docs/training.md', 'docs/weights.md')
-_PAGES += ('docs/inference.md', 'docs/benchmarks.md', 'docs/design.md')
+_PAGES = ('README.md', 'docs/training.md', 'docs/datasets.md')
+_PAGES += ('docs/weights.md', 'docs/inference.md', 'docs/benchmarks.md')
+_PAGES += ('docs/design.md',)
 _BLOCK = re.compile(r'^```(\w+)(?: needs: (.+))?\n(.*?)^```$', re.M | re.S)
 
 
