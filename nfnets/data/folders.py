@@ -232,14 +232,14 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
     chosen = held_out(contents)
     held = [p for p in pictures if self._digests[p.path] in chosen]
     rest = [p for p in pictures if self._digests[p.path] not in chosen]
-    if not held or not rest:
+    if 'test' in self._pictures:
+      self._pictures['train'] = held + rest
+      self._num_valid = len(held)
+    elif not held:
       raise DatasetError(
         f'{self.root}: no class has two different pictures, so there is '
         'nothing to evaluate on. Add pictures, or a test split.'
       )
-    if 'test' in self._pictures:
-      self._pictures['train'] = held + rest
-      self._num_valid = len(held)
     else:
       self._pictures['train'] = rest
       self._pictures['validation'] = held

@@ -77,6 +77,14 @@ def test_splits_are_those_of_the_folder(make_folder, given, ours, layout):
   )
 
 
+def test_a_test_split_is_enough_to_evaluate_on(make_folder):
+  paths = [f'{x}/{y}/1.png' for x in ('train', 'test') for y in ('a', 'b')]
+  builder = load(str(make_folder(*paths)))
+  assert builder.paths('test') == ['test/a/1.png', 'test/b/1.png']
+  assert builder.paths('train') == ['train/a/1.png', 'train/b/1.png']
+  assert builder.paths('valid') == []
+
+
 def test_a_class_may_be_called_train(make_folder):
   builder = load(
     str(make_folder('bus/1.png', 'bus/2.png', 'train/1.png', 'train/2.png'))
@@ -215,7 +223,7 @@ def test_only_what_has_changed_is_read_again(make_folder, digested):
   assert sorted(digested) == ['1.png', '3.png', '5.png']
 
 
-@pytest.mark.parametrize('content', [b'', b'not an index', None])
+@pytest.mark.parametrize('content', [b'', b'not an index', b'PK\3\4', None])
 def test_index_that_is_damaged_or_cannot_be_kept_is_made_again(
   make_folder, digested, monkeypatch, tmp_path, content
 ):
