@@ -4,7 +4,7 @@ The released weights are kept in one folder, the cache: NFNETS_CACHE, else
 XDG_CACHE_HOME/nfnets/weights, else ~/.cache/nfnets/weights. A file appears
 there when it is complete, and has been found to be of the model that was named.
 Its SHA-256 is written beside it then, and compared whenever a process first
-takes the file: reading it takes longer than that.
+takes the file, which takes as long as reading it: 0.2 s for F0.
 """
 
 from collections.abc import Iterator
