@@ -86,6 +86,7 @@ def _attempt_often(url: str, path: pathlib.Path) -> None:
       failures = 0 if _size(path) > before + _CHUNK else failures + 1
       if failures == _ATTEMPTS:
         raise DownloadError(f'{url}: {error}') from error
+      print(f'{error}; trying again', file=sys.stderr, flush=True)
       time.sleep(_PAUSE * 2 ** max(failures - 1, 0))
 
 

@@ -147,7 +147,7 @@ def _change_contents(rng: random.Random, data: bytearray) -> None:
   (length,) = struct.unpack('<Q', data[:8])
   contents = json.loads(data[8 : 8 + length])
   entry = rng.choice([x for x in contents.values() if 'shape' in x])
-  match rng.randrange(5):
+  match rng.randrange(6):
     case 0:
       entry['dtype'] = rng.choice(('F32', 'F16', 'BF16', 'I8', 'F8_E4M3', ''))
     case 1:
@@ -157,6 +157,11 @@ def _change_contents(rng: random.Random, data: bytearray) -> None:
     case 3:
       i = rng.randrange(2)
       entry['data_offsets'][i] += rng.choice((-4, -1, 1, 4, 2**40))
+    case 4:
+      (key,) = contents['__metadata__']
+      text = bytearray(contents['__metadata__'][key].encode())
+      _change_bytes(rng, text, [b'[1e999, -1, {"": null}, "\\ud800"]'])
+      contents['__metadata__'][key] = text.decode('latin-1')
     case _:
       name = rng.choice(('__metadata__', 'name', '/', 'net/w', 'state:'))
       contents[name] = entry
