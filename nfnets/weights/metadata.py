@@ -45,7 +45,7 @@ def describe(model: zoo.Model, **others: Any) -> dict[str, Any]:
   """Returns what there is to say about a model, for `save_weights`.
 
   Args:
-    model: the model. Arguments of it that JSON has not, which are initializers,
+    model: the model. Its initializers, and other functions among its arguments,
       are left out: with weights they make no difference.
     **others: more, or instead; None is as good as missing.
   """
@@ -53,9 +53,10 @@ def describe(model: zoo.Model, **others: Any) -> dict[str, Any]:
   described = {
     'model': model.name,
     'model_kwargs': {
-      key: value
+      # A nested part of a config is one of ml_collections.
+      key: value.to_dict() if hasattr(value, 'to_dict') else value
       for key, value in model.overrides.items()
-      if key not in _NOT_OF_THE_NETWORK and _is_json(value)
+      if key not in _NOT_OF_THE_NETWORK and not callable(value)
     },
     'num_classes': model.num_classes,
     'class_names': model.class_names and list(model.class_names),
@@ -146,14 +147,6 @@ def decode(text: bytes) -> dict[str, Any]:
       shown = ascii(metadata[key])[:100]
       raise ValueError(f'has metadata whose {key} is not {what}: {shown}')
   return metadata
-
-
-def _is_json(value: Any) -> bool:
-  try:
-    json.dumps(value, allow_nan=False)
-  except (TypeError, ValueError):
-    return False
-  return True
 
 
 def _refuse_constant(name: str) -> float:

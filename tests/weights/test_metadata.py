@@ -4,6 +4,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import predict_lib
 import pytest
@@ -98,6 +99,13 @@ def test_network_with_other_arguments_opens_again(tmp_path):
   opened, _, _ = weights.open_model(tmp_path / 'x.npz')
   assert (opened.name, opened.num_classes) == ('nfnet_digits', 3)
   assert opened.overrides == {'activation': 'relu', 'se_ratio': 0.25}
+
+
+def test_arguments_may_come_from_a_config():
+  config = ml_collections.ConfigDict({'norm_kwargs': {'decay_rate': 0.5}})
+  model = nfnets.create_model('resnet50', 3, **config)
+  metadata = weights.describe(model)
+  assert json.loads(json.dumps(metadata))['model_kwargs'] == config.to_dict()
 
 
 @pytest.mark.parametrize('suffix', SUFFIXES)
