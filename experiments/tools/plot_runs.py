@@ -12,29 +12,15 @@ import pathlib
 import sys
 
 from matplotlib import figure
-from tensorboard.backend.event_processing import event_accumulator
-from tensorboard.util import tensor_util
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from nfnets.inference import curves  # noqa: E402
 
 _PANELS = (
   ('cross-entropy', ('train', 'train_loss'), ('eval', 'eval_loss')),
   ('top-1 accuracy', ('train', 'top_1_acc'), ('eval', 'eval_top_1_acc')),
 )
-
-
-def read_scalars(folder: pathlib.Path) -> dict[str, tuple[list, list]]:
-  """Returns {name: (steps, values)} of what a run wrote for TensorBoard."""
-  # TensorFlow 2 writes scalars as tensors; 0 keeps every point.
-  events = event_accumulator.EventAccumulator(str(folder), {'tensors': 0})
-  events.Reload()
-  curves = {}
-  for name in events.Tags()['tensors']:
-    # A step that was made again after a stop counts once, as it was last.
-    points = {
-      event.step: tensor_util.make_ndarray(event.tensor_proto).item()
-      for event in events.Tensors(name)
-    }
-    curves[name] = (sorted(points), [points[step] for step in sorted(points)])
-  return curves
 
 
 def draw(folders: list[pathlib.Path], output: str) -> None:
@@ -47,15 +33,12 @@ def draw(folders: list[pathlib.Path], output: str) -> None:
   picture = figure.Figure(figsize=(10, 4), layout='constrained')
   axes = picture.subplots(1, len(_PANELS))
   for i, folder in enumerate(folders):
-    curves = {
-      mode: read_scalars(folder / mode) if (folder / mode).is_dir() else {}
-      for mode in ('train', 'eval')
-    }
+    scalars = curves.read_run(folder)
     for ax, (title, *series) in zip(axes, _PANELS, strict=True):
       for mode, name in series:
-        if name not in curves[mode]:
+        if name not in scalars[mode]:
           continue
-        steps, values = curves[mode][name]
+        steps, values = scalars[mode][name]
         is_train = mode == 'train'
         ax.plot(
           steps,

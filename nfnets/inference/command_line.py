@@ -44,7 +44,7 @@ def model_name(text: str) -> str:
 
 
 def make_parser(
-  name: str, description: str, epilog: str
+  name: str, description: str, epilog: str, weights_required: bool = True
 ) -> argparse.ArgumentParser:
   """Returns a parser with the arguments that `open_network` reads."""
   parser = argparse.ArgumentParser(
@@ -55,7 +55,7 @@ def make_parser(
   )
   parser.add_argument(
     '--weights',
-    required=True,
+    required=weights_required,
     metavar='WEIGHTS',
     help='a file (.npz, .safetensors, a pickle of Haiku, or a file of timm), '
     'the folder of a run, or a name: nfnet_f0 to nfnet_f6 for the released '
@@ -75,6 +75,24 @@ def make_parser(
     help="side of the images in pixels (the model's test size)",
   )
   return parser
+
+
+def add_data_arguments(
+  parser: argparse.ArgumentParser, required: bool = False
+) -> None:
+  """Adds the arguments that `open_data` reads."""
+  parser.add_argument(
+    '--data',
+    required=required,
+    metavar='DATA',
+    help='a folder of images, one folder inside per class, or the name of a '
+    'prepared dataset of TFDS',
+  )
+  parser.add_argument(
+    '--data_dir',
+    metavar='DIR',
+    help="where TFDS's datasets are (TFDS's own default)",
+  )
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,6 +163,20 @@ def open_network(args: argparse.Namespace) -> networks.Network:
     reason = getattr(error, 'strerror', None) or str(error)
     where = '' if args.weights in reason else f'{args.weights}: '
     raise CommandError(f'{where}{reason}') from error
+
+
+def open_data(args: argparse.Namespace) -> Any:
+  """Opens the dataset that the arguments name; see `load_builder`.
+
+  Raises:
+    CommandError: if there is none, or it has no images with labels.
+  """
+  from nfnets.data import dataset
+
+  try:
+    return dataset.load_builder(args.data, args.data_dir)
+  except dataset.DatasetError as error:
+    raise CommandError(error) from error
 
 
 def check_images_can_be_read() -> None:

@@ -5,6 +5,7 @@ import sys
 import tensorflow as tf
 
 from experiments.tools import plot_runs
+from nfnets.inference import curves
 
 
 def _write(folder, points):
@@ -18,7 +19,7 @@ def _write(folder, points):
 def test_steps_made_again_count_once(tmp_path):
   _write(tmp_path / 'train', [(1, 5.0), (2, 4.0), (3, 9.0)])
   _write(tmp_path / 'train', [(3, 3.0), (4, 2.0)])
-  steps, values = plot_runs.read_scalars(tmp_path / 'train')['train_loss']
+  steps, values = curves.read_scalars(tmp_path / 'train')['train_loss']
   assert steps == [1, 2, 3, 4]
   assert values == [5.0, 4.0, 3.0, 2.0]
 

@@ -1,0 +1,80 @@
+"""What people want to know of a dataset before they trust a number."""
+
+import io
+
+import numpy as np
+from PIL import Image
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from nfnets.data.builders import num_classes
+from nfnets.data.source import Source
+
+_EXAMPLES_PER_READ = 1024
+
+
+def labels(builder: tfds.core.DatasetBuilder, split: str) -> np.ndarray:
+  """Reads the labels of a split, without decoding its images.
+
+  Args:
+    builder: A dataset from `load_builder`.
+    split: One of `builders.SPLITS`.
+
+  Returns:
+    int32 [N], in the order of the split.
+
+  Raises:
+    DatasetError: The split is unknown, empty or damaged.
+  """
+  source = Source(builder, split)
+  read = tf.autograph.experimental.do_not_convert(
+    lambda record: source.parse(record)[1]
+  )
+  found = []
+  try:
+    for start in range(0, source.num_examples, _EXAMPLES_PER_READ):
+      stop = min(start + _EXAMPLES_PER_READ, source.num_examples)
+      records = tf.constant(source.read(np.arange(start, stop)), tf.string)
+      dataset = tf.data.Dataset.from_tensor_slices(records).map(read)
+      found.extend(dataset.as_numpy_iterator())
+  finally:
+    source.close()
+  return np.array(found, np.int32)
+
+
+def class_counts(builder: tfds.core.DatasetBuilder, split: str) -> np.ndarray:
+  """Returns how many examples of each class a split has, int64 [K]."""
+  return np.bincount(labels(builder, split), minlength=num_classes(builder))
+
+
+def image_sizes(
+  builder: tfds.core.DatasetBuilder, split: str, most: int = 200
+) -> np.ndarray:
+  """Returns (height, width) of some images of a split, before preprocessing.
+
+  Args:
+    builder: A dataset from `load_builder`.
+    split: One of `builders.SPLITS`.
+    most: How many; they are evenly spread over the split.
+
+  Returns:
+    int64 [N, 2], in pixels; without the images that cannot be opened.
+  """
+  source = Source(builder, split)
+  count = min(most, source.num_examples)
+  indices = np.arange(count) * source.num_examples // count
+  sizes = []
+  try:
+    for record in source.read(indices):
+      image = source.parse(tf.constant(record))[0].numpy()
+      if isinstance(image, np.ndarray):
+        sizes.append(image.shape[:2])
+        continue
+      try:
+        with Image.open(io.BytesIO(image)) as opened:
+          sizes.append((opened.height, opened.width))
+      except (OSError, ValueError, Image.DecompressionBombError):
+        continue  # Evaluation says what is wrong with it.
+  finally:
+    source.close()
+  return np.array(sizes, np.int64).reshape(-1, 2)

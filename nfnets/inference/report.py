@@ -1,0 +1,430 @@
+"""A page about a network and a dataset: numbers, curves and pictures.
+
+One HTML file that works offline and runs nothing: all pictures are inside,
+there is no script, and a Content-Security-Policy forbids whatever else a name
+could bring in.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import shlex
+import tempfile
+from typing import Any
+
+import haiku as hk
+import jax
+import jinja2
+import numpy as np
+import tensorflow_datasets as tfds
+
+from nfnets import weights, zoo
+from nfnets.data import builders, dataset, facts
+from nfnets.inference import advice, curves, evaluation, figures, measures
+
+_FOLDER = pathlib.Path(__file__).parent
+_MANY_CLASSES = 20  # More than that, and the confusion matrix is a picture.
+_SHOWN_CLASSES = 20  # Of many; the others are folded up.
+_PAIRS = 20
+_CELLS = 400  # Rows of the picture; more classes than that share them.
+_SHADES = 9  # Of the confusion matrix, as in the style sheet.
+# Reading all labels of a larger split would take longer than the rest.
+_MOST_TO_COUNT = 200_000
+
+
+class ReportError(ValueError):
+  """There cannot be a report; the message says why, in one line."""
+
+
+def write(run: str, batch_size: int = 32) -> str:
+  """Writes `report.html` into the folder of a run.
+
+  Args:
+    run: the folder, which has run.json and weights.safetensors.
+    batch_size: how many images go through the network together.
+
+  Returns:
+    The path of the file. It appears whole or not at all.
+
+  Raises:
+    ReportError: if this is no such folder, or the run had no dataset.
+    OSError: if a file cannot be read or written.
+    ValueError: if the weights or the dataset cannot be read, or do not belong
+      together.
+  """
+  folder = pathlib.Path(run)
+  info = read_run(folder)
+  settings = info['settings']
+  if settings.get('fake_data'):
+    raise ReportError(
+      f'{run} was a run on random images, of which there is nothing to report.'
+    )
+  path = folder / 'weights.safetensors'
+  if not path.is_file():
+    raise ReportError(
+      f'{path}: there is no such file; a run writes it when it is evaluated.'
+    )
+  name = settings.get('which_dataset')
+  if not name:
+    raise ReportError(f'{folder / "run.json"} names no dataset.')
+  model, params, state = weights.open_model(path)
+  builder = dataset.load_builder(name, settings.get('data_dir') or None)
+  html = make(
+    model,
+    params,
+    state,
+    builder,
+    settings.get('eval_subset', 'test'),
+    run_info=info,
+    scalars=curves.read_run(folder),
+    weights_name=os.fspath(path),
+    batch_size=batch_size,
+  )
+  output = os.fspath(folder / 'report.html')
+  save(output, html)
+  return output
+
+
+def read_run(folder: pathlib.Path) -> dict[str, Any]:
+  """Reads run.json.
+
+  Raises:
+    ReportError: if there is none, or it is something else.
+  """
+  path = folder / 'run.json'
+  try:
+    info = json.loads(path.read_text(encoding='utf-8'))
+  except (FileNotFoundError, NotADirectoryError) as error:
+    raise ReportError(
+      f'{folder} is no folder of a run: there is no {path}.'
+    ) from error
+  except ValueError as error:
+    raise ReportError(f'{path}: this is no JSON: {error}') from error
+  if not isinstance(info, dict) or not isinstance(info.get('settings'), dict):
+    raise ReportError(f'{path} has no settings.')
+  return info
+
+
+def save(path: str, html: str) -> None:
+  """Writes a page, in full or not at all.
+
+  Raises:
+    OSError: if it cannot be written.
+  """
+  folder, name = os.path.split(os.path.abspath(path))
+  descriptor, partial = tempfile.mkstemp(prefix=f'.{name}.', dir=folder)
+  try:
+    with open(descriptor, 'wb') as file:
+      # Names of files can hold what UTF-8 has not.
+      file.write(html.encode('utf-8', 'backslashreplace'))
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(partial, 0o666 & ~umask)
+    os.replace(partial, path)
+  finally:
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(partial)
+
+
+def make(
+  model: zoo.Model,
+  params: hk.Params,
+  state: hk.State,
+  builder: tfds.core.DatasetBuilder,
+  split: str,
+  *,
+  run_info: Mapping[str, Any] | None = None,
+  scalars: Mapping[str, curves.Scalars] | None = None,
+  weights_name: str = '',
+  batch_size: int = 32,
+) -> str:
+  """Returns the page as HTML.
+
+  Args:
+    model: the network; its size and preprocessing are used.
+    params: its parameters.
+    state: its state.
+    builder: a dataset from `load_builder`.
+    split: what to evaluate on, 'test' or 'valid'.
+    run_info: what is in run.json, if there is a run.
+    scalars: what `curves.read_run` returns of it.
+    weights_name: where the weights are from, to be shown.
+    batch_size: how many images go through the network together.
+
+  Raises:
+    ReportError: if network and dataset have different classes.
+    DatasetError: if the split cannot be read.
+  """
+  names = check_classes(model, builder)
+  # Before the network runs, because it is quick to fail.
+  train_split = 'train_and_valid' if split == 'test' else 'train'
+  train = _train_counts(builder, train_split)
+  sizes = facts.image_sizes(builder, split)
+  params, state = jax.tree.map(np.asarray, (params, state))
+  found = evaluation.predict(
+    model, params, state, builder, split, batch_size=batch_size
+  )
+  if not len(found.labels):
+    raise ReportError(
+      f'None of the {found.num_skipped} images of {builder.info.full_name}, '
+      f'split {split!r}, can be read.'
+    )
+  counts = measures.by_class(found.labels, found.predicted, len(names))
+  scalars = scalars or {}
+  _, train_loss = scalars.get('train', {}).get('train_loss', ([], []))
+  warned = [
+    *_on_skipped(found.num_skipped),
+    *advice.on_curves(train_loss),
+    *advice.on_predictions(names, counts, int(np.sum(found.predicted < 0))),
+    *advice.on_duplicates(_duplicates(builder)),
+    *advice.on_counts(names, train, counts.total),
+    *advice.on_images(sizes, model.test_size),
+  ]
+  context = {
+    'dataset': _dataset_name(builder),
+    'split': _split_name(builder, split),
+    'facts': _facts(model, weights_name, builder, split, train, found),
+    'accuracy': _share(counts.correct.sum(), counts.total.sum()),
+    'num_classes': len(names),
+    'warned': warned,
+    'curves': figures.draw_curves(scalars),
+    'classes': _classes(names, counts, train),
+    'shown_classes': _SHOWN_CLASSES,
+    'has_train': train is not None,
+    'confusion': _confusion(names, found),
+    'galleries': _galleries(names, found, _paths(builder, split)),
+    'run': _run(run_info),
+  }
+  return _render(context)
+
+
+def check_classes(
+  model: zoo.Model, builder: tfds.core.DatasetBuilder
+) -> list[str]:
+  """Returns the names of the classes.
+
+  Raises:
+    ReportError: if the network has others than the dataset.
+  """
+  names = builders.class_names(builder)
+  where = builder.info.full_name
+  if model.num_classes != len(names):
+    has = f'{model.num_classes} classes' if model.num_classes else 'no classes'
+    raise ReportError(f'The network has {has}, and {where} has {len(names)}.')
+  own = getattr(model, 'class_names', None)
+  labels = builders.label_names(builder)
+  if own and list(own) not in (names, labels):
+    label = next(i for i, name in enumerate(own) if name != labels[i])
+    raise ReportError(
+      f'The classes of the network are not those of {where}: number {label} is '
+      f'{own[label]!r}, and there {labels[label]!r}.'
+    )
+  return names
+
+
+def _render(context: Mapping[str, Any]) -> str:
+  style = (_FOLDER / 'report.css').read_text(encoding='utf-8')
+  digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(_FOLDER),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters['percent'] = lambda share: f'{share:.1%}'
+  environment.filters['thousands'] = lambda number: f'{number:,}'
+  template = environment.get_template('report.html.jinja')
+  # Of the project's own, and not of a user.
+  style = jinja2.utils.markupsafe.Markup(style)
+  return template.render(context, style=style, style_digest=digest)
+
+
+def _share(correct: int, total: int) -> dict[str, Any]:
+  low, high = measures.wilson(correct, total)
+  return {
+    'correct': int(correct),
+    'total': int(total),
+    'share': float(correct / total) if total else 0.0,
+    'low': float(low),
+    'high': float(high),
+  }
+
+
+def _train_counts(
+  builder: tfds.core.DatasetBuilder, split: str
+) -> np.ndarray | None:
+  """Returns the training images per class; None if there are too many."""
+  try:
+    if dataset.num_examples(builder, split) > _MOST_TO_COUNT:
+      return None
+    return facts.class_counts(builder, split)
+  except dataset.DatasetError:
+    return None  # A dataset that is only there to be tested on.
+
+
+def _duplicates(
+  builder: tfds.core.DatasetBuilder,
+) -> Sequence[tuple[str, str]]:
+  return []
+
+
+def _paths(
+  builder: tfds.core.DatasetBuilder, split: str
+) -> Sequence[str] | None:
+  """Returns the paths of the images of a folder; None for records."""
+  return None
+
+
+def _dataset_name(builder: tfds.core.DatasetBuilder) -> str:
+  return builder.info.full_name
+
+
+def _split_name(builder: tfds.core.DatasetBuilder, split: str) -> str:
+  return {'valid': 'validation'}.get(split, split)
+
+
+def _on_skipped(number: int) -> list[advice.Warned]:
+  if not number:
+    return []
+  text = f'{number:,} test images cannot be read; they are left out.'
+  return [advice.Warned(text)]
+
+
+def _facts(
+  model: zoo.Model,
+  weights_name: str,
+  builder: tfds.core.DatasetBuilder,
+  split: str,
+  train: np.ndarray | None,
+  found: evaluation.Predictions,
+) -> list[tuple[str, str]]:
+  number = f'{len(found.labels):,} ({_split_name(builder, split)})'
+  rows = [
+    ('Network', model.name),
+    ('Weights', weights_name),
+    ('Data', _dataset_name(builder)),
+    ('Test images', number),
+    ('Training images', '' if train is None else f'{train.sum():,}'),
+    ('Image size', f'{model.test_size} × {model.test_size} pixels'),
+    ('Preprocessing', model.entry.eval_preproc),
+  ]
+  return [row for row in rows if row[1]]
+
+
+def _classes(
+  names: Sequence[str], counts: measures.ByClass, train: np.ndarray | None
+) -> list[dict[str, Any]]:
+  """Returns the rows of the table, the least accurate first."""
+  rows = []
+  for label, name in enumerate(names):
+    row = _share(counts.correct[label], counts.total[label])
+    row |= {'label': label, 'name': name}
+    row['predicted'] = int(counts.predicted[label])
+    row['train'] = None if train is None else int(train[label])
+    rows.append(row)
+  # What is known to be bad comes before what few images say.
+  return sorted(rows, key=lambda r: (not r['total'], r['share'], r['high']))
+
+
+def _confusion(
+  names: Sequence[str], found: evaluation.Predictions
+) -> dict[str, Any]:
+  """Returns the matrix as a table or as a picture, and the worst pairs."""
+  labels, predicted = found.labels, found.predicted
+  matrix = measures.confusion(labels, predicted, len(names), _CELLS)
+  pairs = [
+    {
+      'label': names[label],
+      'predicted': names[other],
+      'count': count,
+      **_share(count, np.sum(labels == label)),
+    }
+    for label, other, count in measures.confused_pairs(
+      labels, predicted, _PAIRS
+    )
+  ]
+  if len(names) > _MANY_CLASSES:
+    return {'picture': figures.draw_confusion(matrix), 'pairs': pairs}
+  totals = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+  # Rounded up, so that a single mistake is not white.
+  shades = np.ceil(matrix / totals * _SHADES).astype(int)
+  rows = [
+    {
+      'label': label,
+      'name': name,
+      'cells': list(zip(matrix[label], shades[label], strict=True)),
+    }
+    for label, name in enumerate(names)
+  ]
+  return {'picture': None, 'rows': rows, 'pairs': pairs}
+
+
+def _galleries(
+  names: Sequence[str],
+  found: evaluation.Predictions,
+  paths: Sequence[str] | None,
+) -> list[dict[str, Any]]:
+  def show(picture: evaluation.Picture) -> dict[str, Any]:
+    path = f'number {picture.index}' if paths is None else paths[picture.index]
+    return {
+      'uri': figures.picture(picture.pixels),
+      'is_small': max(picture.pixels.shape[:2]) < 96,
+      'path': path,
+      'label': names[picture.label],
+      'predicted': names[picture.predicted],
+      'is_right': picture.label == picture.predicted,
+      'confidence': picture.confidence,
+      'of_label': picture.of_label,
+    }
+
+  return [
+    {
+      'title': 'The most confident mistakes',
+      'note': 'Where the network is sure and wrong: often a wrong label, or '
+      'two things in one picture.',
+      'none': 'There are no mistakes.',
+      'pictures': [show(picture) for picture in found.mistakes],
+    },
+    {
+      'title': 'The least certain images',
+      'note': 'Where its first choice gets the least probability, right or '
+      'wrong: what to collect more of.',
+      'none': 'There are none.',
+      'pictures': [show(picture) for picture in found.uncertain],
+    },
+  ]
+
+
+def _run(info: Mapping[str, Any] | None) -> dict[str, Any] | None:
+  """Returns the command and all settings as text."""
+  if info is None:
+    return None
+  command = info.get('command', '')
+  if isinstance(command, list):
+    command = shlex.join(command)
+  tables = [
+    (title, [(k, _as_text(v)) for k, v in sorted(info[key].items())])
+    for title, key in (
+      ('Results', 'results'),
+      ('Settings', 'settings'),
+      ('Run', 'run'),
+      ('Versions', 'versions'),
+    )
+    if isinstance(info.get(key), dict)
+  ]
+  return {
+    'command': str(command),
+    'started': str(info.get('started', '')),
+    'tables': tables,
+  }
+
+
+def _as_text(value: Any) -> str:
+  if isinstance(value, str):
+    return value
+  return json.dumps(value, ensure_ascii=False)
