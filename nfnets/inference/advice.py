@@ -170,8 +170,8 @@ def on_duplicates(pairs: Sequence[tuple[str, str]]) -> list[Warned]:
   files = 'One file has' if len(pairs) == 1 else f'{len(pairs):,} files have'
   return [
     _about(
-      f'{files} the same content in two splits, so the network is asked what it '
-      'was told:',
+      f'{files} the same content in two splits, so the network is asked what '
+      'it was told:',
       [f'{first} = {second}' for first, second in pairs],
     )
   ]

@@ -5,8 +5,8 @@ import pathlib
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
-# First, because TensorBoard may import TensorFlow.
-import nfnets.data  # noqa: F401  # isort: split
+# TensorBoard uses TensorFlow, which this keeps from the accelerators.
+import nfnets.data  # noqa: F401
 
 Scalars = dict[str, tuple[list[int], list[float]]]
 
