@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shlex
 import tempfile
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import haiku as hk
 import jax
 import jinja2
+import markupsafe
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -34,6 +36,11 @@ _CELLS = 400  # Rows of the picture; more classes than that share them.
 _SHADES = 9  # Of the confusion matrix, as in the style sheet.
 # Reading all labels of a larger split would take longer than the rest.
 _MOST_TO_COUNT = 200_000
+# Control characters, what overrides the direction of text, and what stands for
+# bytes that are no UTF-8.
+_UNSEEN = re.compile(
+  '[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]'
+)
 
 
 class ReportError(ValueError):
@@ -233,15 +240,23 @@ def _render(context: Mapping[str, Any]) -> str:
     loader=jinja2.FileSystemLoader(_FOLDER),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
+    finalize=_visible,
     trim_blocks=True,
     lstrip_blocks=True,
   )
   environment.filters['percent'] = lambda share: f'{share:.1%}'
   environment.filters['thousands'] = lambda number: f'{number:,}'
   template = environment.get_template('report.html.jinja')
-  # Of the project's own, and not of a user.
-  style = jinja2.utils.markupsafe.Markup(style)
+  # The style is the project's own, and not a user's.
+  style = markupsafe.Markup(style)
   return template.render(context, style=style, style_digest=digest)
+
+
+def _visible(value: Any) -> Any:
+  """Shows marks that would turn or hide the text around them as escapes."""
+  if not isinstance(value, str) or isinstance(value, markupsafe.Markup):
+    return value
+  return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], value)
 
 
 def _share(correct: int, total: int) -> dict[str, Any]:
