@@ -1,13 +1,15 @@
 """What people want to know of a dataset before they trust a number."""
 
+import hashlib
 import io
+import os
 
 import numpy as np
 from PIL import Image
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from nfnets.data.builders import num_classes
+from nfnets.data.builders import find_split, num_classes
 from nfnets.data.source import Source
 
 _EXAMPLES_PER_READ = 1024
@@ -78,3 +80,25 @@ def image_sizes(
   finally:
     source.close()
   return np.array(sizes, np.int64).reshape(-1, 2)
+
+
+def fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> str:
+  """Returns what changes whenever the images of a split do.
+
+  The name and version of the dataset, which examples of it they are, and the
+  size and time of its files.
+
+  Args:
+    builder: A dataset from `load_builder`.
+    split: One of `builders.SPLITS`.
+
+  Raises:
+    DatasetError: There is no such split.
+  """
+  found = find_split(builder, split)
+  info = builder.info.splits[found.tfds_split]
+  described = [builder.info.full_name, *found, list(info.shard_lengths)]
+  for path in info.filepaths:
+    stat = tf.io.gfile.stat(os.fspath(path))
+    described.append((os.fspath(path), stat.length, stat.mtime_nsec))
+  return hashlib.sha256(repr(described).encode()).hexdigest()
