@@ -140,7 +140,7 @@ def _measure(args: argparse.Namespace, network, builder) -> dict[str, Any]:
       args.output,
       *(model, network.params, network.state, row.head, names),
       accuracy=row.logistic.accuracy,
-      trained_on=builder.info.full_name,
+      trained_on=builders.title(builder),
     )
     results['output'] = args.output
   return results

@@ -1,8 +1,10 @@
 """What people want to know of a dataset before they trust a number."""
 
+import contextlib
 import hashlib
 import io
 import os
+import warnings
 
 import numpy as np
 from PIL import Image
@@ -10,6 +12,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from nfnets.data.builders import find_split, num_classes
+from nfnets.data.folders import Folder
 from nfnets.data.source import Source
 
 _EXAMPLES_PER_READ = 1024
@@ -28,6 +31,8 @@ def labels(builder: tfds.core.DatasetBuilder, split: str) -> np.ndarray:
   Raises:
     DatasetError: The split is unknown, empty or damaged.
   """
+  if isinstance(builder, Folder):
+    return np.array(builder.labels(split), np.int32)
   source = Source(builder, split)
   read = tf.autograph.experimental.do_not_convert(
     lambda record: source.parse(record)[1]
@@ -50,7 +55,7 @@ def class_counts(builder: tfds.core.DatasetBuilder, split: str) -> np.ndarray:
 
 
 def image_sizes(
-  builder: tfds.core.DatasetBuilder, split: str, most: int = 200
+  builder: tfds.core.DatasetBuilder, split: str, most: int = 100
 ) -> np.ndarray:
   """Returns (height, width) of some images of a split, before preprocessing.
 
@@ -64,29 +69,33 @@ def image_sizes(
   """
   source = Source(builder, split)
   count = min(most, source.num_examples)
-  indices = np.arange(count) * source.num_examples // count
   sizes = []
   try:
-    for record in source.read(indices):
-      image = source.parse(tf.constant(record))[0].numpy()
-      if isinstance(image, np.ndarray):
-        sizes.append(image.shape[:2])
-        continue
-      try:
-        with Image.open(io.BytesIO(image)) as opened:
-          sizes.append((opened.height, opened.width))
-      except (OSError, ValueError, Image.DecompressionBombError):
-        continue  # Evaluation says what is wrong with it.
+    for index in np.arange(count) * source.num_examples // count:
+      [record] = source.read(np.array([index]))
+      # Evaluation says what is wrong with an image.
+      with contextlib.suppress(OSError, ValueError, tf.errors.OpError):
+        sizes.append(_size(source.parse(tf.constant(record))[0].numpy()))
   finally:
     source.close()
   return np.array(sizes, np.int64).reshape(-1, 2)
 
 
-def fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> str:
-  """Returns what changes whenever the images of a split do.
+def _size(image: np.ndarray | bytes) -> tuple[int, int]:
+  if isinstance(image, np.ndarray):
+    return image.shape[:2]
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+    with Image.open(io.BytesIO(image)) as opened:
+      return opened.height, opened.width
 
-  The name and version of the dataset, which examples of it they are, and the
-  size and time of its files.
+
+def fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> str:
+  """Returns what changes whenever the images or labels of a split do.
+
+  Of a folder, the contents of the files in their order. Of a dataset of TFDS,
+  its name and version, which examples of it they are, and the size and time of
+  its files.
 
   Args:
     builder: A dataset from `load_builder`.
@@ -95,6 +104,11 @@ def fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> str:
   Raises:
     DatasetError: There is no such split.
   """
+  if isinstance(builder, Folder):
+    described = [
+      *zip(builder.digests(split), builder.labels(split), strict=True)
+    ]
+    return hashlib.sha256(repr(described).encode()).hexdigest()
   found = find_split(builder, split)
   info = builder.info.splits[found.tfds_split]
   described = [builder.info.full_name, *found, list(info.shard_lengths)]

@@ -115,6 +115,18 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
     name, start, stop = self.part(split)
     return [picture.path for picture in self._pictures[name][start:stop]]
 
+  def labels(self, split: str) -> list[int]:
+    """Returns the labels of a split's pictures, in the order of `paths`."""
+    name, start, stop = self.part(split)
+    labels = {label: i for i, label in enumerate(self._names)}
+    return [
+      labels[picture.label] for picture in self._pictures[name][start:stop]
+    ]
+
+  def digests(self, split: str) -> list[int]:
+    """Returns what tells contents apart, in the order of `paths`."""
+    return [self._digests[path] for path in self.paths(split)]
+
   def duplicates(self) -> list[tuple[str, str]]:
     """Returns pairs of files of the same content, in two different splits."""
     first, pairs = {}, []

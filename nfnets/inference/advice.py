@@ -163,6 +163,18 @@ def on_images(sizes: np.ndarray, image_size: int) -> list[Warned]:
   ]
 
 
+def on_split(split: str) -> list[Warned]:
+  """Warns of accuracies of images that training may have looked at."""
+  if split != 'validation':
+    return []
+  return [
+    Warned(
+      'These are validation images. Where they decided which step is the best, '
+      'or which settings are, the accuracy on new images is a little lower.'
+    )
+  ]
+
+
 def on_duplicates(pairs: Sequence[tuple[str, str]]) -> list[Warned]:
   """Warns of files that are in two splits, given as pairs of paths."""
   if not pairs:

@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from nfnets import weights, zoo
-from nfnets.data import builders, dataset, facts
+from nfnets.data import builders, dataset, facts, folders
 from nfnets.inference import advice, curves, evaluation, figures, measures
 
 _FOLDER = pathlib.Path(__file__).parent
@@ -177,22 +177,24 @@ def make(
   )
   if not len(found.labels):
     raise ReportError(
-      f'None of the {found.num_skipped} images of {builder.info.full_name}, '
+      f'None of the {found.num_skipped} images of {builders.title(builder)}, '
       f'split {split!r}, can be read.'
     )
   counts = measures.by_class(found.labels, found.predicted, len(names))
   scalars = scalars or {}
+  folder = builder if isinstance(builder, folders.Folder) else None
   _, train_loss = scalars.get('train', {}).get('train_loss', ([], []))
   warned = [
     *_on_skipped(found.num_skipped),
     *advice.on_curves(train_loss),
     *advice.on_predictions(names, counts, int(np.sum(found.predicted < 0))),
-    *advice.on_duplicates(_duplicates(builder)),
+    *advice.on_duplicates(folder.duplicates() if folder else ()),
+    *advice.on_split(_split_name(builder, split)),
     *advice.on_counts(names, train, counts.total),
     *advice.on_images(sizes, model.test_size),
   ]
   context = {
-    'dataset': _dataset_name(builder),
+    'dataset': builders.title(builder),
     'split': _split_name(builder, split),
     'facts': _facts(model, weights_name, builder, split, train, found),
     'accuracy': _share(counts.correct.sum(), counts.total.sum()),
@@ -203,7 +205,7 @@ def make(
     'shown_classes': _SHOWN_CLASSES,
     'has_train': train is not None,
     'confusion': _confusion(names, found),
-    'galleries': _galleries(names, found, _paths(builder, split)),
+    'galleries': _galleries(names, found, folder and folder.paths(split)),
     'run': _run(run_info),
   }
   return _render(context)
@@ -218,11 +220,11 @@ def check_classes(
     ReportError: if the network has others than the dataset.
   """
   names = builders.class_names(builder)
-  where = builder.info.full_name
+  where = builders.title(builder)
   if model.num_classes != len(names):
     has = f'{model.num_classes} classes' if model.num_classes else 'no classes'
     raise ReportError(f'The network has {has}, and {where} has {len(names)}.')
-  own = getattr(model, 'class_names', None)
+  own = model.class_names
   labels = builders.label_names(builder)
   if own and list(own) not in (names, labels):
     label = next(i for i, name in enumerate(own) if name != labels[i])
@@ -282,24 +284,9 @@ def _train_counts(
     return None  # A dataset that is only there to be tested on.
 
 
-def _duplicates(
-  builder: tfds.core.DatasetBuilder,
-) -> Sequence[tuple[str, str]]:
-  return []
-
-
-def _paths(
-  builder: tfds.core.DatasetBuilder, split: str
-) -> Sequence[str] | None:
-  """Returns the paths of the images of a folder; None for records."""
-  return None
-
-
-def _dataset_name(builder: tfds.core.DatasetBuilder) -> str:
-  return builder.info.full_name
-
-
 def _split_name(builder: tfds.core.DatasetBuilder, split: str) -> str:
+  if isinstance(builder, folders.Folder) and split == 'test':
+    return builder.test_split_name
   return {'valid': 'validation'}.get(split, split)
 
 
@@ -322,7 +309,7 @@ def _facts(
   rows = [
     ('Network', model.name),
     ('Weights', weights_name),
-    ('Data', _dataset_name(builder)),
+    ('Data', builders.title(builder)),
     ('Test images', number),
     ('Training images', '' if train is None else f'{train.sum():,}'),
     ('Image size', f'{model.test_size} × {model.test_size} pixels'),
