@@ -107,10 +107,11 @@ def predict(
         predicted.append(best)
         if best < 0:
           continue
-        found = (index, batch['images'][row], label, best, p[best], p[label])
+        sure, of_label = float(p[best]), float(p[label])
+        found = (index, batch['images'][row], label, best, sure, of_label)
         if best != label:
-          mistakes.add(p[best], found)
-        uncertain.add(-p[best], found)
+          mistakes.add(sure, found)
+        uncertain.add(-sure, found)
       bar.update(min(batch_size, total - number * batch_size))
   return Predictions(
     np.array(labels, np.int32),
@@ -130,7 +131,7 @@ class _Gallery:
 
   def add(self, score: float, found: tuple) -> None:
     index, pixels, *rest = found
-    key = (float(score), -index)
+    key = (score, -index)
     if len(self._heap) == self._most and key < self._heap[0][:2]:
       return
     picture = Picture(index, _thumbnail(pixels), *rest)
