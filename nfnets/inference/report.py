@@ -373,7 +373,7 @@ def _galleries(
   paths: Sequence[str] | None,
 ) -> list[dict[str, Any]]:
   def show(picture: evaluation.Picture) -> dict[str, Any]:
-    path = f'number {picture.index}' if paths is None else paths[picture.index]
+    path = f'example {picture.index}' if paths is None else paths[picture.index]
     return {
       'uri': figures.picture(picture.pixels),
       'is_small': max(picture.pixels.shape[:2]) < 96,
