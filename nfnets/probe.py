@@ -10,7 +10,7 @@ import json
 import sys
 from typing import Any
 
-from nfnets.inference import command_line
+from nfnets.inference import command_line, networks
 
 _DRAWS = 5
 _DESCRIPTION = """\
@@ -93,7 +93,9 @@ def _probe(args: argparse.Namespace) -> int:
   return 0
 
 
-def _measure(args: argparse.Namespace, network, builder) -> dict[str, Any]:
+def _measure(
+  args: argparse.Namespace, network: networks.Network, builder: Any
+) -> dict[str, Any]:
   """Prints the table; returns what the command ends with."""
   from nfnets.data import builders
   from nfnets.inference import embeddings, probing
@@ -146,7 +148,7 @@ def _measure(args: argparse.Namespace, network, builder) -> dict[str, Any]:
   return results
 
 
-def _show(one) -> str:
+def _show(one: Any) -> str:
   return f'{one.accuracy:6.1%} ({one.low:.1%}-{one.high:.1%})'.ljust(22)
 
 

@@ -22,6 +22,7 @@ _PAGES = (
   'docs/datasets.md',
   'docs/weights.md',
   'docs/inference.md',
+  'docs/looking.md',
   'docs/benchmarks.md',
   'docs/design.md',
 )

@@ -19,6 +19,7 @@ from typing import Any
 
 import haiku as hk
 import jax
+import jax.numpy as jnp
 import jinja2
 import markupsafe
 import numpy as np
@@ -171,7 +172,7 @@ def make(
   train_split = 'train_and_valid' if split == 'test' else 'train'
   train = _train_counts(builder, train_split)
   sizes = facts.image_sizes(builder, split)
-  params, state = jax.tree.map(np.asarray, (params, state))
+  params, state = jax.tree.map(jnp.asarray, (params, state))
   found = evaluation.predict(
     model, params, state, builder, split, batch_size=batch_size
   )
