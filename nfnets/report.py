@@ -85,6 +85,7 @@ def _report(args: argparse.Namespace) -> int:
     try:
       html = report.make(
         *(network.model, network.params, network.state, builder, args.split),
+        train_split='train' if args.split == 'valid' else 'train_and_valid',
         weights_name=args.weights,
         batch_size=args.batch_size,
       )

@@ -81,12 +81,11 @@ def write(run: str, batch_size: int = 32) -> str:
     raise ReportError(f'{folder / "run.json"} names no dataset.')
   model, params, state = weights.open_model(path)
   builder = dataset.load_builder(name, settings.get('data_dir') or None)
+  # What decided on the way which weights are best is no test of them.
+  validates = settings.get('eval_subset') == 'valid'
   html = make(
-    model,
-    params,
-    state,
-    builder,
-    settings.get('eval_subset', 'test'),
+    *(model, params, state, builder, 'test'),
+    train_split='train' if validates else 'train_and_valid',
     run_info=info,
     scalars=curves.read_run(folder),
     weights_name=os.fspath(path),
@@ -145,6 +144,7 @@ def make(
   builder: tfds.core.DatasetBuilder,
   split: str,
   *,
+  train_split: str = 'train_and_valid',
   run_info: Mapping[str, Any] | None = None,
   scalars: Mapping[str, curves.Scalars] | None = None,
   weights_name: str = '',
@@ -158,6 +158,7 @@ def make(
     state: its state.
     builder: a dataset from `load_builder`.
     split: what to evaluate on, 'test' or 'valid'.
+    train_split: what training sees, whose images are counted.
     run_info: what is in run.json, if there is a run.
     scalars: what `curves.read_run` returns of it.
     weights_name: where the weights are from, to be shown.
@@ -169,7 +170,6 @@ def make(
   """
   names = check_classes(model, builder)
   # Before the network runs, because it is quick to fail.
-  train_split = 'train_and_valid' if split == 'test' else 'train'
   train = _train_counts(builder, train_split)
   sizes = facts.image_sizes(builder, split)
   params, state = jax.tree.map(jnp.asarray, (params, state))

@@ -186,7 +186,7 @@ def run(tmp_path, pictures):
   model, params = quick_lib.digits()
   folder = tmp_path / 'a "run"'
   folder.mkdir()
-  settings = {'which_dataset': pictures.root, 'eval_subset': 'test'}
+  settings = {'which_dataset': pictures.root, 'eval_subset': 'valid'}
   (folder / 'run.json').write_text(json.dumps({'settings': settings}))
   metadata = weights.describe(model, class_names=pictures_names(pictures))
   weights.save_weights(folder / 'weights.safetensors', params, {}, metadata)
@@ -209,7 +209,9 @@ def same_model(monkeypatch):
   monkeypatch.setattr(weights, 'open_model', open_shared)
 
 
-def test_the_command_writes_the_page_of_a_run(run, monkeypatch, capsys):
+def test_the_command_writes_the_page_of_a_run(
+  run, pictures, monkeypatch, capsys
+):
   same_model(monkeypatch)
   umask = os.umask(0o022)
   os.umask(umask)
@@ -217,7 +219,10 @@ def test_the_command_writes_the_page_of_a_run(run, monkeypatch, capsys):
   output = run / 'report.html'
   out = capsys.readouterr().out
   assert json.loads(out.splitlines()[-1]) == {'output': str(output)}
-  assert '30 test images' in Page(output.read_text()).text
+  text = Page(output.read_text()).text
+  assert '30 test images' in text
+  # Without those that chose the best step.
+  assert f'Training images{len(pictures.paths("train"))}' in text
   assert output.stat().st_mode & 0o777 == 0o666 & ~umask
   left = {path.name for path in run.iterdir()}
   assert left == {'run.json', 'weights.safetensors', 'report.html'}
