@@ -241,7 +241,20 @@ def _train_and_test(make, config, built, reporter, folder) -> dict[str, Any]:
     tested = _test(module, kept, config, built, last['step'])
     last = {**last, **tested}
   folder.end(last)
+  if config.report and not jax.process_index():
+    last = {**last, **_report(config.checkpoint_dir)}
   return last
+
+
+def _report(folder: str) -> dict[str, str]:
+  """Writes the page on a run; without it, the results are as good."""
+  from nfnets.inference import report  # Brings matplotlib.
+
+  try:
+    return {'report': report.write(folder)}
+  except (report.ReportError, OSError) as error:
+    logging.warning('There is no report: %s', error)
+    return {}
 
 
 def _train(make, config, reporter) -> tuple[dict[str, Any], trainer.Experiment]:

@@ -42,7 +42,9 @@ def describe(
   if 'report' in results:
     lines.append(f'Report: {results["report"]}')
   if mode == 'train':
-    again = [a for a in argv if not a.startswith('--jaxline_mode')]
+    again = [
+      a for a in argv if not a.startswith(('--jaxline_mode', '--weights='))
+    ]
     if config.experiment_kwargs.config.weights:
       again.append('--weights=')  # Those that training ended with instead.
     again = shlex.join([*again, '--jaxline_mode=eval'])

@@ -1,11 +1,22 @@
 """Fine-tuning: what is trained, what follows from what, and what is kept."""
 
+import pathlib
+
 import jax
-import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 
-from experiments import configs, recipe, step
+from experiments import (
+  command_line,
+  configs,
+  derived,
+  initial_weights,
+  recipe,
+  step,
+)
+import nfnets
+from nfnets import weights
 from nfnets.weights import shapes
 
 
@@ -17,11 +28,12 @@ def _settings(**settings):
 
 
 def _step(**settings):
-  """Returns (step function, its arguments) of a small network."""
+  """Returns (step function, shapes of its arguments) of a small network."""
   config = _settings(train_batch_size=4, **settings)
   built = recipe.build(config, jax.random.PRNGKey(0))
-  state = step.init_train_state(
-    built.model, built.optimizer, False, jax.random.PRNGKey(0)
+  state = jax.eval_shape(
+    lambda key: step.init_train_state(built.model, built.optimizer, False, key),
+    jax.random.PRNGKey(0),
   )
   batch = next(built.train_batches())
   function = step.make_train_step(
@@ -44,17 +56,11 @@ def _count(jaxpr, name) -> int:
   )
 
 
-def test_what_is_not_trained_neither_moves_nor_has_its_gradient_computed():
+def test_gradients_of_what_is_not_trained_are_not_computed():
   function, args = _step(train_only='last')
-  new, metrics = jax.jit(function)(*args)
-  assert metrics['grad_norm'] > 0
-  for module, leaves in args[0].params.items():
-    for name, before in leaves.items():
-      same = np.array_equal(before, new.params[module][name])
-      assert same == (not module.endswith('NFNet/~/linear')), (module, name)
-  evaluate = step.make_eval_step(_model(), _settings())
+  evaluate = step.make_eval_step(recipe.create_model(_settings()), _settings())
   forward = jax.make_jaxpr(evaluate)(
-    args[0].params, args[0].state, {**args[1], 'mask': jnp.ones(4)}
+    args[0].params, args[0].state, {**args[1], 'mask': np.ones(4)}
   )
   expected = _count(forward.jaxpr, 'conv_general_dilated')
   program = jax.make_jaxpr(function)(*args)
@@ -62,14 +68,14 @@ def test_what_is_not_trained_neither_moves_nor_has_its_gradient_computed():
   assert _count(program.jaxpr, 'conv_general_dilated') == expected
 
 
-def _model():
-  return recipe.create_model(_settings())
-
-
 def test_layers_can_learn_at_rates_of_their_own():
-  params, _ = shapes.of_model(recipe.create_model(_settings()))
-  params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), params)
-  grads = params
+  factors = {
+    'NFNet/~/linear': 3,
+    'NFNet/~/final_conv': 1,
+    'NFNet/~/nf_block_4/~/conv0': 0.5,
+    'NFNet/~/stem_conv0': 0.5**6,
+  }
+  params = grads = {module: {'w': np.ones((2, 2))} for module in factors}
 
   def updates(**settings):
     settings = _settings(lr=0.02, **settings)
@@ -78,12 +84,7 @@ def test_layers_can_learn_at_rates_of_their_own():
     return jax.jit(tx.update)(grads, tx.init(params), params)[0]
 
   plain, scaled = updates(), updates(lr_head=0.06, layer_decay=0.5)
-  for module, factor in (
-    ('NFNet/~/linear', 3),
-    ('NFNet/~/final_conv', 1),
-    ('NFNet/~/nf_block_4/~/conv0', 0.5),
-    ('NFNet/~/stem_conv0', 0.5**6),
-  ):
+  for module, factor in factors.items():
     np.testing.assert_allclose(
       scaled[module]['w'], factor * plain[module]['w'], rtol=1e-6
     )
@@ -104,3 +105,129 @@ def test_wrong_settings_are_told(settings, message):
   config.update(**settings)
   with pytest.raises(recipe.ConfigError, match=message):
     recipe.build(config, jax.random.PRNGKey(0))
+
+
+# What follows from what.
+
+
+def _write_weights(path, class_names=None, **others):
+  """Writes weights of ones for classes that have names."""
+  model = nfnets.create_model('nfnet_digits', len(class_names or 'abcde'))
+  params, _ = shapes.of_model(model)
+  params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), params)
+  metadata = weights.describe(model, class_names=class_names, **others)
+  weights.save_weights(path, params, metadata=metadata)
+  return str(path)
+
+
+def _write_pictures(folder: pathlib.Path, classes, count=4) -> str:
+  """Writes noise, other noise for each picture."""
+  rng = np.random.default_rng(0)
+  for split in ('train', 'test'):
+    for name in classes:
+      (folder / split / name).mkdir(parents=True)
+      for i in range(count):
+        pixels = rng.integers(256, size=(9, 9), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / split / name / f'{i}.png')
+  return str(folder)
+
+
+def _finetune(**settings):
+  config = configs.load('finetune').experiment_kwargs.config
+  config.update(**settings)
+  return config, recipe.build(config, jax.random.PRNGKey(0))
+
+
+def test_what_is_left_open_follows_from_weights_and_data(tmp_path):
+  path = _write_weights(
+    tmp_path / 'w.npz',
+    ['x', 'y'],
+    image_size=24,
+    train_size=20,
+    preprocessing='crop_resize',
+    train_preprocessing='shift_2',
+    model_kwargs={'stochdepth_rate': 0.0},
+  )
+  data = _write_pictures(tmp_path / 'data', 'abc')
+  config, built = _finetune(weights=path, which_dataset=data)
+  assert config.model == 'nfnet_digits'
+  assert config.model_kwargs.to_dict() == {'stochdepth_rate': 0.0}
+  assert (config.image_size, config.eval_image_size) == (20, 24)
+  assert config.eval_preproc == 'crop_resize'
+  assert config.train_preproc == 'shift_2'
+  assert config.num_classes == built.model.num_classes == 3
+  assert built.num_steps == 300 and built.test_split == 'test'
+  assert built.num_eval_examples('test') == 12
+  # A tenth of the steps is warm-up.
+  assert built.schedule(15) == pytest.approx(config.lr / 2, rel=1e-5)
+  more = _write_pictures(tmp_path / 'more', 'abc', count=40)
+  larger, built = _finetune(
+    weights=path, which_dataset=more, train_batch_size=4, lr=0.1
+  )
+  assert built.num_steps == 5 * built.num_examples > 300
+  assert larger.lr == 0.1
+  scratch, built = _finetune(model='nfnet_digits', which_dataset=data)
+  assert built.num_steps > 300 and scratch.lr != config.lr
+
+
+def test_a_run_goes_on_with_what_it_began_with(tmp_path):
+  path = _write_weights(
+    tmp_path / 'w.npz', model_kwargs={'alpha': 0.3}, train_size=20
+  )
+  data = _write_pictures(tmp_path / 'data', 'abc')
+  began, _ = _finetune(weights=path, which_dataset=data)
+  settings = dict(command_line.leaves(began))
+  # Its weights may be gone by now.
+  goes_on = configs.load('finetune').experiment_kwargs.config
+  goes_on.which_dataset = data
+  derived.recall(goes_on, settings)
+  recipe.build(goes_on, jax.random.PRNGKey(0))
+  assert dict(command_line.leaves(goes_on)) == {**settings, 'weights': ''}
+
+
+@pytest.mark.parametrize(
+  'classes, message',
+  [
+    ('abc', None),
+    ('abd', 'is for other classes than those of'),
+    ('abcd', 'is for 3 classes; it was replaced by a new one for 4'),
+  ],
+)
+def test_a_last_layer_for_other_classes_is_replaced(
+  classes, message, tmp_path, caplog
+):
+  caplog.set_level('INFO', logger='absl')
+  path = _write_weights(tmp_path / 'w.npz', list('abc'))
+  data = _write_pictures(tmp_path / 'data', classes)
+  _, built = _finetune(weights=path, which_dataset=data)
+  read = initial_weights.read(built, is_training=True)
+  assert ('NFNet/~/linear' in read.params) == (message is None)
+  assert (message or 'Starting from') in caplog.text
+
+
+@pytest.mark.slow
+def test_the_whole_path_from_pictures_to_a_classifier(run_command, tmp_path):
+  data = _write_pictures(tmp_path / 'data', ['<b>', 'b'])
+  path = _write_weights(tmp_path / 'w.npz', train_size=16, image_size=16)
+  run = tmp_path / 'run'
+  args = ['--config=finetune', f'--data={data}', f'--weights={path}']
+  args += ['--num_steps=4', '--evaluations=2', f'--checkpoint_dir={run}']
+  result = run_command(*args)
+  assert result.status == 0, result.log
+  assert result.json['test_num_examples'] == 8
+  assert result.json['test_split'] == 'test'
+  model, _, _ = weights.open_model(run)
+  assert model.class_names == ('<b>', 'b')
+  assert weights.read_metadata(run)['step'] in (2, 4)
+  page = pathlib.Path(result.json['report']).read_text()
+  assert '&lt;b&gt;' in page and '<b>' not in page
+  # Without the weights and from the record alone.
+  again = run_command(
+    *args[:2], args[-1], '--jaxline_mode=eval', '--one_off_evaluate'
+  )
+  assert again.status == 0, again.log
+  # Other pictures than those it began with.
+  _write_pictures(tmp_path / 'data' / 'train' / 'b', ['more'])
+  changed = run_command(*args)
+  assert changed.status == 1
+  assert 'added' in changed.log, changed.log
