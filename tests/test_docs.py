@@ -21,6 +21,7 @@ _PAGES = (
   'docs/training.md',
   'docs/datasets.md',
   'docs/weights.md',
+  'docs/finetuning.md',
   'docs/inference.md',
   'docs/looking.md',
   'docs/benchmarks.md',
