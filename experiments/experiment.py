@@ -49,6 +49,8 @@ usage: python experiments/experiment.py --config=NAME [options]
 {names}
                        NAME:small is a few steps of a small network on random
                        images, to look around.
+  --data=DIR           the pictures: a folder with a folder for each class, or
+                       the name of a dataset of TFDS.
   --SETTING=VALUE      another value of a setting, such as
                        --training_steps=1000 --train_batch_size=256
                        --checkpoint_dir=/data/runs/f0 --weights=F0_haiku.npz
@@ -59,8 +61,9 @@ usage: python experiments/experiment.py --config=NAME [options]
                        for all, and the number of each, from 0. TPU pods, Slurm
                        and Open MPI tell these by themselves.
 
-With --weights=FILE training starts from the weights of a file, and eval
-evaluates these, once, and no checkpoint.
+With --weights=W training starts from weights, and eval evaluates these, once,
+and no checkpoint. W is a file, a run's folder or a name, such as nfnet_f0;
+--config=finetune --data=DIR --weights=nfnet_f0 fine-tunes it on pictures.
 
 Running the same command again continues from the last checkpoint. SIGTERM has
 training save and end; a second one ends it at once. The last line of standard
