@@ -258,7 +258,7 @@ def _bar(path: pathlib.Path, total: int | None, done: int) -> Iterator[Any]:
     yield lambda n: None
     return
   with tqdm.tqdm(
-    desc=path.name,
+    desc=path.name.removesuffix('.partial'),
     total=total,
     initial=done,
     unit='B',

@@ -86,7 +86,7 @@ def cache_folder() -> pathlib.Path:
 def _released(name: str) -> pathlib.Path:
   """Returns the file of a model's released weights."""
   path = cache_folder() / RELEASED[name]
-  if not path.exists():
+  if not os.path.exists(path):  # Nor may one look.
     source = _source(RELEASED[name])
     if is_offline() and '://' in source:
       raise FileNotFoundError(
