@@ -64,10 +64,6 @@ class Archive:
     """Names of the members."""
     return list(self._members)
 
-  def file_size(self, name: str) -> int:
-    """Returns how many bytes a member claims to have."""
-    return self._members[name].file_size
-
   def read(self, name: str) -> np.ndarray:
     """Returns the bytes of a member, uint8 [n], writable.
 
@@ -118,25 +114,22 @@ def read_npz(members: Archive) -> dict[str, np.ndarray]:
   }
 
 
-def read_bytes(members: Archive, key: str, limit: int) -> bytes | None:
+def read_bytes(members: Archive, key: str) -> bytes | None:
   """Reads an array of bytes from what numpy.savez wrote, and nothing else.
 
   Args:
     members: the archive.
     key: of the array.
-    limit: how many bytes there may be.
 
   Returns:
     The bytes; None if there is no such array.
 
   Raises:
-    ValueError: if it is damaged, longer, or of another type.
+    ValueError: if it is damaged, or of another type.
   """
   name = f'{key}.npy'
   if name not in members.names:
     return None
-  if members.file_size(name) > limit + _MAX_HEADER:
-    raise ValueError(f'has {_shown(name)} of more than {limit} bytes')
   array = _array(name, members.read(name))
   if array.dtype != np.uint8 or array.ndim != 1:
     raise ValueError(f'has {_shown(name)}, which is not an array of bytes')

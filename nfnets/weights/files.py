@@ -148,9 +148,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     match _recognize(file):
       case 'npz':
         members = archive.Archive(file.raw, file.size)
-        text = archive.read_bytes(
-          members, _NPZ_METADATA, metadata_lib.MAX_BYTES
-        )
+        text = archive.read_bytes(members, _NPZ_METADATA)
       case 'safetensors':
         text = safetensors_file.read_metadata(path)
       case _:

@@ -25,7 +25,7 @@ import numpy as np
 
 from nfnets import eval_modes, zoo
 
-MAX_BYTES = 2**22  # As JSON; 20,000 names of classes take a tenth.
+_MAX_BYTES = 2**22  # As JSON; 20,000 names of classes take a tenth.
 _MAX_SIDE = 8192  # Pixels, also of what is cropped afterwards.
 _MAX_CLASSES = 10**6
 _MAX_STATISTIC = 1000.0
@@ -133,8 +133,8 @@ def decode(text: bytes) -> dict[str, Any]:
     ValueError: if they are damaged or too large, or a key with a meaning has
       not the type for it.
   """
-  if len(text) > MAX_BYTES:
-    raise ValueError(f'has metadata of more than {MAX_BYTES} bytes')
+  if len(text) > _MAX_BYTES:
+    raise ValueError(f'has metadata of more than {_MAX_BYTES} bytes')
   try:
     metadata = json.loads(text, parse_constant=_refuse_constant)
   except (ValueError, RecursionError) as error:
