@@ -63,7 +63,12 @@ def list_pictures(root: str) -> list[Picture]:
   Raises:
     DatasetError: The folder is of none of the known layouts, or cannot be read.
   """
-  pictures = _Lister(root).pictures()
+  try:
+    pictures = _Lister(root).pictures()
+  except OSError as error:
+    raise DatasetError(
+      f'{error.filename or root} cannot be read ({error.strerror}).'
+    ) from error
   _check_classes(root, pictures)
   keys = {label: natural(label) for label in {p.label for p in pictures}}
   return sorted(pictures, key=lambda p: (keys[p.label], natural(p.path)))
@@ -168,7 +173,7 @@ class _Lister:
     missing, found = [], {}
     for name, (label, line) in rows.items():
       path = os.path.normpath(os.path.join(folder, name))
-      if os.path.isabs(name) or path.startswith('..'):
+      if os.path.isabs(name) or os.path.normpath(name).startswith('../'):
         raise DatasetError(
           f'{self._full(table)}, line {line}: {name} is not in the folder of '
           'this file.'
@@ -204,15 +209,17 @@ class _Lister:
 
   def _split_folders(self) -> dict[str, str]:
     """Returns {folder: split}, or nothing if the folders are classes."""
-    _, folders = self._scan('', count=False)
+    _, folders = self._scan('')
     splits = {x: _SPLITS[x.lower()] for x in folders if x.lower() in _SPLITS}
+    if not splits:
+      return {}
     kinds = collections.Counter(splits.values())
-    if not splits or (len(kinds) == 1 and len(folders) > 1):
+    others = [x for x in folders if x not in splits and any(self._walk(x))]
+    self._walked.clear()  # It is all looked at once more.
+    self._ignored.clear()
+    if others and (len(kinds) == 1 or 'train' not in kinds):
       return {}  # There is a class named 'train', beside 'bus' and 'car'.
-    if len(splits) < len(folders):
-      if 'train' not in kinds:
-        return {}
-      others = [x for x in folders if x not in splits]
+    if others:
       raise DatasetError(
         f'{self._root} has folders of splits ({some(splits)}) beside others '
         f'({some(others)}). If the latter are classes, they belong into the '
@@ -259,34 +266,28 @@ class _Lister:
     return is_new
 
   def _scan(
-    self, folder: str, count: bool = True
+    self, folder: str
   ) -> tuple[list[tuple[str, os.stat_result]], list[str]]:
     """Returns the pictures in a folder itself, and the folders in it."""
     files, folders = [], []
-    try:
-      with os.scandir(self._full(folder)) as entries:
-        entries = sorted(entries, key=lambda e: (e.is_symlink(), e.name))
-      for entry in entries:
-        if entry.name.startswith('.') or entry.name == '__MACOSX':
-          continue
-        path = os.path.join(folder, entry.name)
-        if entry.is_dir():
-          folders.append(path)
-        elif not images.is_image_name(entry.name):
-          if count and entry.name not in _TABLES:
-            self._ignored[os.path.splitext(entry.name)[1] or 'none'] += 1
-        elif entry.is_file():
-          files.append((path, entry.stat()))
-        else:
-          raise DatasetError(
-            f'{self._full(path)} is a link to nothing, or not a file. '
-            'Delete it, or mend it.'
-          )
-    except OSError as error:
-      raise DatasetError(
-        f'{error.filename or self._full(folder)} cannot be read '
-        f'({error.strerror}).'
-      ) from error
+    with os.scandir(self._full(folder)) as entries:
+      entries = sorted(entries, key=lambda e: (e.is_symlink(), e.name))
+    for entry in entries:
+      if entry.name.startswith('.') or entry.name == '__MACOSX':
+        continue
+      path = os.path.join(folder, entry.name)
+      if entry.is_dir():
+        folders.append(path)
+      elif not images.is_image_name(entry.name):
+        if entry.name not in _TABLES:
+          self._ignored[os.path.splitext(entry.name)[1] or 'none'] += 1
+      elif entry.is_file():
+        files.append((path, entry.stat()))
+      else:
+        raise DatasetError(
+          f'{self._full(path)} is a link to nothing, or not a file. '
+          'Delete it, or mend it.'
+        )
     return files, folders
 
   def _full(self, path: str) -> str:

@@ -1,11 +1,9 @@
 """Tests of what is said of folders that are no dataset."""
 
-import os
-
 from folder_lib import SPLITS, TWO
 import pytest
 
-from nfnets.data import builders, folder_digests
+from nfnets.data import builders, folder_digests, folder_listing
 from nfnets.data.errors import DatasetError
 
 load = builders.load_builder
@@ -34,7 +32,7 @@ IN_TRAIN = tuple(f'train/{path}' for path in TWO)
     ((*IN_TRAIN, 'test/1.png'), '/test has no folders of classes'),
     ((*SPLITS, 'valid/cat/1.png'), 'val and valid, which are both the valid'),
     (('test/cat/1.png', 'val/cat/1.png'), 'has test, val and no train'),
-    ((*SPLITS, 'extra/1.png'), r'beside others \(extra\)'),
+    ((*SPLITS, 'extra/x/1.png'), r'beside others \(extra\)'),
     (('cat/1.png', 'dog/1.png'), 'no class has two different pictures'),
     ((*TWO, 'dog/gone.png -> nowhere'), 'dog/gone.png is a link to nothing'),
   ],
@@ -112,6 +110,8 @@ def test_files_that_may_not_be_read_are_named(make_folder, monkeypatch):
   message = r'cannot read cat/1.png, cat/2.png, .* \(Permission denied\)'
   with pytest.raises(DatasetError, match=message):
     load(str(root))
-  monkeypatch.setattr(os, 'scandir', lambda path: refuse(path, 0))
-  with pytest.raises(DatasetError, match=f'{root} cannot be read'):
-    load(str(root))
+  for name in ('scandir', 'stat'):
+    with monkeypatch.context() as patch:
+      patch.setattr(folder_listing.os, name, lambda path: refuse(path, 0))
+      with pytest.raises(DatasetError, match=f'{root} cannot be read'):
+        folder_listing.list_pictures(str(root))
