@@ -211,13 +211,13 @@ class _Lister:
     """Returns {folder: split}, or nothing if the folders are classes."""
     _, folders = self._scan('')
     splits = {x: _SPLITS[x.lower()] for x in folders if x.lower() in _SPLITS}
-    if not splits:
-      return {}
     kinds = collections.Counter(splits.values())
-    others = [x for x in folders if x not in splits and any(self._walk(x))]
+    others = []
+    if splits:
+      others = [x for x in folders if x not in splits and any(self._walk(x))]
     self._walked.clear()  # It is all looked at once more.
     self._ignored.clear()
-    if others and (len(kinds) == 1 or 'train' not in kinds):
+    if not splits or (others and (len(kinds) == 1 or 'train' not in kinds)):
       return {}  # There is a class named 'train', beside 'bus' and 'car'.
     if others:
       raise DatasetError(
