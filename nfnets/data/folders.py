@@ -187,7 +187,15 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
       )
 
   def open_files(self, name: str) -> image_files.ImageFiles:
-    """Opens one of TFDS's splits for random access."""
+    """Opens one of TFDS's splits for random access.
+
+    Raises:
+      DatasetError: There is no such split.
+    """
+    if name not in self._pictures:
+      raise DatasetError(
+        f'{self.root} has no split {name!r}, but {", ".join(self._pictures)}.'
+      )
     pictures = self._pictures[name]
     labels = {label: i for i, label in enumerate(self._names)}
     return image_files.ImageFiles(

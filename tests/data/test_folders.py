@@ -304,3 +304,5 @@ def test_tfds_reads_a_folder_too(make_folder):
   examples = list(builder.as_dataset(split='train').as_numpy_iterator())
   assert [x['label'] for x in examples] == [0, 0, 0, 1, 1, 1, 1]
   assert {x['image'].shape for x in examples} == {(6, 5, 3)}
+  with pytest.raises(DatasetError, match="no split 'x', but train, validation"):
+    builder.as_dataset(split='x')
