@@ -56,11 +56,14 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
     self._data_dir = self.root  # Without a version below it.
     self._original_state = {'root': self.root}  # For copies in other processes.
 
-    self._pictures = collections.defaultdict(list)
-    self._digests = {}
-    for picture, digest in zip(pictures, digests.tolist(), strict=True):
-      self._pictures[picture.split].append(picture)
-      self._digests[picture.path] = digest
+    paths = [picture.path for picture in pictures]
+    self._digests = dict(zip(paths, digests.tolist(), strict=True))
+    found = {picture.split for picture in pictures}
+    self._pictures = {
+      split: [picture for picture in pictures if picture.split == split]
+      for split in ('train', 'validation', 'test')
+      if split in found
+    }
     self._num_valid = 0  # Of those that come first in 'train'.
     if 'validation' not in self._pictures:
       self._hold_out()
