@@ -70,7 +70,7 @@ def _report(args: argparse.Namespace) -> int:
   command_line.check_installed(
     'The report', ('jinja2', 'matplotlib', 'tensorboard'), 'train'
   )
-  from nfnets.inference import report
+  from nfnets.inference import page, report
 
   if args.run is not None:
     try:
@@ -91,7 +91,7 @@ def _report(args: argparse.Namespace) -> int:
       )
     except ValueError as error:
       raise command_line.CommandError(error) from error
-    report.save(output, html)
+    page.save(output, html)
   print(json.dumps({'output': output}))
   return 0
 

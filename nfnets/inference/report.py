@@ -1,35 +1,29 @@
-"""A page about a network and a dataset: numbers, curves and pictures.
+"""A page about a network and a dataset: numbers, curves and pictures."""
 
-One HTML file that works offline and runs nothing: all pictures are inside,
-there is no script, and a Content-Security-Policy forbids whatever else a name
-could bring in.
-"""
-
-import base64
 from collections.abc import Mapping, Sequence
-import contextlib
-import hashlib
 import json
 import os
 import pathlib
-import re
 import shlex
-import tempfile
 from typing import Any
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
-import jinja2
-import markupsafe
 import numpy as np
 import tensorflow_datasets as tfds
 
 from nfnets import weights, zoo
 from nfnets.data import builders, dataset, facts, folders
-from nfnets.inference import advice, curves, evaluation, figures, measures
+from nfnets.inference import (
+  advice,
+  curves,
+  evaluation,
+  figures,
+  measures,
+  page,
+)
 
-_FOLDER = pathlib.Path(__file__).parent
 _MANY_CLASSES = 20  # More than that, and the confusion matrix is a picture.
 _SHOWN_CLASSES = 20  # Of many; the others are folded up.
 _PAIRS = 20
@@ -37,11 +31,6 @@ _CELLS = 400  # Rows of the picture; more classes than that share them.
 _SHADES = 9  # Of the confusion matrix, as in the style sheet.
 # Reading the labels of more records than that would take longer than the rest.
 _MOST_RECORDS = 50_000
-# Control characters, what overrides the direction of text, and what stands for
-# bytes that are no UTF-8.
-_UNSEEN = re.compile(
-  '[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]'
-)
 
 
 class ReportError(ValueError):
@@ -92,7 +81,7 @@ def write(run: str, batch_size: int = 32) -> str:
     batch_size=batch_size,
   )
   output = os.fspath(folder / 'report.html')
-  save(output, html)
+  page.save(output, html)
   return output
 
 
@@ -114,27 +103,6 @@ def read_run(folder: pathlib.Path) -> dict[str, Any]:
   if not isinstance(info, dict) or not isinstance(info.get('settings'), dict):
     raise ReportError(f'{path} has no settings.')
   return info
-
-
-def save(path: str, html: str) -> None:
-  """Writes a page, in full or not at all.
-
-  Raises:
-    OSError: if it cannot be written.
-  """
-  folder, name = os.path.split(os.path.abspath(path))
-  descriptor, partial = tempfile.mkstemp(prefix=f'.{name}.', dir=folder)
-  try:
-    with open(descriptor, 'wb') as file:
-      # Names of files can hold what UTF-8 has not.
-      file.write(html.encode('utf-8', 'backslashreplace'))
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(partial, 0o666 & ~umask)
-    os.replace(partial, path)
-  finally:
-    with contextlib.suppress(FileNotFoundError):
-      os.remove(partial)
 
 
 def make(
@@ -209,7 +177,7 @@ def make(
     'galleries': _galleries(names, found, folder and folder.paths(split)),
     'run': _run(run_info),
   }
-  return _render(context)
+  return page.render(context)
 
 
 def check_classes(
@@ -226,40 +194,13 @@ def check_classes(
     has = f'{model.num_classes} classes' if model.num_classes else 'no classes'
     raise ReportError(f'The network has {has}, and {where} has {len(names)}.')
   own = model.class_names
-  labels = builders.label_names(builder)
-  if own and list(own) not in (names, labels):
-    label = next(i for i, name in enumerate(own) if name != labels[i])
+  if own and list(own) not in (names, builders.label_names(builder)):
+    label = next(i for i, name in enumerate(own) if name != names[i])
     raise ReportError(
       f'The classes of the network are not those of {where}: number {label} is '
-      f'{own[label]!r}, and there {labels[label]!r}.'
+      f'{own[label]!r}, and there {names[label]!r}.'
     )
   return names
-
-
-def _render(context: Mapping[str, Any]) -> str:
-  style = (_FOLDER / 'report.css').read_text(encoding='utf-8')
-  digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(_FOLDER),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    finalize=_visible,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  environment.filters['percent'] = lambda share: f'{share:.1%}'
-  environment.filters['thousands'] = lambda number: f'{number:,}'
-  template = environment.get_template('report.html.jinja')
-  # The style is the project's own, and not a user's.
-  style = markupsafe.Markup(style)
-  return template.render(context, style=style, style_digest=digest)
-
-
-def _visible(value: Any) -> Any:
-  """Shows marks that would turn or hide the text around them as escapes."""
-  if not isinstance(value, str) or isinstance(value, markupsafe.Markup):
-    return value
-  return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], value)
 
 
 def _share(correct: int, total: int) -> dict[str, Any]:

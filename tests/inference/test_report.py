@@ -16,6 +16,7 @@ from nfnets import report as command
 from nfnets import weights
 from nfnets.data import dataset
 from nfnets.inference import evaluation, report
+from nfnets.inference import page as page_lib
 
 pictures, quickly_compiled = pictures_lib.pictures, quick_lib.quickly_compiled
 
@@ -288,13 +289,13 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(
   path.write_text('old')
   monkeypatch.setattr(os, 'replace', lambda *_: 1 / 0)
   with pytest.raises(ZeroDivisionError):
-    report.save(str(path), 'new')
+    page_lib.save(str(path), 'new')
   assert path.read_text() == 'old' and len(list(tmp_path.iterdir())) == 1
 
 
 def test_names_that_are_no_text_can_be_written(tmp_path):
   path = tmp_path / 'report.html'
-  report.save(str(path), os.fsdecode(b'caf\xe9'))
+  page_lib.save(str(path), os.fsdecode(b'caf\xe9'))
   assert path.read_text() == 'caf\\udce9'
 
 
