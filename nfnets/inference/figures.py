@@ -4,21 +4,37 @@ import base64
 import io
 import math
 
-from matplotlib import colors, figure
+import matplotlib
+from matplotlib import colors, figure, ticker
 import numpy as np
 from PIL import Image
 
 from nfnets.inference import curves
 
 _INK, _GRID = '#33383f', '#d9dde3'
-_TRAIN, _EVAL = '#8a94a3', '#1d5fa8'
-_STYLE = {'fontsize': 9, 'color': _INK}
-# Title, name in training, name in evaluation.
+_BLUE = '#1d5fa8'
+_TRAINING = ('train', 'training', {'color': '#8a94a3'})
+_EVALUATION = ('eval', 'evaluation', {'color': _BLUE, 'marker': 'o'})
+_AVERAGED = (
+  *('eval', 'evaluation, averaged weights'),
+  {'color': _BLUE, 'marker': 'o', 'linestyle': '--'},
+)
+# Title, and the names of its lines.
 _PANELS = (
-  ('loss', 'train_loss', 'eval_loss'),
-  ('top-1 accuracy', 'top_1_acc', 'eval_top_1_acc'),
-  ('learning rate', 'learning_rate', None),
-  ('fraction of gradients clipped', 'fraction_clipped', None),
+  (
+    'loss',
+    (_TRAINING, 'train_loss'),
+    (_EVALUATION, 'eval_loss'),
+    (_AVERAGED, 'eval_ema_loss'),
+  ),
+  (
+    'top-1 accuracy',
+    (_TRAINING, 'top_1_acc'),
+    (_EVALUATION, 'eval_top_1_acc'),
+    (_AVERAGED, 'eval_ema_top_1_acc'),
+  ),
+  ('learning rate', (_TRAINING, 'learning_rate')),
+  ('fraction of gradients clipped', (_TRAINING, 'fraction_clipped')),
 )
 _SMALL = 64  # Pixels; smaller pictures keep every one of them.
 
@@ -40,10 +56,10 @@ def draw_curves(scalars: dict[str, curves.Scalars]) -> list[tuple[str, str]]:
     (title, SVG) of every panel that there are numbers for.
   """
   panels = []
-  for title, *names in _PANELS:
+  for title, *series in _PANELS:
     lines = [
-      (mode, *scalars[mode][name])
-      for mode, name in zip(('train', 'eval'), names, strict=True)
+      (label, style, *scalars[mode][name])
+      for (mode, label, style), name in series
       if name in scalars.get(mode, {})
     ]
     if lines:
@@ -51,31 +67,26 @@ def draw_curves(scalars: dict[str, curves.Scalars]) -> list[tuple[str, str]]:
   return panels
 
 
-def _draw_panel(lines: list[tuple[str, list[int], list[float]]]) -> str:
+def _draw_panel(lines: list[tuple[str, dict, list[int], list[float]]]) -> str:
   canvas = figure.Figure(figsize=(4.6, 2.7), layout='constrained')
   ax = canvas.subplots()
-  for mode, steps, values in lines:
-    is_train = mode == 'train'
+  for label, style, steps, values in lines:
     # A single point is invisible as a line.
-    marked = not is_train or len(steps) == 1
-    ax.plot(
-      steps,
-      values,
-      color=_TRAIN if is_train else _EVAL,
-      linewidth=1.4,
-      marker='o' if marked else '',
-      markersize=4,
-      label='training' if is_train else 'evaluation',
-    )
-  ax.set_xlabel('step', **_STYLE)
+    style = {'marker': 'o', **style} if len(steps) == 1 else style
+    ax.plot(steps, values, label=label, linewidth=1.4, markersize=4, **style)
+  ax.set_xlabel('step', fontsize=9, color=_INK)
+  ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
   ax.tick_params(labelsize=8, colors=_INK, length=0)
   ax.grid(color=_GRID, linewidth=0.7)
   ax.spines[:].set_visible(False)
   if len(lines) > 1:
     ax.legend(fontsize=8, frameon=False, labelcolor=_INK)
   file = io.BytesIO()
-  # Without a date, and with the same names each time.
-  canvas.savefig(file, format='svg', metadata={'Date': None}, transparent=True)
+  # Without a date and random names, so that the same page comes out twice.
+  with matplotlib.rc_context({'svg.hashsalt': 'nfnets'}):
+    canvas.savefig(
+      file, format='svg', metadata={'Date': None}, transparent=True
+    )
   return _uri('image/svg+xml', file)
 
 
@@ -88,7 +99,7 @@ def draw_confusion(matrix: np.ndarray) -> str:
   # Rare confusions are what one looks for.
   norm = colors.PowerNorm(0.4, 0, 1)
   palette = colors.LinearSegmentedColormap.from_list(
-    'blue', ['#ffffff', '#9fc3ea', _EVAL, '#0b2c54']
+    'blue', ['#ffffff', '#9fc3ea', _BLUE, '#0b2c54']
   )
   pixels = np.uint8(np.rint(palette(norm(shown))[..., :3] * 255))
   file = io.BytesIO()

@@ -15,7 +15,7 @@ import quick_lib
 from nfnets import report as command
 from nfnets import weights
 from nfnets.data import dataset
-from nfnets.inference import evaluation, report
+from nfnets.inference import evaluation, figures, report
 from nfnets.inference import page as page_lib
 
 pictures, quickly_compiled = pictures_lib.pictures, quick_lib.quickly_compiled
@@ -156,6 +156,25 @@ def test_the_page_says_how_good_the_network_is(page, pictures):
   assert f'{share:.1%} of 30 test images of' in text
   assert 'Training images40' in text
   assert 'loss' in text and 'lr' in text
+
+
+def test_curves_are_drawn_where_there_are_numbers():
+  scalars = {
+    'train': {'train_loss': ([1, 2], [2.0, 1.0])},
+    'eval': {
+      'eval_loss': ([2], [1.5]),
+      'eval_ema_loss': ([2], [1.4]),
+      'eval_top_1_acc': ([2], [0.5]),
+    },
+  }
+  panels = figures.draw_curves(scalars)
+  assert [title for title, _ in panels] == ['loss', 'top-1 accuracy']
+  for _, uri in panels:
+    kind, _, content = uri.partition(',')
+    assert kind == 'data:image/svg+xml;base64'
+    assert b'</svg>' in base64.b64decode(content)
+  assert figures.draw_curves(scalars) == panels
+  assert figures.draw_curves({}) == []
 
 
 def test_the_confusions_of_many_classes_become_a_picture():
