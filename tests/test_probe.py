@@ -47,7 +47,7 @@ def test_it_prints_a_table_and_writes_what_it_measured(
   *lines, last = out.splitlines()
   results = json.loads(last)
   assert results['output'] == str(output)
-  assert (results['train_images'], results['test_images']) == (40, 30)
+  assert (results['train_images'], results['test_images']) == (40, 31)
   rows = results['results']
   assert [row['shots'] for row in rows] == [2, None]
   assert [line.split()[0] for line in lines[3:5]] == ['2', 'all']

@@ -18,12 +18,12 @@ NAMES = (
   '&lt;b&gt;',
   'plain',
 )
-NUM_TRAIN, NUM_TEST = 4, 3  # Of each class.
+NUM_TRAIN, NUM_TEST = 4, 3  # Of each class; and one more to test on.
 
 
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
-  """Returns the dataset of a folder of 10 classes, 40 and 30 pictures."""
+  """Returns the dataset of a folder of 10 classes, 40 and 31 pictures."""
   root = tmp_path_factory.mktemp('pictures')
   rng = np.random.default_rng(0)
   with pytest.MonkeyPatch.context() as patch:
@@ -32,7 +32,7 @@ def pictures(tmp_path_factory):
       for label, name in enumerate(NAMES):
         folder = root / split / name
         folder.mkdir(parents=True)
-        for i in range(count):
+        for i in range(count + (split == 'test' and name == 'plain')):
           pixels = rng.integers(0, 256, (12, 10, 3), np.uint8)
           pixels[: label + 1] //= 4
           Image.fromarray(pixels).resize((40, 36)).save(folder / f'{i}.png')

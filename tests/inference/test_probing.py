@@ -139,7 +139,7 @@ def embed(pictures, tmp_path, monkeypatch):
 
 def test_embeddings_are_computed_once(embed, pictures):
   found, computed = embed()
-  assert computed and found.features.shape == (30, 256)
+  assert computed and found.features.shape == (31, 256)
   np.testing.assert_array_equal(found.labels, pictures.labels('test'))
   again, computed = embed()
   assert not computed
@@ -153,7 +153,7 @@ def test_what_changes_embeddings_has_them_computed(embed, monkeypatch):
   monkeypatch.setattr(embeddings, '_compute', lambda *_: fake)
   linear = {'NFNet/~/linear': {'w': np.zeros((256, 2)), 'b': np.zeros(2)}}
   found, _ = embed(params={**params, **linear})
-  assert found.features.shape == (30, 256)  # The last layer does not.
+  assert found.features.shape == (31, 256)  # The last layer does not.
   first = next(iter(params))
   changed = {key: value + 1 for key, value in params[first].items()}
   entry = model.entry

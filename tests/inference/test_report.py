@@ -153,7 +153,7 @@ def test_the_page_says_how_good_the_network_is(page, pictures):
   labels = pictures.labels('test')
   share = np.mean(probabilities.argmax(axis=1) == labels)
   text = ' '.join(Page(page).text.split())
-  assert f'{share:.1%} of 30 test images of' in text
+  assert f'{share:.1%} of 31 test images of' in text
   assert 'Training images40' in text
   assert 'loss' in text and 'lr' in text
 
@@ -196,7 +196,7 @@ def test_output_that_is_not_finite_is_a_mistake(pictures):
     *({}, pictures, 'test'),
     batch_size=BATCH,
   )
-  assert (found.predicted == -1).all() and len(found.labels) == 30
+  assert (found.predicted == -1).all() and len(found.labels) == 31
   assert not found.mistakes and not found.uncertain
 
 
@@ -240,7 +240,7 @@ def test_the_command_writes_the_page_of_a_run(
   out = capsys.readouterr().out
   assert json.loads(out.splitlines()[-1]) == {'output': str(output)}
   text = Page(output.read_text()).text
-  assert '30 test images' in text
+  assert '31 test images' in text
   # Without those that chose the best step.
   assert f'Training images{len(pictures.paths("train"))}' in text
   assert output.stat().st_mode & 0o777 == 0o666 & ~umask
