@@ -255,7 +255,7 @@ def _report(folder: str) -> dict[str, str]:
 
   try:
     return {'report': report.write(folder)}
-  except (report.ReportError, OSError) as error:
+  except (OSError, ValueError) as error:
     logging.warning('There is no report: %s', error)
     return {}
 

@@ -42,11 +42,13 @@ class RunFolder:
     self._folder = pathlib.Path(config.checkpoint_dir)
     self._built = built
     self.is_writer = jax.process_index() == 0
-    settings = command_line.leaves(config.experiment_kwargs.config)
+    settings = dict(command_line.leaves(config.experiment_kwargs.config))
+    if isinstance(built.builder, folders.Folder):
+      settings['which_dataset'] = built.builder.root  # From any folder.
     of_run = command_line.leaves(config)
     self._info = {
       'command': command,
-      'settings': dict(settings),
+      'settings': settings,
       'run': {k: v for k, v in of_run if 'experiment_kwargs' not in k},
       'versions': {
         'python': platform.python_version(),
