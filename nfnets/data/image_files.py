@@ -141,8 +141,9 @@ def decode(image: tf.Tensor) -> tf.Tensor:
   return tf.cond(start == _FOR_PILLOW, by_pillow, lambda: image)
 
 
-def _to_bmp(content: bytes) -> tuple[bytes, bytes]:
+def _to_bmp(content: bytes | np.ndarray) -> tuple[bytes, bytes]:
   """Returns an image and nothing, or nothing and what is wrong with it."""
+  content = np.asarray(content, object).item()  # Not bytes when run eagerly.
   try:
     image = images.decode(io.BytesIO(content))
   except images.ImageError as error:
