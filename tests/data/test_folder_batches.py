@@ -179,11 +179,7 @@ def test_too_many_pixels_are_an_error(thirty, monkeypatch):
   draw(thirty / 'a' / '0.png', size=(60, 60))
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1500)
   builder = builders.load_builder(str(thirty))
-  (split,) = (
-    s
-    for s in builder.info.splits
-    if 'a/0.png' in builder.paths({'validation': 'valid'}.get(s, s))
-  )
+  split = 'validation' if 'a/0.png' in builder.paths('valid') else 'train'
   files = records.open_records(builder, split)
   failed = {}
   for i, example in enumerate(files.read(range(len(files)))):
