@@ -94,17 +94,17 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
     Returns:
       One of TFDS's splits, and which of its examples: [start, stop).
     """
-    if split == 'test':
-      name = self.test_split_name
-    else:
-      is_apart = split == 'valid' and 'validation' in self._pictures
-      name = 'validation' if is_apart else 'train'
-    stop = len(self._pictures[name])
-    if name == 'train' and split == 'train':
-      return name, self._num_valid, stop
-    if name == 'train' and split == 'valid':
-      return name, 0, self._num_valid
-    return name, 0, stop
+    sizes = {name: len(pictures) for name, pictures in self._pictures.items()}
+    name = self.test_split_name
+    parts = {
+      'train': ('train', self._num_valid, sizes['train']),
+      'valid': ('train', 0, self._num_valid),
+      'train_and_valid': ('train', 0, sizes['train']),
+      'test': (name, 0, sizes[name]),
+    }
+    if 'validation' in sizes:
+      parts['valid'] = ('validation', 0, sizes['validation'])
+    return parts[split]
 
   def paths(self, split: str) -> list[str]:
     """Returns the paths of a split's pictures, in the order of its examples.
