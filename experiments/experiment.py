@@ -234,14 +234,13 @@ def _train_and_test(make, config, built, reporter, folder) -> dict[str, Any]:
   most = config.test_at_end
   if built.builder is None:  # Large batches of random images are not worth it.
     most = min(most, 100)
-  tested = {}
-  if validates:
-    kept = folder.kept_weights()
-  else:
-    kept = module.weights()
-    folder.keep(kept, last['step'])
+  weights = module.weights()
+  if not folder.has_best():
+    folder.keep(weights, last['step'])
+  elif validates:
+    weights = folder.kept_weights()
   if validates or built.num_eval_examples('test') <= most:
-    tested = _test(module, kept, config, built, last['step'])
+    tested = _test(module, weights, config, built, last['step'])
     last = {**last, **tested}
   folder.end(last)
   if config.report and not jax.process_index():

@@ -5,6 +5,7 @@ the weights to use: those of the step that was best, where there was an
 evaluation on the way, and the last ones otherwise.
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -15,9 +16,11 @@ import platform
 import types
 from typing import Any
 
+from absl import logging
 import jax
 
 from experiments import command_line, progress, recipe, trainer
+from experiments.checkpoint_files import CheckpointError
 from nfnets import weights
 from nfnets.data import builders, folders
 
@@ -64,20 +67,27 @@ class RunFolder:
     """Writes what is run.
 
     Raises:
+      CheckpointError: if nothing can be written.
       nfnets.data.errors.DatasetError: if the files of the dataset are not
         those that the run began with.
     """
     if self.is_writer:
-      self._folder.mkdir(parents=True, exist_ok=True)
-      if isinstance(self._built.builder, folders.Folder):
-        self._built.builder.check_unchanged(str(self._folder / _FILES))
-      self._write_info()
+      with self._writing(_INFO):
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(self._built.builder, folders.Folder):
+          self._built.builder.check_unchanged(str(self._folder / _FILES))
+        self._write_info()
 
   def end(self, results: dict[str, Any]) -> None:
-    """Adds what came out."""
+    """Adds what came out.
+
+    Raises:
+      CheckpointError: if it cannot be written.
+    """
     self._info['results'] = results
     if self.is_writer:
-      self._write_info()
+      with self._writing(_INFO):
+        self._write_info()
 
   def keep(self, kept: weights.Weights, step: int, **facts: Any) -> None:
     """Writes weights, in place of those before.
@@ -86,6 +96,9 @@ class RunFolder:
       kept: the weights.
       step: how many updates made them.
       **facts: what else is known of them.
+
+    Raises:
+      CheckpointError: if they cannot be written.
     """
     if not self.is_writer:
       return
@@ -105,7 +118,8 @@ class RunFolder:
         **facts,
       },
     )
-    weights.save_weights(self._folder / _WEIGHTS, *kept, metadata=metadata)
+    with self._writing(_WEIGHTS):
+      weights.save_weights(self._folder / _WEIGHTS, *kept, metadata=metadata)
 
   def keep_best(self, state: types.SimpleNamespace) -> None:
     """Writes the weights of a checkpoint that evaluation found to be the best.
@@ -121,11 +135,24 @@ class RunFolder:
   def kept(self) -> dict[str, Any]:
     """Returns what is known of the weights that are kept; {} if none are."""
     path = self._folder / _WEIGHTS
-    return weights.read_metadata(path) if path.exists() else {}
+    return weights.read_metadata(path) if path.is_file() else {}
+
+  def has_best(self) -> bool:
+    """Tells whether the weights that are kept were found to be the best."""
+    return any(name.startswith('eval_') for name in self.kept())
 
   def kept_weights(self) -> weights.Weights:
     """Reads the weights that are kept."""
     return weights.read_weights(self._folder / _WEIGHTS)
+
+  @contextlib.contextmanager
+  def _writing(self, name: str):
+    try:
+      yield
+    except OSError as error:
+      raise CheckpointError(
+        f'Could not write {self._folder / name}: {error.strerror or error}.'
+      ) from error
 
   def _write_info(self) -> None:
     temporary = self._folder / f'.{_INFO}.{os.getpid()}'
@@ -189,4 +216,7 @@ class Validation:
     best = self._folder.kept().get(self._metric)
     # Of equal ones the later, which was trained for longer.
     if best is None or self._sign * value >= self._sign * best:
-      self._folder.keep(module.weights(), step, **{self._metric: value})
+      try:
+        self._folder.keep(module.weights(), step, **{self._metric: value})
+      except CheckpointError as error:
+        logging.error('%s Training goes on.', error)

@@ -183,6 +183,8 @@ class Experiment(experiment.AbstractExperiment):
     with contextlib.ExitStack() as stack:
       if state.global_step >= config.training_steps:
         logging.info('Nothing to do: step %d was reached.', state.global_step)
+        # But what comes after the last step may have been cut short.
+        self.should_run_step(state.global_step, config)
         return
       self._global_step = state.global_step
       self._batches = self._recipe.train_batches(state.global_step)

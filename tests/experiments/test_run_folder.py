@@ -1,6 +1,7 @@
 """What a run leaves beside its checkpoints."""
 
 import json
+import os
 
 import jax
 import numpy as np
@@ -110,6 +111,17 @@ def test_averaged_weights_are_judged_where_these_are_kept(config, folder):
     value['eval_top_1_acc'] = step / 10
   _train(config, folder, metrics)
   assert folder.kept()['step'] == 6
+
+
+def test_what_cannot_be_written_ends_no_training(config, folder, caplog):
+  metrics = _accuracies(s3=0.5, s6=0.9, s9=0.7, s10=0.8)
+  path = os.path.join(config.checkpoint_dir, 'weights.safetensors')
+  os.mkdir(path)  # In the way.
+  assert _train(config, folder, metrics) == [3, 6, 9, 10]
+  assert f'Could not write {path}: Is a directory' in caplog.text
+  os.rmdir(path)
+  _train(config, folder, metrics, first=9)
+  assert folder.kept()['step'] == 10
 
 
 def test_a_metric_may_be_better_when_lower(config, folder):
