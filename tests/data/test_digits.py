@@ -63,6 +63,7 @@ def test_digits_make_batches(digits):
   assert len(set(batch['labels'])) == 10
 
 
+@pytest.mark.slow
 def test_several_processes_may_prepare_digits_at_once(tmp_path, monkeypatch):
   rename, final = os.rename, str(tmp_path / 'digits' / '1.0.0')
   raced = []

@@ -170,6 +170,7 @@ def _start(program, **environment):
   )
 
 
+@pytest.mark.slow
 def test_processes_can_share_the_folder(tmp_path):
   runs = [_start(_PROGRAM, XDG_CACHE_HOME=str(tmp_path)) for _ in range(2)]
   for run in runs:

@@ -84,6 +84,7 @@ def test_the_summary_of_training_names_commands_that_work(
   assert re.search(r'\nEvaluated in 0:\d\d:\d\d\.\nAccuracy: ', again.log)
   best = again.json['eval_top_1_acc']
   assert f'Best eval_top_1_acc so far: {best:.4g}, at step 6' in again.log
+  assert weights_lib.read_metadata(folder)['eval_top_1_acc'] == best
 
   (line,) = [x for x in lines if x.startswith('Classify: ')]
   _, program, option, module, weights, image = shlex.split(line)

@@ -27,6 +27,7 @@ _LONG = '--config.experiment_kwargs.config'
       f'{_LONG}.model_kwargs.drop_rate=1',
       1.0,
     ),
+    (['--data=x/y'], f'{_LONG}.which_dataset=x/y', 'x/y'),
     (['--one_off_evaluate'], '--config.one_off_evaluate=True', True),
   ],
 )

@@ -110,6 +110,10 @@ def test_extracted_weights_evaluate_as_the_checkpoint_did(
     'model': 'nfnet_digits',
     'num_classes': 10,
   }
+  # What the run knows of them comes along.
+  model, _, _ = weights.open_model(output)
+  assert model.class_names == tuple('0123456789')
+  assert (model.test_size, weights.read_metadata(output)['step']) == (_SIZE, 2)
   config = _config('runs/digits', data_dir, weights=output)
   got = _run(config, 'eval')
   prefix = 'eval_ema_' if which == 'ema' else 'eval_'
