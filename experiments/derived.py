@@ -12,9 +12,9 @@ class WeightsError(RuntimeError):
 
 
 # What a dataset of any size gets: an image is seen so often, but there are at
-# least so many steps. Rates and numbers are from docs/finetuning.md.
-_EPOCHS, _LEAST_STEPS, _LR = 20, 300, 0.05
-_SCRATCH_EPOCHS, _SCRATCH_LEAST_STEPS, _SCRATCH_LR = 60, 900, 0.2
+# least so many steps. Rates and clippings are measured: docs/finetuning.md.
+_EPOCHS, _LEAST_STEPS, _LR, _CLIPPING = 20, 300, 0.4, 0.01
+_FROM_SCRATCH = 60, 900, 0.1, 0.16
 
 
 def fill_in_model(config: ml_collections.ConfigDict) -> None:
@@ -64,17 +64,19 @@ def fill_in_training(
     num_examples: of an epoch.
   """
   config.num_classes = config.num_classes or num_classes
-  has_weights = bool(config.weights)
+  epochs, least_steps, lr, clipping = (
+    (_EPOCHS, _LEAST_STEPS, _LR, _CLIPPING) if config.weights else _FROM_SCRATCH
+  )
   epoch = num_examples / config.train_batch_size
   if config.num_steps:
     config.num_epochs = config.num_steps / epoch
-  elif not config.num_epochs:
-    config.num_epochs = float(
-      max(_EPOCHS, _LEAST_STEPS / epoch)
-      if has_weights
-      else max(_SCRATCH_EPOCHS, _SCRATCH_LEAST_STEPS / epoch)
-    )
-  config.lr = config.lr or (_LR if has_weights else _SCRATCH_LR)
+  config.num_epochs = config.num_epochs or float(
+    max(epochs, least_steps / epoch)
+  )
+  config.lr = config.lr or lr
+  kwargs = config.optimizer.kwargs
+  if kwargs.get('clipping') == 0:
+    kwargs.clipping = clipping
   if config.lr_schedule.warmup_part:
     part = config.lr_schedule.warmup_part * config.num_epochs
     config.lr_schedule.warmup_epochs = part
@@ -104,3 +106,6 @@ def recall(config: ml_collections.ConfigDict, settings: dict[str, Any]) -> None:
     *('train_preproc', 'num_epochs', 'lr'),
   ):
     config[key] = config[key] or settings[key]
+  kwargs = config.optimizer.kwargs
+  if kwargs.get('clipping') == 0:
+    kwargs.clipping = settings['optimizer.kwargs.clipping']

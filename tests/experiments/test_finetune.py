@@ -168,6 +168,8 @@ def test_what_is_left_open_follows_from_weights_and_data(tmp_path):
   assert larger.lr == 0.1
   scratch, built = _finetune(model='nfnet_digits', which_dataset=data)
   assert built.num_steps > 300 and scratch.lr != config.lr
+  clippings = [c.optimizer.kwargs.clipping for c in (config, scratch)]
+  assert 0 < clippings[0] < clippings[1]
 
 
 def test_a_run_goes_on_with_what_it_began_with(tmp_path):
