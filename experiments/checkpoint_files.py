@@ -40,6 +40,7 @@ def best(folder: pathlib.Path) -> Best | None:
   Raises:
     CheckpointError: if it is damaged.
   """
+  folder = folder.absolute()  # As Orbax wants it.
   step = latest_step(folder / 'best')
   if step is None:
     return None

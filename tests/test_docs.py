@@ -97,5 +97,5 @@ def _look_up_options(text: str, folder: pathlib.Path, env: dict) -> None:
       text=True,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    for option in re.findall(r' (--\w+)', command):
+    for option in re.findall(r' (--\w+)', command[program.end() :]):
       assert option in result.stdout + result.stderr, option
