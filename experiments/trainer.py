@@ -305,16 +305,15 @@ class Experiment(experiment.AbstractExperiment):
       weights['eval_ema_'] = (state.ema_params, state.ema_state)
     return self._measure(weights, self.config.eval_subset)
 
-  def test(self, weights: weights_lib.Weights | None = None) -> dict[str, Any]:
+  def test(self, weights: weights_lib.Weights) -> dict[str, Any]:
     """Measures weights on the test split.
 
     Args:
-      weights: None for the present ones, averaged if there is an average.
+      weights: parameters and state, on the host.
 
     Returns:
       `test_loss`, `test_top_1_acc` and `test_num_examples`.
     """
-    weights = self.weights() if weights is None else weights
     weights = jaxline_compat.bcast_local_devices(tuple(weights))
     metrics = self._measure({'eval_': weights}, 'test')
     keys = ('loss', 'top_1_acc', 'num_examples')
