@@ -31,6 +31,7 @@ import argparse
 from concurrent import futures
 import contextlib
 import functools
+import importlib.util
 import itertools
 import json
 import os
@@ -40,6 +41,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 
 # For `experiments`, which is not installed.
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -143,6 +145,14 @@ def _gib(compiled) -> float:
     - memory.alias_size_in_bytes
     + memory.temp_size_in_bytes
   ) / 2**30
+
+
+def _do_without_tensorflow() -> None:
+  """Makes the parts of `experiments` that need none importable without it."""
+  if importlib.util.find_spec('tensorflow') is None:
+    package = types.ModuleType('experiments')
+    package.__path__ = [str(_ROOT / 'experiments')]
+    sys.modules['experiments'] = package
 
 
 @functools.cache
@@ -505,6 +515,7 @@ def main() -> None:
   parser.add_argument('--part', help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.part:
+    _do_without_tensorflow()
     parts = {
       'device': lambda: _emit(**_device()),
       'steps': _run_steps,
