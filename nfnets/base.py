@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nfnets import conv, variants
+from nfnets import columns, conv, variants
 
 # Under their published names.
 nfnet_params = variants.nfnet_params
@@ -174,9 +174,9 @@ class WSConv2D(hk.Conv2D):
   Per output channel the kernel becomes gain * (w - mean) / sqrt(max(var *
   fan_in, eps)), with the biased variance (NF-ResNets, equation 2; the gain and
   eps as in the published code). The arguments are hk.Conv2D's; images are
-  [B, H, W, C]. Parameters: `w` [kh, kw, C // groups, K], `gain` [K], `bias`
-  [K]; or, with folded weights, the standardized kernel in place of the first
-  two (see `nfnets.weights.fold_weights`).
+  [B, H, W, C], or of `joined` columns (see `nfnets.columns`). Parameters: `w`
+  [kh, kw, C // groups, K], `gain` [K], `bias` [K]; or, with folded weights, the
+  standardized kernel in place of the first two (`nfnets.weights.fold_weights`).
   """
 
   def __init__(
@@ -212,8 +212,10 @@ class WSConv2D(hk.Conv2D):
     # One pass over the kernel; (weight - mean) * scale would take two.
     return weight * scale - mean * scale
 
-  def __call__(self, inputs: jax.Array, eps: float = 1e-4) -> jax.Array:
-    in_channels = inputs.shape[-1]
+  def __call__(
+    self, inputs: jax.Array, eps: float = 1e-4, joined: int = 1
+  ) -> jax.Array:
+    in_channels = inputs.shape[-1] // joined
     if in_channels % self.feature_group_count:
       raise ValueError(
         f'{self.module_name}: {in_channels} input channels cannot be split '
@@ -231,6 +233,9 @@ class WSConv2D(hk.Conv2D):
     bias = hk.get_parameter(
       'bias', (self.output_channels,), inputs.dtype, init=jnp.zeros
     )
+    if joined > 1:
+      out = columns.conv2d(inputs, weight, stride=self.stride, columns=joined)
+      return out + jnp.tile(bias, joined // self.stride[1])
     out = conv.conv2d(
       inputs,
       weight,

@@ -16,7 +16,7 @@ from jax import lax
 import jax.numpy as jnp
 
 _DIMENSION_NUMBERS = ('NHWC', 'HWIO', 'NHWC')
-LOWERINGS = ('auto', 'plain', 'split')
+LOWERINGS = ('auto', 'plain', 'split', 'columns')
 _lowering = 'auto'
 _in_loop = False
 
@@ -27,9 +27,11 @@ def lowering(name: str) -> Iterator[None]:
 
   Args:
     name: 'plain' is XLA's own convolution; 'split' computes groups one by one
-      and 1x1 kernels as matrix products; 'auto' is 'split' where JAX's default
-      backend is the CPU and 'plain' elsewhere. Name the form when a program is
-      traced on one platform to run on another (`jax.export`).
+      and 1x1 kernels as matrix products; 'columns' is 'plain', with columns of
+      a stem side by side (`nfnets.columns`); 'auto' is 'split' where JAX's
+      default backend is the CPU, 'columns' where it is a TPU, and 'plain'
+      elsewhere. Name the form when a program is traced on one platform to run
+      on another (`jax.export`).
 
   Yields:
     Nothing.
@@ -45,6 +47,14 @@ def lowering(name: str) -> Iterator[None]:
     yield
   finally:
     _lowering = previous
+
+
+def chosen() -> str:
+  """Returns the form that holds here, 'auto' resolved."""
+  if _lowering != 'auto':
+    return _lowering
+  forms = {'cpu': 'split', 'tpu': 'columns'}
+  return forms.get(jax.default_backend(), 'plain')
 
 
 @contextlib.contextmanager
@@ -149,9 +159,7 @@ def conv2d(
   if not isinstance(padding, str):
     padding = tuple(map(tuple, padding))
 
-  split = _lowering == 'split' or (
-    _lowering == 'auto' and jax.default_backend() == 'cpu'
-  )
+  split = chosen() == 'split'
 
   def plain(x, w, groups):
     if split and _in_loop:

@@ -9,7 +9,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets import base, flops
+from nfnets import base, columns, flops
 
 nfnet_params = base.nfnet_params
 
@@ -137,10 +137,16 @@ class NFNet(hk.Module):
       is the stem and i + 1 block i, and `res_avg_var_{i}`, the variance of
       block i's residual branch.
     """
-    out = self.stem[0](x)
-    for conv in self.stem[1:]:
-      features = [out]  # The last one before the stride is stride 2.
-      out = conv(self.activation(out))
+    strides = [conv.stride[1] for conv in self.stem]
+    joined = columns.side_by_side(x.shape[2], strides)
+    out = columns.join(x, joined)
+    for i, conv in enumerate(self.stem):
+      if i > 0:
+        # The last one before the stride is stride 2.
+        features = [columns.separate(out, joined)]
+        out = self.activation(out)
+      out = conv(out, joined=joined)
+      joined = max(joined // conv.stride[1], 1)
     metrics = base.signal_metrics(out, 0) if return_metrics else {}
 
     index = 0
