@@ -1,8 +1,9 @@
 """Names of files and folders: on this machine, or in a bucket as gs://.
 
-The one place that knows which names there are. What reads or writes files takes
-`path(name)`, whose methods are those of pathlib wherever the file is; where a
-library wants a local file, `local_copy` reads and `writing` writes through one.
+The one place that knows which names there are. What reads and writes whole
+files does so by the functions here. `path(name)` is for libraries that know
+etils' paths; of a bucket that does not answer, its methods say that nothing is
+there.
 """
 
 from collections.abc import Iterator
@@ -11,17 +12,18 @@ import importlib.util
 import os
 import pathlib
 import re
-import sys
 import tempfile
 from typing import Any
+
+from nfnets import buckets
 
 Name = str | os.PathLike[str]
 
 # A single letter is a disk of Windows.
 _SCHEME = re.compile('([A-Za-z][A-Za-z0-9+.-]+):/')
-_BUCKET = re.compile('gs://[^/]+')
-# What the client of gs:// is made of.
-_CLIENT = ('etils', 'tensorflow')
+_BUCKET = re.compile('gs://[a-z0-9][a-z0-9._-]+[a-z0-9](/|$)')
+# What reads and writes gs://.
+_CLIENTS = ('etils', 'tensorflow', 'tensorstore')
 
 
 class PathError(ValueError):
@@ -53,9 +55,10 @@ def path(name: Name) -> Any:
     )
   if not _BUCKET.match(text):
     raise PathError(
-      f'{text} names no bucket; what is in one is named gs://BUCKET/NAME.'
+      f'{text} names no bucket; what is in one is named gs://BUCKET/NAME, with '
+      'a bucket of at least three small letters, digits, -, _ and dots.'
     )
-  missing = [x for x in _CLIENT if importlib.util.find_spec(x) is None]
+  missing = [x for x in _CLIENTS if importlib.util.find_spec(x) is None]
   if missing:
     raise PathError(
       f'{text}: gs:// needs packages that are not installed: '
@@ -72,33 +75,22 @@ def is_remote(name: Name) -> bool:
   return os.fspath(name).startswith('gs://')
 
 
-@contextlib.contextmanager
-def told(name: Name) -> Iterator[None]:
-  """Raises what TensorFlow says of a bucket as the OSError that it is.
+def absolute(name: Name) -> Any:
+  """Returns `path(name)`, from the root; what is in a bucket is so already."""
+  found = path(name)
+  return found if is_remote(name) else found.absolute()
 
-  Args:
-    name: what is read or written, for the message.
+
+def read_bytes(name: Name) -> bytes:
+  """Returns the content of a file.
 
   Raises:
-    FileNotFoundError: if it, or its bucket, is not there.
-    PermissionError: if it is forbidden.
-    OSError: if the store does not answer.
+    FileNotFoundError: if it is not there.
+    OSError: if it cannot be read.
+    PathError: see `path`.
   """
-  try:
-    yield
-  except Exception as error:
-    tf = sys.modules.get('tensorflow')  # No error is of its kinds without it.
-    if tf is None or not isinstance(error, tf.errors.OpError):
-      raise
-    match error:
-      case tf.errors.NotFoundError():
-        kind = FileNotFoundError
-      case tf.errors.PermissionDeniedError() | tf.errors.UnauthenticatedError():
-        kind = PermissionError
-      case _:
-        kind = OSError
-    text = ' '.join(error.message.split())[:300]
-    raise kind(f'{os.fspath(name)}: {text}') from error
+  source = path(name)
+  return buckets.read(str(source)) if is_remote(name) else source.read_bytes()
 
 
 @contextlib.contextmanager
@@ -118,8 +110,7 @@ def local_copy(name: Name) -> Iterator[pathlib.Path]:
     return
   with tempfile.TemporaryDirectory() as folder:
     copy = pathlib.Path(folder, source.name)
-    with told(name):
-      source.copy(copy)
+    copy.write_bytes(buckets.read(str(source)))
     yield copy
 
 
@@ -142,8 +133,7 @@ def writing(name: Name) -> Iterator[pathlib.Path]:
     with tempfile.TemporaryDirectory() as folder:
       temporary = pathlib.Path(folder, target.name)
       yield temporary
-      with told(name):
-        type(target)(temporary).copy(target, overwrite=True)
+      buckets.write(str(target), temporary.read_bytes())
     return
   # In the same folder, because renaming works inside one disk only.
   temporary = target.with_name(f'.{target.name}.{os.getpid()}')
@@ -157,6 +147,21 @@ def writing(name: Name) -> Iterator[pathlib.Path]:
 
 
 def write_bytes(name: Name, content: bytes) -> None:
-  """Writes a file in full or not at all; see `writing`."""
+  """Writes a file whole or not at all; see `writing`."""
   with writing(name) as temporary:
     temporary.write_bytes(content)
+
+
+def check_writable(folder: Name) -> None:
+  """Raises OSError if a bucket is missing, or one must not write there.
+
+  A local folder is not looked at: `mkdir` says what there is to say.
+
+  Raises:
+    OSError: with what is wrong.
+    PathError: see `path`.
+  """
+  probe = str(path(folder) / '.may-be-written')
+  if is_remote(folder):
+    buckets.write(probe, b'')
+    buckets.remove(probe)
