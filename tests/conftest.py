@@ -9,6 +9,8 @@ import os
 import shutil
 import tempfile
 
+from store_lib import remote_folder, serving, store  # noqa: F401
+
 # Compiling is most of what the tests wait for; where rounding matters, they ask
 # for more. And several devices on one CPU, for those that train.
 os.environ['XLA_FLAGS'] = (
