@@ -8,6 +8,9 @@ Both clients try again, with growing pauses, for about a minute: see `_RETRIES`.
 While there is no answer, the log says so.
 """
 
+from collections.abc import Iterable
+import contextlib
+import errno
 import functools
 import logging
 import os
@@ -45,12 +48,27 @@ def read(name: str) -> bytes:
     PermissionError: if it must not be read.
     OSError: if the store does not answer.
   """
+  return read_version(name)[0]
+
+
+def read_version(name: str, known: bytes = b'') -> tuple[bytes | None, bytes]:
+  """Returns the content of a file and its version, for the next time.
+
+  Args:
+    name: of the file.
+    known: the version that one has; of this, the content returned is None.
+
+  Raises:
+    OSError: as `read` does.
+  """
   bucket, key = _split(name)
-  found = _wait(_open(bucket).read(key), name, 'reading')
-  if found.state != 'value':
+  reading = _open(bucket).read(key, if_not_equal=known)
+  found = _wait(reading, name, 'reading')
+  if found.state == 'missing':
     _check(bucket)
-    raise FileNotFoundError(f'{name}: there is no such file.')
-  return found.value
+    raise FileNotFoundError(errno.ENOENT, 'there is no such file', name)
+  content = found.value if found.state == 'value' else None
+  return content, found.stamp.generation
 
 
 def write(name: str, content: bytes) -> None:
@@ -62,33 +80,57 @@ def write(name: str, content: bytes) -> None:
 def names(folder: str) -> list[str]:
   """Returns the names below a folder of all files in it, at any depth.
 
+  Among them may be '' and others that end with a slash, by which TensorFlow
+  makes folders.
+
   Raises:
     FileNotFoundError: if there is no such bucket.
     PermissionError: if it must not be listed.
     OSError: if the store does not answer.
   """
   bucket, prefix = _split(folder)
-  if prefix:
-    prefix = f'{prefix.rstrip("/")}/'
-  store = _open(bucket, prefix)
+  store = _open(bucket, _as_prefix(prefix))
   found = _wait(store.list(), folder, 'listing')
   if not found:
-    # Of a bucket that is forbidden or missing, TensorStore lists no files, too.
-    _wait(store.read('any file'), folder, 'reading')
-    _check(bucket)
+    _check_readable(folder)
   return sorted(key.decode() for key in found)
 
 
-def remove(*files: str) -> None:
-  """Removes files, in this order; those that are not there are passed over."""
-  for name in files:
-    bucket, key = _split(name)
-    _wait(_open(bucket).write(key, None), name, 'removing')
+def is_file(name: str) -> bool:
+  """Tells whether there is a file; raises as `names` does."""
+  bucket, key = _split(name)
+  found = _wait(_open(bucket, key).list(), name, 'looking for')
+  if not found:
+    _check_readable(name)
+  return b'' in found
+
+
+def remove(folder: str, files: Iterable[str]) -> None:
+  """Removes files of a folder, as `names` names them; raises OSError."""
+  bucket, prefix = _split(folder)
+  store = _open(bucket, _as_prefix(prefix))
+  futures = [(f'{folder}/{name}', store.write(name, None)) for name in files]
+  for name, future in futures:
+    _wait(future, name, 'removing')
 
 
 def _split(name: str) -> tuple[str, str]:
   found = _PREFIX.match(name)
   return found[1], name[found.end() :]
+
+
+def _as_prefix(key: str) -> str:
+  return f'{key.rstrip("/")}/' if key else ''
+
+
+def _check_readable(name: str) -> None:
+  """Raises OSError if a bucket is forbidden, or is not there.
+
+  For want of which TensorStore would list no files, and no error.
+  """
+  with contextlib.suppress(FileNotFoundError):
+    read(f'{name.rstrip("/")}/.may-be-read')
+  _check(_split(name)[0])
 
 
 @functools.cache
@@ -103,7 +145,7 @@ def _check(bucket: str) -> None:
   except Exception:
     return  # Who may read files need not be allowed to ask this.
   if not is_there:
-    raise FileNotFoundError(f'There is no bucket gs://{bucket}.')
+    raise _no_bucket(f'gs://{bucket}')
 
 
 @functools.cache
@@ -148,14 +190,19 @@ def _wait(future: Any, name: str, doing: str) -> Any:
 
 def _explain(name: str, doing: str, error: Exception) -> OSError:
   """Returns the OSError that an error of TensorStore's is."""
-  text = ' '.join(str(error).split(' [tensorstore_spec')[0].split())[:300]
+  text = ' '.join(str(error).split(' [tensorstore_spec')[0].split())
   if text.startswith('NOT_FOUND'):
-    bucket = _PREFIX.match(name)[1]
-    return FileNotFoundError(f'There is no bucket gs://{bucket}.')
+    return _no_bucket(name)
   if text.startswith(('PERMISSION_DENIED', 'UNAUTHENTICATED')):
-    return PermissionError(
-      f'{name}: {doing} it is forbidden. Log in by `gcloud auth '
-      'application-default login` as somebody who may, or name a key in '
-      'GOOGLE_APPLICATION_CREDENTIALS.'
+    text = (
+      f'{doing} is forbidden. Log in as somebody who may (gcloud auth '
+      'application-default login), or name a key in '
+      'GOOGLE_APPLICATION_CREDENTIALS'
     )
-  return OSError(f'{name}: {doing} it failed, the store says: {text}')
+    return PermissionError(errno.EACCES, text, name)
+  return OSError(errno.EIO, f'{doing} failed: {text[:300]}', name)
+
+
+def _no_bucket(name: str) -> FileNotFoundError:
+  text = f'there is no bucket gs://{_split(name)[0]}'
+  return FileNotFoundError(errno.ENOENT, text, name)

@@ -133,7 +133,7 @@ def writing(name: Name) -> Iterator[pathlib.Path]:
     with tempfile.TemporaryDirectory() as folder:
       temporary = pathlib.Path(folder, target.name)
       yield temporary
-      buckets.write(str(target), temporary.read_bytes())
+      put(temporary, name)
     return
   # In the same folder, because renaming works inside one disk only.
   temporary = target.with_name(f'.{target.name}.{os.getpid()}')
@@ -141,9 +141,17 @@ def writing(name: Name) -> Iterator[pathlib.Path]:
     yield temporary
     with open(temporary, 'rb+') as file:
       os.fsync(file.fileno())
-    os.replace(temporary, target)
+    put(temporary, name)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def put(file: Name, name: Name) -> None:
+  """Gives a local file another name on its disk, or copies it into a bucket."""
+  if is_remote(name):
+    buckets.write(str(path(name)), pathlib.Path(file).read_bytes())
+  else:
+    os.replace(file, path(name))
 
 
 def write_bytes(name: Name, content: bytes) -> None:
@@ -152,16 +160,46 @@ def write_bytes(name: Name, content: bytes) -> None:
     temporary.write_bytes(content)
 
 
-def check_writable(folder: Name) -> None:
-  """Raises OSError if a bucket is missing, or one must not write there.
-
-  A local folder is not looked at: `mkdir` says what there is to say.
+def names(folder: Name) -> list[str]:
+  """Returns the names below a folder of the files in it, at any depth.
 
   Raises:
-    OSError: with what is wrong.
+    OSError: if a bucket is missing or forbidden, or does not answer.
     PathError: see `path`.
   """
-  probe = str(path(folder) / '.may-be-written')
+  root = path(folder)
   if is_remote(folder):
-    buckets.write(probe, b'')
-    buckets.remove(probe)
+    return [x for x in buckets.names(str(root)) if x and not x.endswith('/')]
+  return sorted(
+    str(file.relative_to(root)) for file in root.rglob('*') if file.is_file()
+  )
+
+
+def is_dir(name: Name) -> bool:
+  """Tells whether there is a folder; raises as `names` does."""
+  if is_remote(name):
+    return bool(names(name))
+  return path(name).is_dir()
+
+
+def is_file(name: Name) -> bool:
+  """Tells whether there is a file; raises as `names` does."""
+  found = path(name)
+  return buckets.is_file(str(found)) if is_remote(name) else found.is_file()
+
+
+def make_folder(folder: Name) -> None:
+  """Makes a folder, if need be, and makes sure that one may write there.
+
+  Raises:
+    OSError: if not, or if there is no such bucket.
+    PathError: see `path`.
+  """
+  made = path(folder)
+  if is_remote(folder):
+    probe = '.may-be-written'
+    buckets.write(str(made / probe), b'')
+    buckets.remove(str(made), [probe])
+  else:
+    made.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=made).close()
