@@ -1,4 +1,4 @@
-"""JAXline checkpoints on disk, by Orbax.
+"""JAXline checkpoints on disk or in a bucket, by Orbax.
 
 A folder holds two series, `latest` and `best`, each with a folder per step.
 A step appears whole or not at all. The copy to the host is made when `save` is
@@ -7,9 +7,8 @@ called and written in the background, so training may go on at once.
 
 from collections.abc import Callable
 import contextlib
-import pathlib
 import shutil
-import tempfile
+import threading
 import time
 import types
 from typing import Any
@@ -17,18 +16,19 @@ from typing import Any
 from absl import logging
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from experiments import checkpoint_files, jaxline_compat
 from experiments.checkpoint_files import CheckpointError
+from nfnets import paths
 
 _POLL_SECONDS = 1.0
 _RETRY_SECONDS = 15.0
+# How long training waits for the checkpoint before to be written.
+_PATIENCE_SECONDS = 60.0
 
 
 class OrbaxCheckpointer:
-  """A `jaxline.utils.Checkpointer` that keeps its checkpoints on disk.
+  """A `jaxline.utils.Checkpointer` that keeps its checkpoints in files.
 
   In the modes that only evaluate, `restore_path` waits for a checkpoint that it
   has not named yet, for `config.eval_wait_minutes` at most.
@@ -55,7 +55,7 @@ class OrbaxCheckpointer:
     Raises:
       CheckpointError: if training could not write there.
     """
-    self._root = pathlib.Path(config.checkpoint_dir).absolute()
+    self._root = paths.absolute(config.checkpoint_dir)
     self._is_training = mode == 'train'
     self._keep = config.max_checkpoints_to_keep
     self._one_off = config.one_off_evaluate
@@ -63,20 +63,26 @@ class OrbaxCheckpointer:
     self._check_training = check_training
     self._on_best = on_best
     self._states: dict[str, types.SimpleNamespace] = {}
-    self._managers: dict[str, ocp.CheckpointManager] = {}
+    # What writes, or has written, the last checkpoint of a series.
+    self._writers: dict[str, threading.Thread] = {}
     self._last_path: str | None = None
     self._retry_minutes = config.save_retry_minutes
-    # Why the last checkpoint of a series is not on the disk.
+    # Why the last checkpoint of a series is not there.
     self._failed: dict[str, CheckpointError] = {}
     if self._is_training and not jax.process_index():
       with self._writing('latest'):
-        folder = self._root / 'latest'
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        paths.make_folder(self._root / 'latest')
 
   def check_folder(self) -> None:
     """Raises CheckpointError if there is nothing to evaluate or wait for."""
-    if not self._root.is_dir():
+    try:
+      is_there = paths.is_dir(self._root)
+    except OSError as error:
+      raise CheckpointError(
+        f'Could not look for checkpoints in {self._root}: '
+        f'{checkpoint_files.first_line(error)}'
+      ) from error
+    if not is_there:
       raise self._nothing_in(self._root)
 
   def get_experiment_state(self, ckpt_series: str) -> types.SimpleNamespace:
@@ -86,19 +92,27 @@ class OrbaxCheckpointer:
   def save(self, ckpt_series: str) -> None:
     """Copies the state to the host and begins to write it.
 
-    Where that fails, or has failed with the checkpoint before, training goes
-    on, because it still has everything; `wait_for_checkpointing_to_finish` is
-    where it matters.
+    Where that fails, or the checkpoint before is still being written, training
+    goes on, because it still has everything; `wait_for_checkpointing_to_finish`
+    is where it matters.
 
     Raises:
       CheckpointError: if the state could not be written in evaluation.
     """
-    self._finish_writing(ckpt_series)
     self._failed.pop(ckpt_series, None)
-    self._begin_writing(ckpt_series)
-    error = self._failed.get(ckpt_series)
-    if error is not None and not self._is_training:
-      raise error
+    if self._is_written(ckpt_series, _PATIENCE_SECONDS):
+      self._begin_writing(ckpt_series)
+    else:
+      step = self.get_experiment_state(ckpt_series).global_step
+      self._note_failure(
+        ckpt_series,
+        CheckpointError(
+          f'Step {int(step)} is not written to {self._root / ckpt_series}: the '
+          'one before still is, and takes long.'
+        ),
+      )
+    if not self._is_training:
+      self.wait_for_checkpointing_to_finish()
     if self._on_best is not None and ckpt_series == 'best':
       self._on_best(self.get_experiment_state('best'))
 
@@ -155,8 +169,11 @@ class OrbaxCheckpointer:
     """
     deadline = time.monotonic() + 60 * self._retry_minutes
     for series in list(self._states):
-      self._finish_writing(series)
-      while error := self._failed.pop(series, None):
+      while True:
+        self._is_written(series)  # Says now and then what it is waiting for.
+        error = self._failed.pop(series, None)
+        if error is None:
+          break
         if not self._is_training or time.monotonic() > deadline:
           raise error
         logging.info(
@@ -165,33 +182,39 @@ class OrbaxCheckpointer:
         )
         time.sleep(_RETRY_SECONDS)
         self._begin_writing(series)
-        self._finish_writing(series)
 
   def close(self) -> None:
-    """Finishes writing and releases the folder."""
-    for series in list(self._managers):
-      self._finish_writing(series)
-      self._close_manager(series)
+    """Finishes writing, unless that takes long."""
+    for series in list(self._writers):
+      self._is_written(series, _PATIENCE_SECONDS)
 
   def _begin_writing(self, series: str) -> None:
     state = self.get_experiment_state(series)
     step = int(state.global_step)
     tree = _snapshot(state)
+
+    def write():
+      with self._noting_failure(series):
+        checkpoint_files.write(self._root / series, step, tree, self._keep)
+
     with self._noting_failure(series):
-      manager = self._manager(series)
-      if step in manager.all_steps():
-        return  # The end of training coincides with a periodic save.
       self._check_space(tree)
-      manager.save(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(tree),
-          checksums=ocp.args.JsonSave(checkpoint_files.checksums(tree)),
-        ),
-      )
+      # A daemon, which keeps no program from ending.
+      self._writers[series] = threading.Thread(target=write, daemon=True)
+      self._writers[series].start()
+
+  def _is_written(self, series: str, seconds: float | None = None) -> bool:
+    """Waits for what writes a checkpoint; tells whether it has ended."""
+    writer = self._writers.get(series)
+    if writer is None:
+      return True
+    writer.join(seconds)
+    return not writer.is_alive()
 
   def _check_space(self, tree: Any) -> None:
     """Raises CheckpointError where Orbax would fail half-way, at length."""
+    if paths.is_remote(self._root):
+      return
     needed = sum(x.nbytes for x in jax.tree.leaves(tree))
     disk = shutil.disk_usage(self._root)
     if disk.total and disk.free < needed:
@@ -200,45 +223,18 @@ class OrbaxCheckpointer:
         f'{needed / 2**20:.1f} MiB, and {disk.free / 2**20:.1f} MiB are free.'
       )
 
-  def _finish_writing(self, series: str) -> None:
-    if series in self._managers:
-      with self._noting_failure(series):
-        self._managers[series].wait_until_finished()
-
   @contextlib.contextmanager
   def _noting_failure(self, series: str):
-    """Notes and logs a CheckpointError, and makes room for what comes next."""
     try:
       with self._writing(series):
         yield
     except CheckpointError as error:
-      self._failed[series] = error
-      if self._is_training:
-        logging.error('%s\nNothing is lost yet: it will be tried again.', error)
-      # The next manager removes what is half written.
-      self._close_manager(series)
+      self._note_failure(series, error)
 
-  def _close_manager(self, series: str) -> None:
-    manager = self._managers.pop(series, None)
-    if manager is not None:
-      with contextlib.suppress(Exception):  # What was noted already.
-        manager.close()
-
-  def _manager(self, series: str) -> ocp.CheckpointManager:
-    if series not in self._managers:
-      folder = self._root / series
-      folder.mkdir(parents=True, exist_ok=True)
-      self._managers[series] = ocp.CheckpointManager(
-        folder,
-        options=ocp.CheckpointManagerOptions(
-          preservation_policy=preservation_policy.LatestN(self._keep),
-          # What a killed run left half written.
-          cleanup_tmp_directories=True,
-          create=False,
-          multiprocessing_options=checkpoint_files.this_process_only(),
-        ),
-      )
-    return self._managers[series]
+  def _note_failure(self, series: str, error: CheckpointError) -> None:
+    self._failed[series] = error
+    if self._is_training:
+      logging.error('%s\nNothing is lost yet: it will be tried again.', error)
 
   def _latest_step(self, series: str) -> int | None:
     # Not by the manager: another process may be the one that writes.
@@ -249,15 +245,15 @@ class OrbaxCheckpointer:
     """Turns what goes wrong with files into one sentence."""
     try:
       yield
-    except (OSError, ValueError, RuntimeError) as error:
-      if isinstance(error, CheckpointError):
-        raise
+    except CheckpointError:
+      raise
+    except Exception as error:  # TensorFlow has kinds of its own.
       raise CheckpointError(
         f'Could not write a checkpoint to {self._root / series}: '
         f'{checkpoint_files.first_line(error)}'
       ) from error
 
-  def _nothing_in(self, folder: pathlib.Path) -> CheckpointError:
+  def _nothing_in(self, folder: paths.Name) -> CheckpointError:
     return CheckpointError(
       f'No checkpoint in {folder}. Train first, with the same command and '
       '--jaxline_mode=train, or name another folder with '

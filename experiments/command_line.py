@@ -17,6 +17,7 @@ import jaxline.platform  # noqa: F401 (defines --config and --jaxline_mode)
 import ml_collections
 
 from experiments import configs
+from nfnets import paths
 
 _OURS = 'experiment_kwargs.config'
 # Other names of settings.
@@ -70,7 +71,25 @@ def parse(argv: list[str]) -> tuple[str, ml_collections.ConfigDict]:
     path, _, argument = name.partition(':')
     run_name = '_'.join(filter(None, (pathlib.Path(path).stem, argument)))
     config.checkpoint_dir = f'runs/{run_name}'
+  _check_places(config)
   return name, config
+
+
+def _check_places(config: ml_collections.ConfigDict) -> None:
+  """Raises UsageError where a folder or file is named that cannot be used."""
+  ours = config.experiment_kwargs.config
+  for setting, place in (
+    ('checkpoint_dir', config.checkpoint_dir),
+    ('data_dir', ours.data_dir),
+    ('data', ours.which_dataset),
+    ('weights', ours.weights),
+  ):
+    # As weights.find does, which knows names of the hub's, too.
+    if place and not place.startswith('hf://'):
+      try:
+        paths.path(place)
+      except paths.PathError as error:
+        raise UsageError(f'--{setting}: {error}') from error
 
 
 def is_given(setting: str) -> bool:

@@ -39,6 +39,7 @@ from experiments import (
   summary,
   trainer,
 )
+from nfnets import paths
 from nfnets import weights as weights_lib
 from nfnets.data import dataset
 
@@ -101,6 +102,8 @@ def main(argv: list[str]) -> int:
     processes.join()
   except ValueError as error:
     return processes.fail(error, 2)
+  except checkpoints.CheckpointError as error:
+    return processes.fail(error, 1)
   if config.compile_quickly:
     jax.config.update('jax_disable_most_optimizations', True)
   if config.compilation_cache:
@@ -141,6 +144,8 @@ def run(
     The last metrics and where the results are.
   """
   ours = config.experiment_kwargs.config
+  if mode != 'eval' and jax.process_index() == 0:
+    run_folder.check_bucket(config.checkpoint_dir)
   begun = run_folder.read_info(config.checkpoint_dir)
   if begun and _has_checkpoint(config):
     derived.recall(ours, begun['settings'])
@@ -217,7 +222,7 @@ def _weights_to_start_from(config, built) -> weights_lib.Weights | None:
 
 
 def _has_checkpoint(config) -> bool:
-  folder = pathlib.Path(config.checkpoint_dir) / 'latest'
+  folder = paths.path(config.checkpoint_dir) / 'latest'
   return checkpoint_files.latest_step(folder) is not None
 
 
@@ -228,7 +233,13 @@ def _train_and_test(make, config, built, reporter, folder) -> dict[str, Any]:
   if validates:
     validation = run_folder.Validation(config, folder)
     make = functools.partial(make, validate=validation)
-  last, module = _train(make, config, reporter)
+  try:
+    last, module = _train(make, config, reporter)
+  finally:
+    if validates:
+      validation.close()
+  if validates:
+    validation.finish()
   if last['stopped_by_sigterm']:
     return last
   most = config.test_at_end
@@ -267,6 +278,7 @@ def _train(make, config, reporter) -> tuple[dict[str, Any], trainer.Experiment]:
     train.train(make, config, checkpointer, writer)
   finally:
     checkpointer.close()
+    writer.finish()
   state = checkpointer.get_experiment_state('latest')
   step = int(state.global_step)
   stopped = step < config.training_steps
@@ -284,7 +296,9 @@ def _test(module, weights, config, built, step: int) -> dict[str, Any]:
     use_ema = config.experiment_kwargs.config.use_ema
     prefix = 'eval_ema_' if use_ema else 'eval_'
     named = {k.replace('test_', prefix): v for k, v in metrics.items()}
-    progress.Writer(config, 'eval').write_scalars(step, named)
+    writer = progress.Writer(config, 'eval')
+    writer.write_scalars(step, named)
+    writer.finish()
   return {**metrics, 'test_split': built.test_split}
 
 
@@ -302,6 +316,7 @@ def _evaluate(make, config, folder, check_training=None) -> dict[str, Any]:
     pass
   finally:
     checkpointer.close()
+    writer.finish()
   return writer.last
 
 

@@ -2,7 +2,11 @@
 
 import datetime
 import logging as stdlib_logging
+import pathlib
 import sys
+import tempfile
+import threading
+import types
 from typing import Any
 
 from absl import logging
@@ -10,6 +14,8 @@ import jax
 from jaxline import platform
 import numpy as np
 import tqdm
+
+from nfnets import paths
 
 # The metrics, in words, and how they are written.
 _SHOWN = (
@@ -115,9 +121,14 @@ class Writer:
       mode: JAXline's mode.
       reporter: adds the speed to what training writes.
     """
-    self._tensorboard = None
+    self._tensorboard = self._copying = None
+    folder = config.checkpoint_dir
     if not jax.process_index():
-      self._tensorboard = platform.TensorBoardLogger(config, mode)
+      if paths.is_remote(folder):
+        self._copying = _Copying(paths.path(folder) / mode)
+        folder = self._copying.local
+      where = types.SimpleNamespace(checkpoint_dir=folder)
+      self._tensorboard = platform.TensorBoardLogger(where, mode)
     self._reporter = reporter
     self.last: dict[str, float] = {}
 
@@ -128,17 +139,75 @@ class Writer:
     scalars = {k: np.asarray(v).item() for k, v in scalars.items()}
     if self._tensorboard is not None:
       self._tensorboard.write_scalars(global_step, scalars)
+    if self._copying is not None:
+      self._copying.begin()
     self.last = {'step': int(global_step), **scalars}
+
+  def finish(self) -> None:
+    """Waits until everything is where it belongs, or cannot be."""
+    if self._copying is not None:
+      self._copying.finish()
+
+
+class _Copying:
+  """Copies TensorBoard's files into a bucket, in the background.
+
+  TensorFlow would have training wait for the store, and end where it fails.
+  """
+
+  def __init__(self, remote: Any):
+    """Copies nothing yet.
+
+    Args:
+      remote: the folder in the bucket; files from the folder of this name in
+        `local` are copied there.
+    """
+    self._folder = tempfile.TemporaryDirectory(prefix='nfnets-')
+    self.local = self._folder.name
+    self._remote = remote
+    self._thread: threading.Thread | None = None
+    self._sizes: dict[pathlib.Path, int] = {}
+
+  def begin(self) -> None:
+    """Begins to copy what has grown, unless that is being done."""
+    if self._thread is None or not self._thread.is_alive():
+      self._thread = threading.Thread(target=self._copy, daemon=True)
+      self._thread.start()
+
+  def finish(self) -> None:
+    """Copies what is left."""
+    if self._thread is not None:
+      self._thread.join()
+    self._copy()
+
+  def _copy(self) -> None:
+    for file in pathlib.Path(self.local, self._remote.name).iterdir():
+      content = file.read_bytes()
+      if len(content) == self._sizes.get(file):
+        continue
+      try:
+        paths.write_bytes(self._remote / file.name, content)
+      except OSError as error:
+        logging.warning(
+          'Curves could not be written to %s, and will be again: %s.',
+          self._remote,
+          error.strerror or error,
+        )
+        return
+      self._sizes[file] = len(content)
 
 
 class _AboveBars:
   """Standard error for log lines, which go above the bars that there are."""
 
+  def __init__(self):
+    self._stream = sys.stderr  # Which may be redirected for a while.
+
   def write(self, text: str) -> None:
-    tqdm.tqdm.write(text, file=sys.stderr, end='')
+    tqdm.tqdm.write(text, file=self._stream, end='')
 
   def flush(self) -> None:
-    sys.stderr.flush()
+    self._stream.flush()
 
   def close(self) -> None:
     """Leaves standard error open; absl calls this at the end."""

@@ -10,9 +10,8 @@ import datetime
 import importlib.metadata
 import json
 import math
-import os
-import pathlib
 import platform
+import time
 import types
 from typing import Any
 
@@ -21,10 +20,11 @@ import jax
 
 from experiments import command_line, progress, recipe, trainer
 from experiments.checkpoint_files import CheckpointError
-from nfnets import weights
+from nfnets import paths, weights
 from nfnets.data import builders, folders
 
 _INFO, _WEIGHTS, _FILES = 'run.json', 'weights.safetensors', 'files.csv'
+_RETRY_SECONDS = 15.0
 
 
 class RunFolder:
@@ -42,7 +42,8 @@ class RunFolder:
       built: the recipe.
       command: the command line, for the record.
     """
-    self._folder = pathlib.Path(config.checkpoint_dir)
+    self._folder = paths.path(config.checkpoint_dir)
+    self._kept: dict[str, Any] | None = None
     self._built = built
     self.is_writer = jax.process_index() == 0
     settings = dict(command_line.leaves(config.experiment_kwargs.config))
@@ -73,10 +74,11 @@ class RunFolder:
     """
     if self.is_writer:
       with self._writing(_INFO):
-        self._folder.mkdir(parents=True, exist_ok=True)
+        paths.make_folder(self._folder)
         if isinstance(self._built.builder, folders.Folder):
           self._built.builder.check_unchanged(str(self._folder / _FILES))
         self._write_info()
+      self.kept()
 
   def end(self, results: dict[str, Any]) -> None:
     """Adds what came out.
@@ -120,6 +122,7 @@ class RunFolder:
     )
     with self._writing(_WEIGHTS):
       weights.save_weights(self._folder / _WEIGHTS, *kept, metadata=metadata)
+    self._kept = metadata
 
   def keep_best(self, state: types.SimpleNamespace) -> None:
     """Writes the weights of a checkpoint that evaluation found to be the best.
@@ -133,9 +136,20 @@ class RunFolder:
     )
 
   def kept(self) -> dict[str, Any]:
-    """Returns what is known of the weights that are kept; {} if none are."""
-    path = self._folder / _WEIGHTS
-    return weights.read_metadata(path) if path.is_file() else {}
+    """Returns what is known of the weights that are kept; {} if none are.
+
+    Raises:
+      CheckpointError: if they cannot be read.
+    """
+    if self._kept is None:  # In a bucket, this reads all of the file.
+      path = self._folder / _WEIGHTS
+      try:
+        is_there = paths.is_file(path)
+        self._kept = weights.read_metadata(path) if is_there else {}
+      except (OSError, ValueError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise CheckpointError(f'Could not read {path}: {reason}') from error
+    return self._kept
 
   def has_best(self) -> bool:
     """Tells whether the weights that are kept were found to be the best."""
@@ -155,9 +169,8 @@ class RunFolder:
       ) from error
 
   def _write_info(self) -> None:
-    temporary = self._folder / f'.{_INFO}.{os.getpid()}'
-    temporary.write_text(json.dumps(self._info, indent=1, default=str) + '\n')
-    os.replace(temporary, self._folder / _INFO)
+    text = json.dumps(self._info, indent=1, default=str) + '\n'
+    paths.write_bytes(self._folder / _INFO, text.encode())
 
 
 def _version() -> str:
@@ -167,12 +180,35 @@ def _version() -> str:
     return 'a clone that is not installed'
 
 
-def read_info(folder: str) -> dict[str, Any] | None:
-  """Returns what is in a run's `run.json`; None where there is none."""
+def check_bucket(folder: str) -> None:
+  """Checks that files can be written, where that leaves nothing behind.
+
+  Raises:
+    CheckpointError: if a folder is in a bucket, and they cannot.
+  """
+  if not paths.is_remote(folder):
+    return
   try:
-    return json.loads((pathlib.Path(folder) / _INFO).read_text())
-  except (OSError, ValueError):
+    paths.make_folder(folder)
+  except OSError as error:
+    reason = error.strerror or error
+    raise CheckpointError(f'Could not write to {folder}: {reason}.') from error
+
+
+def read_info(folder: str) -> dict[str, Any] | None:
+  """Returns what is in a run's `run.json`; None where there is none.
+
+  Raises:
+    CheckpointError: if one cannot tell.
+  """
+  path = paths.path(folder) / _INFO
+  try:
+    return json.loads(paths.read_bytes(path))
+  except (FileNotFoundError, NotADirectoryError, ValueError):
     return None
+  except OSError as error:
+    reason = error.strerror or error
+    raise CheckpointError(f'Could not read {path}: {reason}.') from error
 
 
 class Validation:
@@ -198,6 +234,9 @@ class Validation:
       name = self._metric.removeprefix('eval_').removeprefix('ema_')
       self._metric = f'eval_ema_{name}'
     self._folder = folder
+    self._retry_minutes = config.save_retry_minutes
+    # The arguments of `keep` for the best weights, until they are written.
+    self._unsaved: tuple[weights.Weights, int, dict[str, float]] | None = None
     self._writer = progress.Writer(config, 'eval')
 
   def __call__(self, module: trainer.Experiment, step: int) -> None:
@@ -213,10 +252,38 @@ class Validation:
     if not self._folder.is_writer:
       return
     value = metrics[self._metric]
-    best = self._folder.kept().get(self._metric)
+    known = self._unsaved[2] if self._unsaved else self._folder.kept()
+    best = known.get(self._metric)
     # Of equal ones the later, which was trained for longer.
     if best is None or self._sign * value >= self._sign * best:
+      self._unsaved = module.weights(), step, {self._metric: value}
+    try:
+      self._save()
+    except CheckpointError as error:
+      logging.error('%s Training goes on.', error)
+
+  def close(self) -> None:
+    """Waits until the curves are where they belong."""
+    self._writer.finish()
+
+  def finish(self) -> None:
+    """Makes sure that the best weights are written.
+
+    Raises:
+      CheckpointError: if they could not be, for `save_retry_minutes`.
+    """
+    deadline = time.monotonic() + 60 * self._retry_minutes
+    while True:
       try:
-        self._folder.keep(module.weights(), step, **{self._metric: value})
+        return self._save()
       except CheckpointError as error:
-        logging.error('%s Training goes on.', error)
+        if time.monotonic() > deadline:
+          raise
+        logging.error('%s Trying again.', error)
+        time.sleep(_RETRY_SECONDS)
+
+  def _save(self) -> None:
+    if self._unsaved is not None:
+      kept, step, facts = self._unsaved
+      self._folder.keep(kept, step, **facts)
+      self._unsaved = None

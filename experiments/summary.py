@@ -1,11 +1,11 @@
 """What a run says to people at its end."""
 
 import datetime
-import pathlib
 import shlex
 from typing import Any
 
 from experiments import checkpoint_files
+from nfnets import paths
 
 
 def describe(
@@ -32,7 +32,7 @@ def describe(
   lines = [done]
   if 'checkpoint_dir' not in results:
     return '\n'.join([*lines, *_accuracies(results)])
-  folder = pathlib.Path(results['checkpoint_dir'])
+  folder = paths.path(results['checkpoint_dir'])
   lines += _accuracies(results)
   best = checkpoint_files.best(folder)
   if best is not None:
@@ -49,7 +49,7 @@ def describe(
       again.append('--weights=')  # Those that training ended with instead.
     again = shlex.join([*again, '--jaxline_mode=eval'])
     lines.append(f'Evaluate: python {again}')
-  if (folder / 'weights.safetensors').exists():
+  if paths.is_file(folder / 'weights.safetensors'):
     name = shlex.quote(str(folder))
     lines.append(f'Classify: python -m nfnets.classify --weights={name} IMAGE')
   return '\n'.join(lines)

@@ -7,6 +7,7 @@ Its SHA-256 is written beside it then, and compared whenever a process first
 takes the file, which takes as long as reading it: 0.2 s for F0.
 """
 
+import atexit
 from collections.abc import Iterator
 import contextlib
 import difflib
@@ -15,20 +16,24 @@ import hashlib
 import os
 import pathlib
 import re
+import shutil
 import sys
+import tempfile
 
 try:
   import fcntl
 except ModuleNotFoundError:  # Windows, where two processes would fetch twice.
   fcntl = None
 
-from nfnets import zoo
+from nfnets import buckets, paths, zoo
 from nfnets.weights import downloading, files, hub, matching
 
 RELEASED = {f'nfnet_f{i}': f'F{i}_haiku.npz' for i in range(7)}
 URL = 'https://storage.googleapis.com/dm-nfnets'
 # What a run leaves in its folder.
 _RUN_WEIGHTS = 'weights.safetensors'
+# The version of each local copy of what is in a bucket.
+_copies: dict[pathlib.Path, bytes] = {}
 
 
 def find(name_or_path: files.Path) -> pathlib.Path:
@@ -38,7 +43,9 @@ def find(name_or_path: files.Path) -> pathlib.Path:
     name_or_path: a file; or else the folder of a run, for the weights in it; or
       else a name: 'nfnet_f0' to 'nfnet_f6' for the released weights,
       'timm/NAME' or 'hf://org/repo[@revision]' for those of the Hugging Face
-      Hub. What is not there yet is fetched.
+      Hub. What is not there yet is fetched. A file or the folder of a run may
+      be in a bucket, as gs://BUCKET/NAME; then this is a copy, which this
+      process keeps until it ends.
 
   Raises:
     OSError: if there is no such file, or it cannot be fetched.
@@ -46,6 +53,10 @@ def find(name_or_path: files.Path) -> pathlib.Path:
       file in the cache that has changed.
   """
   text = os.fspath(name_or_path)
+  if text.startswith('gs://'):
+    return _in_bucket(text)
+  if not hub.is_name(text):
+    paths.path(text)  # Refuses other schemes.
   path = os.path.expanduser(text)
   if os.path.isdir(path):
     inside = os.path.join(path, _RUN_WEIGHTS)
@@ -67,6 +78,34 @@ def find(name_or_path: files.Path) -> pathlib.Path:
       f'{text}: this folder has no {_RUN_WEIGHTS}, which a run leaves there.'
     )
   raise FileNotFoundError(f'{text}: there is no such file.{_hint(text)}')
+
+
+def _in_bucket(name: str) -> pathlib.Path:
+  """Returns a local copy of a file in a bucket, or of what a run left there."""
+  path = paths.path(name)
+  if not paths.is_file(path):
+    path = path / _RUN_WEIGHTS
+    if not paths.is_file(path):
+      raise FileNotFoundError(
+        f'{name}: there is no such file, and no {path}, which a run leaves.'
+      )
+  # Under its name, because messages name the copy.
+  copy = _copies_folder() / str(path).removeprefix('gs://')
+  content, _copies[copy] = buckets.read_version(
+    str(path), _copies.get(copy, b'')
+  )
+  if content is not None:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    paths.write_bytes(copy, content)
+  return copy
+
+
+@functools.cache
+def _copies_folder() -> pathlib.Path:
+  """Returns a folder that is removed when the process ends."""
+  folder = tempfile.mkdtemp(prefix='nfnets-')
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  return pathlib.Path(folder)
 
 
 def is_offline() -> bool:

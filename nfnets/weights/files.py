@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from nfnets import paths
 from nfnets.weights import (
   archive,
   haiku_pickle,
@@ -167,7 +168,8 @@ def save_weights(
   A file of this name is replaced when the new one is complete, and not before.
 
   Args:
-    path: ends in .npz or .safetensors, which decides how it is written.
+    path: ends in .npz or .safetensors, which decides how it is written; here,
+      or gs://BUCKET/NAME.
     params: {module: {name: array}} of numbers, of NumPy or JAX. bfloat16 is
       written as float32, which has the same values, because NumPy's files do
       not know it.
@@ -177,36 +179,28 @@ def save_weights(
 
   Raises:
     OSError: if it cannot be written.
-    ValueError: for another suffix, and for names, leaves or metadata that would
-      not come back from the file.
+    ValueError: for another suffix or scheme, and for names, leaves or metadata
+      that would not come back from the file.
   """
-  path = pathlib.Path(path)
-  suffix = path.suffix.lower()
-  if suffix not in ('.npz', '.safetensors'):
+  suffix = pathlib.PurePath(path).suffix
+  if suffix.lower() not in ('.npz', '.safetensors'):
     raise ValueError(
       f'{path}: weights are written to a name that ends in .npz or '
-      f'.safetensors, not {path.suffix or "without a suffix"!r}.'
+      f'.safetensors, not {suffix or "without a suffix"!r}.'
     )
   arrays = {**_flatten(params, ''), **_flatten(state or {}, _STATE)}
   text = metadata_lib.encode(metadata) if metadata else None
-  # In the same folder, because renaming works inside one disk only.
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  try:
+  with paths.writing(path) as temporary:
     with open(temporary, 'wb') as file:
       mode = os.fstat(file.fileno()).st_mode
-      if suffix == '.npz':
+      if suffix.lower() == '.npz':
         if text is not None:
           arrays[_NPZ_METADATA] = np.frombuffer(text, np.uint8)
         np.savez(file, **arrays)
-    if suffix == '.safetensors':
+    if suffix.lower() == '.safetensors':
       safetensors_file.write(temporary, arrays, text)
       # It made a new file, which only its owner may read.
       os.chmod(temporary, mode)
-    with open(temporary, 'rb+') as file:
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def recognize(path: Path) -> str:
