@@ -13,6 +13,7 @@ import sys
 
 import numpy as np
 
+from nfnets import paths as paths_lib
 from nfnets.inference import command_line
 
 _DESCRIPTION = """\
@@ -57,7 +58,7 @@ def _embed(args: argparse.Namespace) -> int:
   if not done:
     raise command_line.CommandError('no image to embed; nothing is written.')
   folder = args.paths[0]
-  if len(args.paths) == 1 and os.path.isdir(folder):
+  if len(args.paths) == 1 and paths_lib.is_dir(folder):
     done = [os.path.relpath(path, folder) for path in done]
   _write(
     args.output,
@@ -81,16 +82,11 @@ def _write(path: str, **arrays: np.ndarray) -> None:
   """Writes an .npz, in full or not at all."""
   # Nothing is being computed any more.
   command_line.let_interrupts_raise()
-  partial = f'{path}.{os.getpid()}.partial'
   try:
-    with open(partial, 'xb') as file:
+    with paths_lib.writing(path) as partial, open(partial, 'xb') as file:
       np.savez(file, **arrays)
-    os.replace(partial, path)
   except OSError as error:
     raise command_line.CommandError(f'{path}: {error.strerror}') from error
-  finally:
-    if os.path.exists(partial):
-      os.remove(partial)
 
 
 if __name__ == '__main__':

@@ -15,7 +15,7 @@ import tempfile
 
 import jax
 
-from nfnets import weights
+from nfnets import paths, weights
 from nfnets.inference import command_line
 
 # Of float32; where a graph is right, it is about 1e-6.
@@ -68,8 +68,11 @@ def _export(args: argparse.Namespace) -> int:
   folded = weights.fold_weights(network.params, model)
   network = dataclasses.replace(network, params=folded)
   _say(f'{model.name}, {model.test_size} px: converting')
-  folder, name = os.path.split(args.output)
-  with tempfile.TemporaryDirectory(dir=folder or '.', prefix='.export-') as tmp:
+  target = paths.path(args.output)
+  name = target.name
+  # On the same disk, because renaming works inside one only.
+  folder = None if paths.is_remote(args.output) else target.parent
+  with tempfile.TemporaryDirectory(dir=folder, prefix='.export-') as tmp:
     path = os.path.join(tmp, name)
     try:
       operators = onnx_graph.write(network, path, args.float16)
@@ -93,7 +96,7 @@ def _export(args: argparse.Namespace) -> int:
     if agrees:
       # The data first: a graph without them would be no network.
       for file in sorted(os.listdir(tmp), key=lambda file: file == name):
-        os.replace(os.path.join(tmp, file), os.path.join(folder, file))
+        paths.put(os.path.join(tmp, file), target.with_name(file))
   _say(
     f'largest difference: {results["relative_difference"]:.2g} of the norm, '
     f'{results["max_difference"]:.2g} absolute\n'

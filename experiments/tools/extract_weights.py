@@ -15,6 +15,7 @@ import jax
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from experiments import checkpoint_files
+from nfnets import paths
 from nfnets import weights as weights_lib
 
 # Where a train state has them.
@@ -26,7 +27,7 @@ class NoAverageError(ValueError):
 
 
 def read_checkpoint(
-  path: pathlib.Path, which: str | None = None
+  path: paths.Name, which: str | None = None
 ) -> tuple[weights_lib.Weights, str]:
   """Reads the weights of a checkpoint, and nothing else of it.
 
@@ -69,7 +70,6 @@ def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument(
     'folder',
-    type=pathlib.Path,
     metavar='RUN',
     help='the checkpoint_dir of a run, such as runs/f0',
   )
@@ -96,11 +96,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.error(f'--output={args.output} must end in .npz or .safetensors')
   # The accelerator may be busy with the very run.
   jax.config.update('jax_platforms', 'cpu')
-  series = args.folder.absolute() / args.series
-  step = checkpoint_files.latest_step(series)
-  if step is None:
-    return _fail(f'there is no checkpoint in {series}')
   try:
+    paths.path(args.output)
+    series = paths.absolute(args.folder) / args.series
+  except paths.PathError as error:
+    parser.error(str(error))
+  try:
+    step = checkpoint_files.latest_step(series)
+    if step is None:
+      return _fail(f'there is no checkpoint in {series}')
     weights, which = read_checkpoint(series / str(step), args.which)
     metadata = {**_metadata(args.folder), 'step': step}
     weights_lib.save_weights(args.output, *weights, metadata=metadata)
@@ -125,10 +129,12 @@ def main(argv: list[str] | None = None) -> int:
   return 0
 
 
-def _metadata(folder: pathlib.Path) -> dict[str, Any]:
+def _metadata(folder: str) -> dict[str, Any]:
   """Returns what the run's own weights say of the network and its classes."""
   try:
-    metadata = weights_lib.read_metadata(folder / 'weights.safetensors')
+    metadata = weights_lib.read_metadata(
+      paths.path(folder) / 'weights.safetensors'
+    )
   except (OSError, ValueError):
     return {}
   # How good those are, and not these.

@@ -10,11 +10,13 @@ import argparse
 import json
 import pathlib
 import sys
+from typing import Any
 
 from matplotlib import figure
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
+from nfnets import paths  # noqa: E402
 from nfnets.inference import curves  # noqa: E402
 
 _PANELS = (
@@ -23,7 +25,7 @@ _PANELS = (
 )
 
 
-def draw(folders: list[pathlib.Path], output: str) -> None:
+def draw(folders: list[paths.Name], output: str) -> None:
   """Draws the curves of runs.
 
   Args:
@@ -32,7 +34,7 @@ def draw(folders: list[pathlib.Path], output: str) -> None:
   """
   picture = figure.Figure(figsize=(10, 4), layout='constrained')
   axes = picture.subplots(1, len(_PANELS))
-  for i, folder in enumerate(folders):
+  for i, folder in enumerate(map(paths.path, folders)):
     scalars = curves.read_run(folder)
     for ax, (title, *series) in zip(axes, _PANELS, strict=True):
       for mode, name in series:
@@ -54,21 +56,33 @@ def draw(folders: list[pathlib.Path], output: str) -> None:
       ax.grid(alpha=0.3)
   handles, labels = axes[-1].get_legend_handles_labels()
   picture.legend(handles, labels, loc='outside lower center', ncols=4)
-  picture.savefig(output, dpi=120)
+  with paths.writing(output) as temporary, open(temporary, 'wb') as file:
+    kind = pathlib.PurePath(output).suffix[1:] or 'png'
+    picture.savefig(file, dpi=120, format=kind)
 
 
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('folders', nargs='+', type=pathlib.Path, metavar='RUN')
+  parser.add_argument('folders', nargs='+', metavar='RUN')
   parser.add_argument('--output', default='curves.png')
   args = parser.parse_args()
-  for folder in args.folders:
-    if not list(folder.glob('train/events.*')):
-      print(f'error: there is no training run in {folder}', file=sys.stderr)
-      return 1
-  draw(args.folders, args.output)
+  try:
+    paths.path(args.output)
+    for folder in args.folders:
+      if not paths.is_dir(paths.path(folder) / 'train'):
+        return _fail(f'there is no training run in {folder}', 1)
+    draw(args.folders, args.output)
+  except paths.PathError as error:
+    return _fail(error, 2)
+  except OSError as error:
+    return _fail(f'{error.filename}: {error.strerror or error}', 1)
   print(json.dumps({'output': args.output}))
   return 0
+
+
+def _fail(error: Any, status: int) -> int:
+  print(f'error: {error}', file=sys.stderr)
+  return status
 
 
 if __name__ == '__main__':

@@ -21,6 +21,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from experiments import command_line, jaxline_compat, recipe
+from nfnets import paths
 from nfnets.data import builders, dataset
 
 _USAGE = """\
@@ -59,13 +60,18 @@ def main(argv: list[str]) -> int:
     name, config = command_line.parse(argv)
     if not _OUTPUT.value:
       raise command_line.UsageError(f'--output is missing.\n\n{_USAGE}')
+    paths.path(_OUTPUT.value)
     images, labels = read(config, _STEP.value, _IMAGES.value)
     ours = config.experiment_kwargs.config
     title = f'{name}, step {_STEP.value}: {ours.train_preproc}'
     if ours.augment_name:
       title += f', {ours.augment_name}'
-    pathlib.Path(_OUTPUT.value).write_bytes(draw(images, labels, title))
-  except (command_line.UsageError, recipe.ConfigError) as error:
+    paths.write_bytes(_OUTPUT.value, draw(images, labels, title))
+  except (
+    command_line.UsageError,
+    recipe.ConfigError,
+    paths.PathError,
+  ) as error:
     return _fail(error, 2)
   except (dataset.DatasetError, OSError) as error:
     return _fail(error, 1)

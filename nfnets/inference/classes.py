@@ -2,10 +2,11 @@
 
 import json
 import os
-import pathlib
 import unicodedata
 
 import numpy as np
+
+from nfnets import paths
 
 
 def top_classes(logits: np.ndarray, k: int) -> list[tuple[int, float]]:
@@ -46,9 +47,9 @@ def read_labels(path: str | os.PathLike[str]) -> list[str]:
     OSError: if it cannot be read.
     ValueError: if it holds something else.
   """
-  path = pathlib.Path(path)
+  path = paths.path(path)
   try:
-    text = path.read_text(encoding='utf-8-sig')
+    text = paths.read_bytes(path).decode('utf-8-sig')
     if path.suffix.lower() != '.json':
       return [line.strip() for line in text.rstrip().split('\n')]
     names = json.loads(text)

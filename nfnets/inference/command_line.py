@@ -15,7 +15,7 @@ import sys
 from typing import Any
 import warnings
 
-from nfnets import zoo
+from nfnets import paths, zoo
 from nfnets.inference import networks
 
 
@@ -130,6 +130,8 @@ def run(
     return command(args)
   except CommandError as error:
     return _fail(error, error.status)
+  except paths.PathError as error:
+    return _fail(error, 2)
   except KeyboardInterrupt:
     return _fail('interrupted', 130)
   except OSError as error:
@@ -156,9 +158,12 @@ def open_network(args: argparse.Namespace) -> networks.Network:
 
   Raises:
     CommandError: if they cannot be read or are of no model.
+    PathError: if their name cannot be one.
   """
   try:
     return networks.open_network(args.weights, args.model, args.image_size)
+  except paths.PathError:
+    raise
   except (OSError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or str(error)
     where = '' if args.weights in reason else f'{args.weights}: '
@@ -211,16 +216,25 @@ def check_installed(what: str, names: Iterable[str], extra: str) -> None:
 def check_output(path: str, suffix: str = '') -> None:
   """Raises CommandError unless a file can be written, as far as one sees.
 
+  And PathError if its name cannot be one.
+
   Args:
     path: the file, of the argument `--output`.
     suffix: how its name has to end.
   """
-  folder = os.path.dirname(path) or '.'
+  target = paths.path(path)
+  folder = str(target.parent)
   if not path.endswith(suffix):
     raise CommandError(f'--output={path} does not end in {suffix}.', 2)
+  if paths.is_remote(path):
+    try:
+      paths.make_folder(folder)
+    except OSError as error:
+      raise CommandError(f'--output={path}: {error.strerror}.') from error
+    return
   if not os.path.isdir(folder):
     raise CommandError(f'--output={path}: there is no folder {folder}.')
-  if os.path.isdir(path):
+  if target.is_dir():
     raise CommandError(f'--output={path} is a folder.')
   if not os.access(folder, os.W_OK):
     raise CommandError(

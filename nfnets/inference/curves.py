@@ -5,6 +5,8 @@ import pathlib
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
+from nfnets import paths
+
 # TensorBoard uses TensorFlow, which this keeps from the accelerators.
 import nfnets.data  # noqa: F401
 
@@ -30,6 +32,6 @@ def read_scalars(folder: pathlib.Path) -> Scalars:
 def read_run(folder: pathlib.Path) -> dict[str, Scalars]:
   """Returns {'train': scalars, 'eval': scalars} of a run; {} for none."""
   return {
-    mode: read_scalars(folder / mode) if (folder / mode).is_dir() else {}
+    mode: read_scalars(folder / mode) if paths.is_dir(folder / mode) else {}
     for mode in ('train', 'eval')
   }

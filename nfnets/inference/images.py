@@ -9,6 +9,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from nfnets import paths as paths_lib
+
 # Formats that Pillow knows by name and cannot decode.
 _STUBS = frozenset({'BUFR', 'GRIB', 'HDF5', 'MPEG', 'WMF'})
 
@@ -40,16 +42,26 @@ def find_images(*paths: str) -> list[str]:
   an image. Hidden files and folders and links to folders are left out.
 
   Args:
-    *paths: files, which need not exist, and folders.
+    *paths: files, which need not exist, and folders; here or as gs://.
 
   Returns:
     Paths that begin with those that were given. Folders that cannot be listed,
     and those without images, are among them: `read_image` says what is wrong.
+
+  Raises:
+    OSError: if a bucket cannot be listed.
+    PathError: for other schemes.
   """
   return [image for path in paths for image in _find(path)]
 
 
 def _find(path: str) -> list[str]:
+  if paths_lib.is_remote(path):
+    names = paths_lib.names(path)
+    return [
+      f'{path.rstrip("/")}/{name}' for name in names if _is_shown(name)
+    ] or [path]
+  paths_lib.path(path)  # Refuses other schemes.
   if not os.path.isdir(path):
     return [path]
   found, errors = [], []
@@ -62,6 +74,13 @@ def _find(path: str) -> list[str]:
     ]
   found += [error.filename for error in errors]
   return sorted(found) or [path]
+
+
+def _is_shown(name: str) -> bool:
+  """Tells whether a file in a bucket is an image that is not hidden."""
+  return is_image_name(name) and not any(
+    part.startswith('.') for part in name.split('/')
+  )
 
 
 def is_image_name(name: str) -> bool:
@@ -99,6 +118,8 @@ def read_image(path: str) -> bytes | np.ndarray:
       known range (32 bits per channel).
   """
   try:
+    if paths_lib.is_remote(path):
+      return decode(io.BytesIO(paths_lib.read_bytes(path)))
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
       os.listdir(path)

@@ -7,15 +7,15 @@ could bring in.
 
 import base64
 from collections.abc import Mapping
-import contextlib
 import hashlib
-import os
 import pathlib
 import re
 from typing import Any
 
 import jinja2
 import markupsafe
+
+from nfnets import paths
 
 _FOLDER = pathlib.Path(__file__).parent
 # Control characters, what overrides the direction of text, and what stands for
@@ -58,12 +58,5 @@ def save(path: str, html: str) -> None:
   Raises:
     OSError: if it cannot be written.
   """
-  partial = f'{path}.{os.getpid()}.partial'
-  try:
-    with open(partial, 'xb') as file:
-      # Names of files can hold what UTF-8 has not.
-      file.write(html.encode('utf-8', 'backslashreplace'))
-    os.replace(partial, path)
-  finally:
-    with contextlib.suppress(FileNotFoundError):
-      os.remove(partial)
+  # Names of files can hold what UTF-8 has not.
+  paths.write_bytes(path, html.encode('utf-8', 'backslashreplace'))

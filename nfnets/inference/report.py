@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 
-from nfnets import weights, zoo
+from nfnets import paths, weights, zoo
 from nfnets.data import builders, dataset, facts, folders
 from nfnets.inference import (
   advice,
@@ -53,7 +53,7 @@ def write(run: str, batch_size: int = 32) -> str:
     ValueError: if the weights or the dataset cannot be read, or do not belong
       together.
   """
-  folder = pathlib.Path(run)
+  folder = paths.path(run)
   info = read_run(folder)
   settings = info['settings']
   if settings.get('fake_data'):
@@ -61,7 +61,7 @@ def write(run: str, batch_size: int = 32) -> str:
       f'{run} was a run on random images, of which there is nothing to report.'
     )
   path = folder / 'weights.safetensors'
-  if not path.is_file():
+  if not paths.is_file(path):
     raise ReportError(
       f'{path}: there is no such file; a run writes it when it is evaluated.'
     )
@@ -93,7 +93,7 @@ def read_run(folder: pathlib.Path) -> dict[str, Any]:
   """
   path = folder / 'run.json'
   try:
-    info = json.loads(path.read_text(encoding='utf-8'))
+    info = json.loads(paths.read_bytes(path))
   except (FileNotFoundError, NotADirectoryError) as error:
     raise ReportError(
       f'{folder} is no folder of a run: there is no {path}.'
