@@ -24,6 +24,7 @@ _PAGES = (
   'docs/finetuning.md',
   'docs/inference.md',
   'docs/looking.md',
+  'docs/buckets.md',
   'docs/benchmarks.md',
   'docs/design.md',
 )
