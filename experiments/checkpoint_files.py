@@ -87,12 +87,16 @@ def write(folder: paths.Name, step: int, tree: Any, keep: int) -> None:
     return  # The end of training coincides with a periodic save.
   with _saying(f'writing {folder / str(step)}'):
     _remove_unfinished(folder, done)
+    only_this = this_process_only()  # Or it would wait for the others.
     with ocp.Checkpointer(
       ocp.CompositeCheckpointHandler(
-        state=ocp.StandardCheckpointHandler(),
-        checksums=ocp.JsonCheckpointHandler(),
+        composite_options=ocp.CompositeOptions(
+          multiprocessing_options=only_this
+        ),
+        state=ocp.StandardCheckpointHandler(multiprocessing_options=only_this),
+        checksums=ocp.JsonCheckpointHandler(multiprocessing_options=only_this),
       ),
-      multiprocessing_options=this_process_only(),
+      multiprocessing_options=only_this,
     ) as checkpointer:
       checkpointer.save(
         folder / str(step),

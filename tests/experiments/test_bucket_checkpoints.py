@@ -61,7 +61,7 @@ def test_a_bucket_that_cannot_be_used_is_an_error(store, bucket):
     checkpoint_files.latest_step(f'gs://{bucket}/run/latest')
 
 
-@pytest.mark.parametrize('kind', ['forbidden', 'lost', '503', '429'])
+@pytest.mark.parametrize('kind', ['forbidden', 'lost'])
 def test_training_goes_on_while_the_store_fails(
   store, remote_folder, monkeypatch, kind, caplog
 ):
@@ -73,7 +73,7 @@ def test_training_goes_on_while_the_store_fails(
   store.disturb(kind, 60)
   state.global_step = 2
   checkpointer.save('latest')
-  timer = threading.Timer(3, lambda: store.disturb(kind, 0))
+  timer = threading.Timer(1, lambda: store.disturb(kind, 0))
   timer.start()
   checkpointer.wait_for_checkpointing_to_finish()
   checkpointer.close()
