@@ -1,9 +1,9 @@
 """Names of files and folders: on this machine, or in a bucket as gs://.
 
 The one place that knows which names there are. What reads and writes whole
-files does so by the functions here. `path(name)` is for libraries that know
-etils' paths; of a bucket that does not answer, its methods say that nothing is
-there.
+files does so by the functions here. `path(name)` is to be joined and named, and
+for libraries that know etils' paths: of a bucket that does not answer, its own
+methods say that nothing is there.
 """
 
 from collections.abc import Iterator
@@ -91,27 +91,6 @@ def read_bytes(name: Name) -> bytes:
   """
   source = path(name)
   return buckets.read(str(source)) if is_remote(name) else source.read_bytes()
-
-
-@contextlib.contextmanager
-def local_copy(name: Name) -> Iterator[pathlib.Path]:
-  """Yields a file on this machine with the content of a file.
-
-  Args:
-    name: of the file; one that is here is yielded itself.
-
-  Raises:
-    OSError: if it cannot be read.
-    PathError: see `path`.
-  """
-  source = path(name)
-  if not is_remote(name):
-    yield source
-    return
-  with tempfile.TemporaryDirectory() as folder:
-    copy = pathlib.Path(folder, source.name)
-    copy.write_bytes(buckets.read(str(source)))
-    yield copy
 
 
 @contextlib.contextmanager

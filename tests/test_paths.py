@@ -73,8 +73,3 @@ def test_writing_replaces_a_file_in_one_piece(tmp_path):
     _ = 1 / 0
   assert path.read_text() == 'after'
   assert os.listdir(tmp_path) == ['x.txt']
-
-
-def test_a_local_file_is_its_own_copy(tmp_path):
-  with paths.local_copy(tmp_path / 'x') as copy:
-    assert copy == tmp_path / 'x'
