@@ -99,8 +99,9 @@ class OrbaxCheckpointer:
     Raises:
       CheckpointError: if the state could not be written in evaluation.
     """
+    is_written = self._is_written(ckpt_series, _PATIENCE_SECONDS)
     self._failed.pop(ckpt_series, None)
-    if self._is_written(ckpt_series, _PATIENCE_SECONDS):
+    if is_written:
       self._begin_writing(ckpt_series)
     else:
       step = self.get_experiment_state(ckpt_series).global_step
@@ -266,7 +267,13 @@ class OrbaxCheckpointer:
     since = time.strftime('%H:%M:%S', time.localtime(start))
     folder = self._root / series
     while True:
-      step = self._latest_step(series)
+      try:
+        step = self._latest_step(series)
+      except CheckpointError as error:
+        if self._one_off:
+          raise
+        step = None  # It comes to one who waits.
+        logging.warning('%s. Trying again.', error)
       if step is not None and str(folder / str(step)) != self._last_path:
         return
       what = 'No checkpoint' if self._last_path is None else 'No new checkpoint'

@@ -78,3 +78,39 @@ def test_training_goes_on_while_the_store_fails(
   checkpointer.wait_for_checkpointing_to_finish()
   checkpointer.close()
   assert checkpoint_files.latest_step(f'{remote_folder}/latest') == 2
+
+
+def test_a_checkpoint_is_left_out_while_the_one_before_is_written(
+  tmp_path, monkeypatch, caplog
+):
+  go_on = threading.Event()
+  write = checkpoint_files.write
+
+  def write_slowly(folder, step, tree, keep):
+    if step == 1:
+      go_on.wait()
+    write(folder, step, tree, keep)
+
+  monkeypatch.setattr(checkpoint_files, 'write', write_slowly)
+  monkeypatch.setattr(checkpoints, '_PATIENCE_SECONDS', 0.1)
+  monkeypatch.setattr(checkpoints, '_RETRY_SECONDS', 0.1)
+  checkpointer, state = _checkpointer(tmp_path)
+  for state.global_step in (1, 2, 3):
+    checkpointer.save('latest')
+  go_on.set()
+  checkpointer.wait_for_checkpointing_to_finish()
+  assert checkpoint_files.latest_step(tmp_path / 'latest') == 3
+  left_out = [x for x in caplog.messages if 'is not written' in x]
+  assert [x.split(' is not')[0] for x in left_out] == ['Step 2', 'Step 3']
+
+
+def test_evaluation_goes_on_waiting_when_the_store_fails(
+  store, remote_folder, caplog
+):
+  _save(remote_folder, [3])
+  checkpointer, _ = _checkpointer(
+    remote_folder, mode='eval', eval_wait_minutes=1
+  )
+  store.disturb('forbidden', 1)
+  assert checkpointer.restore_path('latest') == f'{remote_folder}/latest/3'
+  assert 'Trying again' in caplog.text
