@@ -46,14 +46,17 @@ def test_a_bucket_that_cannot_be_used_is_said_before_anything_is_made(
 def test_a_run_of_two_that_was_killed_ends_as_one_on_a_disk(
   start_command, run_process, remote_folder, tmp_path
 ):
-  args = (*command_lib.SMALL, '--training_steps=30', '--evaluations=3')
+  args = (
+    *(*command_lib.SMALL, '--compile_quickly'),
+    *('--training_steps=30', '--evaluations=3'),
+  )
   two = _start_two(start_command, *args, f'--checkpoint_dir={remote_folder}')
   for line in two[0].stderr:
     if ' step 8/' in line:
       break
   two[1].send_signal(signal.SIGKILL)
   for process in two:
-    process.communicate(timeout=120)
+    process.communicate(timeout=240)
   resumed = run_process(*args, f'--checkpoint_dir={remote_folder}', devices=2)
   assert resumed.status == 0, resumed.log
   assert f'of {remote_folder}/latest' in resumed.log  # Continuing.
