@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from nfnets.data import records
+from nfnets.data import record_index, records
 from nfnets.data.errors import DatasetError
 
 
@@ -43,18 +43,20 @@ def test_examples_are_in_the_order_of_tfds_load(sharded):
 
 
 def test_no_more_files_are_kept_open_than_allowed(sharded):
+  records.open_records(sharded, 'train').close()  # Indexing opens files too.
   files = records.open_records(sharded, 'train')
-  files._max_descriptors = 2
+  local = files._files
+  local._max_descriptors = 2
   assert files.read(range(50)) == read_in_order(sharded)
-  assert len(files._descriptors) == 2
+  assert len(local._descriptors) == 2
   files.close()
-  assert not files._descriptors
+  assert not local._descriptors
 
 
 def test_index_is_made_once(sharded, monkeypatch):
   records.open_records(sharded, 'train')
   assert index_of(sharded).exists()
-  monkeypatch.setattr(records, '_scan_file', None)
+  monkeypatch.setattr(record_index, '_scan_file', None)
   assert len(records.open_records(sharded, 'train')) == 50
 
 
@@ -75,17 +77,17 @@ def test_index_that_does_not_fit_is_made_again(sharded, content):
 
 
 def test_index_of_a_read_only_dataset_goes_to_the_cache(sharded, monkeypatch):
-  save = records._save_index
+  save = record_index._save_index
 
   def refuse_beside_the_data(path, *args):
     if path.parent == pathlib.Path(sharded.data_path):
       raise PermissionError(13, 'Permission denied')
     save(path, *args)
 
-  monkeypatch.setattr(records, '_save_index', refuse_beside_the_data)
+  monkeypatch.setattr(record_index, '_save_index', refuse_beside_the_data)
   records.open_records(sharded, 'train')
   assert not index_of(sharded).exists()
-  monkeypatch.setattr(records, '_scan_file', None)
+  monkeypatch.setattr(record_index, '_scan_file', None)
   assert len(records.open_records(sharded, 'train')) == 50
 
 
@@ -93,7 +95,7 @@ def test_index_is_kept_nowhere_if_nothing_can_be_written(sharded, monkeypatch):
   def refuse(*_):
     raise PermissionError(13, 'Permission denied')
 
-  monkeypatch.setattr(records, '_save_index', refuse)
+  monkeypatch.setattr(record_index, '_save_index', refuse)
   files = records.open_records(sharded, 'train')
   assert files.read(range(50)) == read_in_order(sharded)
 
@@ -140,16 +142,6 @@ def test_shard_that_changes_after_indexing_is_named(sharded):
     file.write(b'\xff' * 8)
   with pytest.raises(DatasetError, match=f'{shard} is damaged, or has changed'):
     files.read([0])
-
-
-def test_remote_files_are_read_through_tensorflow(sharded, monkeypatch):
-  # TensorFlow's file system knows local files by a URL as well.
-  paths = [f'file://{p}' for p in sharded.info.splits['train'].filepaths]
-  lengths = sharded.info.splits['train'].shard_lengths
-  files = records.RecordFiles(paths, lengths, 'remote')
-  assert files.read(range(50)) == read_in_order(sharded)
-  monkeypatch.setattr(records, '_scan_file', None)
-  assert len(records.RecordFiles(paths, lengths, 'remote')) == 50
 
 
 @pytest.mark.parametrize('shards', [1, 3])
