@@ -1,6 +1,7 @@
 """The objects of the emulated store, and its interface without sockets."""
 
 import datetime
+import itertools
 import json
 import pathlib
 import re
@@ -46,7 +47,8 @@ class Objects:
   def __init__(self):
     self.buckets: dict[str, dict[str, _Object]] = {BUCKET: {}}
     self._uploads: dict[str, tuple[str, dict, bytearray]] = {}
-    self._generation = time.time_ns() // 1000
+    # Of generations and uploads; a later store has higher ones.
+    self._numbers = itertools.count(time.time_ns() // 1000)
 
   def load(self, folder: pathlib.Path) -> None:
     """Puts the files of a folder into the bucket."""
@@ -73,6 +75,11 @@ class Objects:
     path, method = asked.path, asked.method
     for pattern, methods in (
       (r'/storage/v1/b/([^/]+)', {'GET': ('bucket', self._bucket)}),
+      # Whether the bucket has folders of its own; it has not.
+      (
+        r'/storage/v1/b/([^/]+)/storageLayout',
+        {'GET': ('bucket', self._bucket)},
+      ),
       (r'/storage/v1/b/([^/]+)/o/?', {'GET': ('list', self._list)}),
       (
         r'/storage/v1/b/([^/]+)/o/([^/]+)/(?:rewriteTo|copyTo)/b/([^/]+)/o/(.+)',
@@ -197,7 +204,7 @@ class Objects:
       fields = json.loads(asked.body or b'{}')
       name = asked.query.get('name') or fields['name']
       self._precondition(asked.query, bucket, name)
-      upload = str(len(self._uploads))
+      upload = str(next(self._numbers))
       query = asked.query | {'name': name, 'upload_id': upload}
       self._uploads[upload] = bucket, fields, bytearray()
       where = f'{asked.base}{asked.path}?{parse.urlencode(query)}'
@@ -237,9 +244,8 @@ class Objects:
   ) -> dict:
     """Writes an object if the preconditions hold; returns its resource."""
     self._precondition(query, bucket, name)
-    self._generation += 1
     now = datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%dT%H:%M:%S.%fZ')
-    made = _Object(content, self._generation, now, fields)
+    made = _Object(content, next(self._numbers), now, fields)
     self.buckets[bucket][name] = made
     return self._resource(bucket, name)
 

@@ -38,6 +38,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import ssl
 import subprocess
 import sys
@@ -296,7 +297,8 @@ async def _run(args: argparse.Namespace, folder: pathlib.Path) -> None:
   if args.child:
     print(json.dumps(where), flush=True)
     await asyncio.to_thread(sys.stdin.read)  # Until the parent has ended.
-    return
+    shutil.rmtree(folder)
+    os._exit(0)  # Open connections would be complained of.
   for name, value in Store(**where).environment.items():
     print(f'export {name}={shlex.quote(value)}', flush=True)
   print(f'# Serves {Store.bucket} until Ctrl-C.', flush=True)

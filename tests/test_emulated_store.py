@@ -1,5 +1,6 @@
 """Tests that real clients find in the emulated store what a real one offers."""
 
+from concurrent import futures
 import os
 import signal
 import subprocess
@@ -30,6 +31,8 @@ def test_tensorflow_writes_reads_renames_lists_and_deletes(remote_folder):
     assert file.read(300) == _CONTENT[1000:1300]
     file.seek(len(_CONTENT) - 2)
     assert file.read(300) == _CONTENT[-2:]
+  gfile.rename(f'{remote_folder}/a', f'{remote_folder}/c')
+  gfile.rename(f'{remote_folder}/c', f'{remote_folder}/a')
   gfile.rename(f'{remote_folder}/a/b/one', f'{remote_folder}/a/two')
   assert sorted(gfile.listdir(f'{remote_folder}/a')) == ['b/', 'two']
   assert not gfile.exists(f'{remote_folder}/a/b/one')
@@ -50,6 +53,17 @@ def test_tensorstore_writes_reads_lists_and_deletes(remote_folder):
   assert sorted(kvstore.list().result()) == [b'a/b', b'a/c']
   kvstore.delete_range(ts.KvStore.KeyRange('a/c', 'b')).result()
   assert kvstore.list().result() == [b'a/b']
+
+
+def test_uploads_at_once_do_not_mix(remote_folder):
+  files = [tf.io.gfile.GFile(f'{remote_folder}/{i}', 'wb') for i in range(8)]
+  for i, file in enumerate(files):
+    file.write(_CONTENT + b'%d' % i)
+  with futures.ThreadPoolExecutor() as pool:
+    list(pool.map(lambda file: file.close(), files))
+  kvstore = _open(remote_folder)
+  for i in range(8):
+    assert kvstore.read(f'{i}').result().value == _CONTENT + b'%d' % i
 
 
 def test_the_clients_see_each_others_objects(remote_folder):
