@@ -89,6 +89,7 @@ class Batches(Iterator[Batch]):
   def close(self) -> None:
     """Stops reading ahead and closes the files."""
     if self._iterator is not None:
+      self._stream.stop()
       self._iterator = None  # Its threads end.
       self._stream.close()
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from nfnets import imagenet
+from nfnets import imagenet, paths
 from nfnets.data import digits
 from nfnets.data.errors import DatasetError
 from nfnets.data.folders import Folder
@@ -54,18 +54,25 @@ def load_builder(
       TFDS name of another dataset, such as 'mnist' or 'my_dataset:1.0.0', or a
       folder of pictures. What begins with /, ./, ../ or ~ is a folder;
       otherwise TFDS's names come first.
-    data_dir: The TFDS data directory; None means TFDS's default,
-      $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    data_dir: The TFDS data directory, here or in a bucket (gs://); None means
+      TFDS's default, $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
   Returns:
     The TFDS builder; for a folder, `folders.Folder`.
 
   Raises:
     DatasetError: The dataset is unknown, has not been prepared, or does not
-      hold images with class labels.
+      hold images with class labels; or its bucket cannot be read.
+    paths.PathError: A name is of no place that can be read.
   """
   if data_dir is not None:
-    data_dir = os.path.expanduser(data_dir)
+    data_dir = _checked(data_dir)
+  if paths.is_remote(paths.path(name)):
+    raise DatasetError(
+      f'{name}: pictures in a bucket cannot be read as a folder. Mount the '
+      'bucket (gcsfuse) and name the folder that it then is, or prepare them '
+      'as a TFDS dataset: --which_dataset=NAME --data_dir=gs://BUCKET/FOLDER.'
+    )
   if _FOLDER.match(name):
     return Folder(name)
   is_folder = os.path.isdir(name)
@@ -220,6 +227,18 @@ def find_split(builder: tfds.core.DatasetBuilder, split: str) -> Split:
     'valid': (0, num_valid),
   }.get(split, (0, total))
   return Split(source, start, stop)
+
+
+def _checked(data_dir: str) -> str:
+  """Returns a data directory without ~; raises if its bucket is of no use."""
+  found = os.fspath(paths.path(data_dir))
+  if paths.is_remote(found):
+    # TFDS would say that nothing is prepared there.
+    try:
+      paths.is_file(f'{found}/.may-be-read')
+    except OSError as error:
+      raise DatasetError(f'--data_dir={data_dir}: {error}') from error
+  return found
 
 
 def _root(data_dir: str | None) -> str:

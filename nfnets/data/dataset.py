@@ -32,7 +32,7 @@ from nfnets.data.builders import (
 from nfnets.data.errors import DatasetError
 from nfnets.data.order import EpochOrder, Place
 from nfnets.data.source import Source
-from nfnets.data.stream import PARALLEL_READS, ExampleStream
+from nfnets.data.stream import ExampleStream
 
 __all__ = [
   'Batches',
@@ -157,7 +157,7 @@ def train_batches(
 
   def build(step: int) -> tf.data.Dataset:
     dataset = _map(example, stream.dataset(step * local * group, group))
-    return _finish(dataset, local, transpose)
+    return _finish(dataset, local, transpose, stream.parallel_reads)
 
   return Batches(stream, local * group, build, int(first_step))
 
@@ -238,7 +238,8 @@ def eval_batches(
     dataset = _map(example, stream.dataset(start))
     num_filling = num_batches * local - max(start, num_local)
     rest = tf.data.Dataset.from_tensors(filling).repeat(num_filling)
-    return _finish(dataset.concatenate(rest), local, transpose)
+    dataset = dataset.concatenate(rest)
+    return _finish(dataset, local, transpose, stream.parallel_reads)
 
   return Batches(stream, local, build)
 
@@ -349,7 +350,10 @@ def _map(function: Callable, dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def _finish(
-  dataset: tf.data.Dataset, batch_size: int, transpose: bool
+  dataset: tf.data.Dataset,
+  batch_size: int,
+  transpose: bool,
+  parallel_reads: int,
 ) -> tf.data.Dataset:
   """Batches the examples and sets the options of the whole pipeline."""
   dataset = dataset.batch(batch_size, drop_remainder=True)
@@ -361,10 +365,11 @@ def _finish(
     )
   options = tf.data.Options()
   options.deterministic = True
-  # One thread per image is enough; those that wait for a disk do not count.
+  # One thread per image is enough; those that wait for what is read do not
+  # count.
   options.threading.max_intra_op_parallelism = 1
   cores = os.cpu_count() or 1
-  options.threading.private_threadpool_size = cores + PARALLEL_READS
+  options.threading.private_threadpool_size = cores + parallel_reads
   return dataset.with_options(options).prefetch(2)
 
 

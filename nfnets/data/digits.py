@@ -7,12 +7,14 @@ ImageNet.
 import contextlib
 import io
 import os
+import pathlib
 import tempfile
 
 from absl import logging
 import numpy as np
 import tensorflow_datasets as tfds
 
+from nfnets import paths
 from nfnets.data.errors import DatasetError
 
 _DESCRIPTION = """\
@@ -85,7 +87,7 @@ def prepare(data_dir: str | None = None) -> None:
   """Writes the dataset under the TFDS data directory, unless it is there.
 
   Several processes may do so at once: each prepares a copy of its own, and
-  the first to finish puts it in place.
+  the first to finish puts it in place. In a bucket, each puts the same there.
 
   Args:
     data_dir: The TFDS data directory; None means TFDS's default.
@@ -99,19 +101,14 @@ def prepare(data_dir: str | None = None) -> None:
   final = os.fspath(builder.data_path)
   root = os.path.dirname(os.path.dirname(final))
   logging.info('Preparing the digits dataset in %s.', final)
-  if '://' in final:  # TFDS knows how to write there; a rename is not atomic.
-    builder.download_and_prepare()
-    return
   try:
-    os.makedirs(os.path.dirname(final), exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix='.digits-') as folder:
-      # TFDS reports progress on the terminal, which for half a second of work
-      # is noise.
-      with contextlib.redirect_stdout(io.StringIO()):
-        with contextlib.redirect_stderr(io.StringIO()):
-          temporary = Digits(data_dir=folder)
-          temporary.download_and_prepare()
-      os.rename(temporary.data_path, final)
+    if paths.is_remote(final):
+      with tempfile.TemporaryDirectory() as folder:
+        _upload(_prepare_in(folder), final)
+    else:
+      os.makedirs(os.path.dirname(final), exist_ok=True)
+      with tempfile.TemporaryDirectory(dir=root, prefix='.digits-') as folder:
+        os.rename(_prepare_in(folder), final)
   except OSError as error:
     if not is_prepared(builder):
       raise DatasetError(
@@ -119,3 +116,24 @@ def prepare(data_dir: str | None = None) -> None:
         'another folder with TFDS_DATA_DIR or '
         '--data_dir=DIR.'
       ) from error
+
+
+def _prepare_in(folder: str) -> str:
+  """Prepares the dataset in a data directory; returns where it is there."""
+  # TFDS reports progress on the terminal, which for half a second of work is
+  # noise.
+  with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stderr(io.StringIO()):
+      builder = Digits(data_dir=folder)
+      builder.download_and_prepare()
+  return os.fspath(builder.data_path)
+
+
+def _upload(source: str, folder: str) -> None:
+  """Copies a prepared dataset into a bucket."""
+  # By dataset_info.json TFDS tells that the others are there. Whoever uploads
+  # at the same time has the same files.
+  for name in sorted(os.listdir(source), key='dataset_info.json'.__eq__):
+    paths.write_bytes(
+      os.path.join(folder, name), pathlib.Path(source, name).read_bytes()
+    )

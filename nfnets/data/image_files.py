@@ -32,6 +32,8 @@ class ImageFiles:
   Safe to use from several threads.
   """
 
+  parallel_reads = 4
+
   def __init__(
     self,
     root: str,
@@ -84,6 +86,9 @@ class ImageFiles:
   def where(self, index: int) -> str:
     """Says in words where an example is, for messages."""
     return os.path.join(self._root, self._paths[index])
+
+  def stop(self) -> None:
+    """Does nothing: no read waits for long."""
 
   def close(self) -> None:
     """Ends the threads. Reading after that is an error."""

@@ -11,10 +11,11 @@ import os
 import numpy as np
 import tensorflow_datasets as tfds
 
+from nfnets import paths
 from nfnets.data import image_files, record_index
 from nfnets.data.errors import DatasetError
+from nfnets.data.file_ranges import Range, open_files
 from nfnets.data.folders import Folder
-from nfnets.data.local_files import LocalFiles, Range
 
 
 def open_records(
@@ -28,8 +29,9 @@ def open_records(
 
   Returns:
     An object with `len()`, `read(indices) -> list[bytes]` (serialized examples,
-    in TFDS's own order), `where(index)`, `close()` and `mean_bytes`, the size
-    of an example.
+    in TFDS's own order), `where(index)`, `stop()`, `close()`, `mean_bytes` (the
+    size of an example) and `parallel_reads` (how many calls of `read` are worth
+    making at once).
 
   Raises:
     DatasetError: A file is missing or damaged, or of a format other than
@@ -38,13 +40,19 @@ def open_records(
   if isinstance(builder, Folder):
     return builder.open_files(tfds_split)
   info = builder.info.splits[tfds_split]
-  paths = [os.fspath(path) for path in info.filepaths]
+  names = [os.fspath(path) for path in info.filepaths]
   file_format = builder.info.file_format
   if file_format == tfds.core.FileFormat.TFRECORD:
     name = f'{builder.name}-{tfds_split}'
-    return RecordFiles(paths, info.shard_lengths, name)
+    return RecordFiles(names, info.shard_lengths, name)
   if file_format == tfds.core.FileFormat.ARRAY_RECORD:
-    return ArrayRecordFiles(paths, info.shard_lengths)
+    if paths.is_remote(names[0]):
+      raise DatasetError(
+        f'{builder.info.full_name} is stored as array_record in a bucket, '
+        'where only tfrecord can be read. Mount the bucket (gcsfuse), or '
+        "prepare it again: builder.download_and_prepare(file_format='tfrecord')"
+      )
+    return ArrayRecordFiles(names, info.shard_lengths)
   raise DatasetError(
     f'{builder.info.full_name} is stored as {file_format.value}, which cannot '
     'be read in random order. Prepare it again as tfrecord or array_record: '
@@ -64,7 +72,7 @@ class RecordFiles:
     """Loads or makes the index.
 
     Args:
-      paths: The files, local or anything that tf.io.gfile reads.
+      paths: The files, all on this machine or all in buckets.
       shard_lengths: The number of records in each.
       name: Names the file of the index.
 
@@ -72,7 +80,8 @@ class RecordFiles:
       DatasetError: A file is missing or damaged.
     """
     self._paths = list(paths)
-    self._files = LocalFiles()
+    self._files = open_files(self._paths[0])
+    self.parallel_reads = self._files.parallel_reads
     self._index = record_index.load_or_build(
       self._files, self._paths, shard_lengths, name
     )
@@ -113,6 +122,10 @@ class RecordFiles:
     path = self._paths[self._shards[index]]
     return f'the record at byte {self._offsets[index]} of {path}'
 
+  def stop(self) -> None:
+    """Makes reads that wait for a store end with an error, now and later."""
+    self._files.stop()
+
   def close(self) -> None:
     """Closes the files. Reading after that is an error."""
     self._files.close()
@@ -139,11 +152,13 @@ class RecordFiles:
 class ArrayRecordFiles:
   """The records of array_record files, which bring their own index."""
 
+  parallel_reads = 4
+
   def __init__(self, paths: Sequence[str], shard_lengths: Sequence[int]):
     """Opens the files; raises DatasetError if they are not as long as said."""
     from array_record.python import array_record_data_source
 
-    files = LocalFiles()
+    files = open_files(paths[0])
     total = sum(files.sizes(paths))
     files.close()
     self.mean_bytes = total / max(sum(shard_lengths), 1)
@@ -165,6 +180,9 @@ class ArrayRecordFiles:
   def where(self, index: int) -> str:
     """Says in words where a record is, for messages."""
     return f'record {index} of {self._paths[0]} and the files that follow it'
+
+  def stop(self) -> None:
+    """Does nothing: no read waits for long."""
 
   def close(self) -> None:
     """Closes the files."""

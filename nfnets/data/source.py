@@ -16,6 +16,7 @@ class Source:
     title: The names of the dataset and the split, for messages.
     num_examples: The number of examples in the split.
     mean_bytes: The size of an example, on average.
+    parallel_reads: How many calls of `read` are worth making at once.
   """
 
   def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
@@ -41,6 +42,7 @@ class Source:
     )
     self._records = records.open_records(builder, tfds_split)
     self.mean_bytes = self._records.mean_bytes
+    self.parallel_reads = self._records.parallel_reads
 
   def read(self, indices: np.ndarray) -> list[bytes]:
     """Returns the records of these examples.
@@ -63,6 +65,10 @@ class Source:
   def where(self, index: int) -> str:
     """Says in words where an example is, for messages."""
     return self._records.where(self._start + index)
+
+  def stop(self) -> None:
+    """Makes reads that wait for a store end with an error, now and later."""
+    self._records.stop()
 
   def close(self) -> None:
     """Closes the files."""

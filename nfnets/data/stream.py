@@ -10,11 +10,12 @@ from nfnets.data.order import Place
 from nfnets.data.recovery import Load, Recovery, first_line
 from nfnets.data.source import Source
 
-PARALLEL_READS = 4
-# Of examples that are read at once, until they are of this many bytes. A few
-# such blocks are in memory.
+# Of examples that are read at once, until they are of this many bytes.
 _EXAMPLES_PER_READ = 32
 _BYTES_PER_READ = 2**25
+# Of what is read ahead where more than a few such blocks are.
+_BYTES_AHEAD = 2**28
+_MIN_PARALLEL_READS = 4
 
 Locate = Callable[[np.ndarray], Place]
 
@@ -23,6 +24,7 @@ class ExampleStream:
   """Reads examples in some order, and others instead of unreadable ones.
 
   Attributes:
+    parallel_reads: How many blocks of examples are read at once.
     error: What went wrong while reading ahead, or None.
   """
 
@@ -51,6 +53,10 @@ class ExampleStream:
     while block > 2 and block * source.mean_bytes > _BYTES_PER_READ:
       block //= 2  # Two examples that are mixed stay together.
     self._block = block
+    most = int(_BYTES_AHEAD / max(block * source.mean_bytes, 1))
+    self.parallel_reads = min(
+      source.parallel_reads, max(most, _MIN_PARALLEL_READS)
+    )
     self._avoided: set[int] = set()  # What the last dataset knew of.
     self.error: Exception | None = None
 
@@ -94,7 +100,7 @@ class ExampleStream:
 
     self._avoided = set(self._recovery.damaged)
     dataset = tf.data.Dataset.range(start, self._length, self._block)
-    dataset = dataset.map(read_block, num_parallel_calls=PARALLEL_READS)
+    dataset = dataset.map(read_block, num_parallel_calls=self.parallel_reads)
     dataset = dataset.take_while(lambda block, *_: tf.size(block) > 0)
     return dataset.unbatch()
 
@@ -115,6 +121,10 @@ class ExampleStream:
     places = self._locate(np.arange(start, min(stop, self._length)))
     if self._recovery.examine(places) <= self._avoided:
       raise DatasetError(f'{self._source.title}: {first_line(error)}')
+
+  def stop(self) -> None:
+    """Makes reads that wait for a store end, and the datasets with them."""
+    self._source.stop()
 
   def close(self) -> None:
     """Closes the files."""

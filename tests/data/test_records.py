@@ -79,10 +79,10 @@ def test_index_that_does_not_fit_is_made_again(sharded, content):
 def test_index_of_a_read_only_dataset_goes_to_the_cache(sharded, monkeypatch):
   save = record_index._save_index
 
-  def refuse_beside_the_data(path, *args):
-    if path.parent == pathlib.Path(sharded.data_path):
+  def refuse_beside_the_data(index, *args):
+    if pathlib.Path(index.path).parent == pathlib.Path(sharded.data_path):
       raise PermissionError(13, 'Permission denied')
-    save(path, *args)
+    save(index, *args)
 
   monkeypatch.setattr(record_index, '_save_index', refuse_beside_the_data)
   records.open_records(sharded, 'train')
