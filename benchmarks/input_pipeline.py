@@ -105,7 +105,7 @@ def _make_data(data_dir: pathlib.Path, num_images: int) -> None:
   shutil.rmtree(data_dir / 'downloads', ignore_errors=True)
 
 
-def _our_batches(name: str, data_dir: pathlib.Path) -> Iterator:
+def _our_batches(name: str, data_dir: str) -> Iterator:
   sys.path.insert(0, str(_ROOT))  # For a clone that is not installed.
   import tensorflow as tf
 
@@ -113,9 +113,9 @@ def _our_batches(name: str, data_dir: pathlib.Path) -> Iterator:
 
   tf.config.set_visible_devices([], 'GPU')
   if name == 'folder':
-    builder = dataset.load_builder(str(data_dir / 'jpegs'))
+    builder = dataset.load_builder(os.path.join(data_dir, 'jpegs'))
   else:
-    builder = dataset.load_builder('imagenet2012', str(data_dir))
+    builder = dataset.load_builder('imagenet2012', data_dir)
   if name == 'eval':
     return dataset.eval_batches(
       builder,
@@ -153,7 +153,7 @@ def _our_batches(name: str, data_dir: pathlib.Path) -> Iterator:
     )
 
 
-def _timm_batches(name: str, data_dir: pathlib.Path) -> Iterator:
+def _timm_batches(name: str, data_dir: str) -> Iterator:
   import timm.data
   from timm.data.loader import fast_collate
   import torch
@@ -167,7 +167,9 @@ def _timm_batches(name: str, data_dir: pathlib.Path) -> Iterator:
     use_prefetcher=True,  # Which leaves images uint8.
   )
   loader = torch.utils.data.DataLoader(
-    timm.data.ImageDataset(str(data_dir / 'jpegs'), transform=transform),
+    timm.data.ImageDataset(
+      os.path.join(data_dir, 'jpegs'), transform=transform
+    ),
     batch_size=_BATCH,
     shuffle=True,
     num_workers=os.cpu_count(),
@@ -201,7 +203,7 @@ def _worker_kib() -> int:
   return kib
 
 
-def _measure(name: str, data_dir: pathlib.Path, num_images: int) -> None:
+def _measure(name: str, data_dir: str, num_images: int) -> None:
   """Loads images and prints what that took."""
   load = _timm_batches if name in _TIMM else _our_batches
   batches = load(name, data_dir)
@@ -244,7 +246,7 @@ def main() -> None:
   parser.add_argument('--timm_python', help='a Python with timm and PyTorch')
   parser.add_argument('--images', type=int, default=1024, help='per timing')
   parser.add_argument('--repeats', type=int, default=5)
-  parser.add_argument('--data_dir', type=pathlib.Path, help='for the dataset')
+  parser.add_argument('--data_dir', help='for the dataset')
   parser.add_argument('--tasks', help='of those above, with commas; or all')
   parser.add_argument('--task', help=argparse.SUPPRESS)
   args = parser.parse_args()
@@ -253,14 +255,14 @@ def main() -> None:
   # More than are loaded, so that reading ahead never comes to an end.
   num_images = args.images + 2 * _WARM_UP
   if args.task == 'make':
-    _make_data(args.data_dir, num_images)
+    _make_data(pathlib.Path(args.data_dir), num_images)
     return
   if args.task:
     _measure(args.task, args.data_dir, args.images)
     return
 
   with tempfile.TemporaryDirectory() as temporary:
-    data_dir = (args.data_dir or pathlib.Path(temporary)) / str(num_images)
+    data_dir = pathlib.Path(args.data_dir or temporary, str(num_images))
 
     def run(task: str, python: str = sys.executable) -> str:
       command = [python, __file__, f'--task={task}', f'--images={args.images}']
