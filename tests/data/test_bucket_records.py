@@ -153,7 +153,9 @@ def test_a_request_without_answer_is_sent_again(
       store.set_latency(0)
 
   monkeypatch.setattr(bucket_files.BucketFiles, '_wait', answer_the_next)
+  start = time.monotonic()
   assert files.read(range(3)) == expected
+  assert time.monotonic() - start < 30
 
 
 def test_records_are_those_of_the_disk_and_indexed_once(
