@@ -233,7 +233,7 @@ def set_up_logging() -> None:
 
 
 def _is_for_people(record: stdlib_logging.LogRecord) -> bool:
-  if 'orbax' in record.pathname:
-    return False  # Its errors are raised, too.
+  if 'orbax' in record.pathname or 'jaxline' in record.pathname:
+    return False  # Their errors are raised, too.
   is_library = 'site-packages' in record.pathname
   return record.levelno > stdlib_logging.INFO or not is_library

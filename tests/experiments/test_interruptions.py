@@ -188,7 +188,7 @@ def test_processes_end_together_and_go_on(start_command, tmp_path):
   log = processes[0].communicate(timeout=120)[1]
   assert time.time() - start < 120
   assert processes[0].returncode == 1
-  assert 'another process has ended' in log
+  assert 'process 0 of 2 has lost another' in log
   processes[1].communicate()
 
   step = max(ocp.utils.checkpoint_steps(tmp_path / 'latest'))
