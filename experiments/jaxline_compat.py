@@ -5,6 +5,8 @@ JAXline is finished, not maintained. Importing this module replaces
 - `utils.bcast_local_devices`, which calls `jax.device_put_sharded`, gone since;
 - `utils.get_first`, which indexes an array that is spread over the devices, so
   that all of them take part in reading from the first;
+- `utils.host_id_devices_for_rng`, so that what a device draws follows from its
+  number among all devices, and not from the process that it belongs to as well;
 - `utils.log_activity`, which logs the traceback of an error that the caller
   reports anyway;
 - `train._log_outputs`, which prints a dictionary where a line can be read.
@@ -49,6 +51,13 @@ def get_first(tree: Any) -> Any:
   return jax.tree.map(lambda x: np.array(x.addressable_data(0))[0], tree)
 
 
+def host_id_devices_for_rng(mode: str = 'unique_host_unique_device'):
+  """Returns a number for each local device, which its draws follow from."""
+  numbers = _host_id_devices_for_rng(mode)
+  # JAXline adds the number of the device, which is another on every host.
+  return 0 * numbers if mode == 'unique_host_unique_device' else numbers
+
+
 @contextlib.contextmanager
 def log_activity(activity_name: str):
   """Logs when something begins and ends."""
@@ -68,6 +77,8 @@ def init_rng(config: ml_collections.ConfigDict) -> jax.Array:
   return rng if config.legacy_random_seed_behavior else jax.random.split(rng)[1]
 
 
+_host_id_devices_for_rng = utils.host_id_devices_for_rng
+utils.host_id_devices_for_rng = host_id_devices_for_rng
 utils.bcast_local_devices = bcast_local_devices
 utils.get_first = get_first
 utils.log_activity = log_activity

@@ -52,3 +52,14 @@ def test_reading_the_first_part_runs_nothing_on_the_devices():
     jax.monitoring.clear_event_listeners()
   assert not [e for e in compiled if 'compile' in e or 'trace' in e]
   assert isinstance(first, np.ndarray)
+
+
+def test_draws_do_not_follow_from_the_process(monkeypatch):
+  """A device draws the same, whichever process it belongs to."""
+  mode = 'unique_host_unique_device'
+  first = utils.host_id_devices_for_rng(mode)
+  monkeypatch.setattr(jax, 'process_index', lambda: 3)
+  np.testing.assert_array_equal(utils.host_id_devices_for_rng(mode), first)
+  # Where the devices of a host draw the same, hosts still differ.
+  others = utils.host_id_devices_for_rng('unique_host_same_device')
+  np.testing.assert_array_equal(others, 3)
