@@ -19,6 +19,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _PAGES = (
   'README.md',
   'docs/training.md',
+  'docs/hosts.md',
   'docs/datasets.md',
   'docs/weights.md',
   'docs/finetuning.md',
