@@ -14,7 +14,7 @@ import optax
 from experiments import derived
 from experiments import step as step_lib
 import nfnets
-from nfnets import optim, zoo
+from nfnets import base, optim, zoo
 from nfnets.data import augmentation, builders, dataset, preprocess
 from nfnets.weights import shapes
 
@@ -330,6 +330,10 @@ def _check(config: ml_collections.ConfigDict) -> None:
     augmentation.augmenter(plan, config.augment_kwargs)
   except ValueError as error:
     raise ConfigError(f'augment_name: {error}') from error
+  try:
+    base.count_remat(config.remat)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
   for key in (
     'train_batch_size',
     'eval_batch_size',

@@ -320,12 +320,24 @@ def call_block(
   """Returns block(x, is_training).
 
   With `remat`, the backward pass keeps nothing of the block but its input, and
-  computes the rest again, standardized kernels included (Chen et al., "Training
-  Deep Nets with Sublinear Memory Cost", arXiv 1604.06174).
+  computes the rest again, standardized kernels included (arXiv 1604.06174).
   """
   if not remat:
     return block(x, is_training)
   return hk.remat(lambda x: block(x, is_training))(x)
+
+
+def count_remat(remat: bool | int) -> float:
+  """Returns how many of the first blocks are computed again; True is all.
+
+  Raises:
+    ValueError: for anything but a bool or a number that is not negative.
+  """
+  if remat is True:
+    return math.inf
+  if not isinstance(remat, int) or remat < 0:
+    raise ValueError(f'remat is {remat!r}; it must be True, False or a number.')
+  return remat
 
 
 def avg_pool_2x2(x: jax.Array) -> jax.Array:

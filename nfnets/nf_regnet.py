@@ -31,7 +31,7 @@ class NF_RegNet(hk.Module):
     activation: str = 'silu',
     fc_init: hk.initializers.Initializer = jnp.zeros,
     name: str = 'NF_RegNet',
-    remat: bool = False,
+    remat: bool | int = False,
   ):
     """Builds the modules.
 
@@ -49,8 +49,9 @@ class NF_RegNet(hk.Module):
       activation: a key of `base.nonlinearities`.
       fc_init: initializer of the last layer's kernel.
       name: of the module.
-      remat: whether the backward pass computes each block again, instead of
-        keeping what it computed: less memory, more time.
+      remat: how many of the first blocks the backward pass computes again,
+        instead of keeping what they computed, or True for all: less memory,
+        more time.
 
     Raises:
       ValueError: for an unknown variant or activation, or a width that leaves
@@ -59,7 +60,7 @@ class NF_RegNet(hk.Module):
     super().__init__(name=name)
     params = base.get_variant(self.variant_dict, variant)
     self.variant = variant
-    self.remat = remat
+    self.remat = base.count_remat(remat)
     self.train_imsize = params['train_imsize']
     self.test_imsize = params['test_imsize']
     self.activation = base.get_nonlinearity(activation)
@@ -129,7 +130,9 @@ class NF_RegNet(hk.Module):
     index = 0
     for blocks in self.stages:
       for block in blocks:
-        out, branch = base.call_block(block, out, is_training, self.remat)
+        out, branch = base.call_block(
+          block, out, is_training, remat=index < self.remat
+        )
         if return_metrics:
           metrics[f'res_avg_var_{index}'] = base.channel_variance(branch)
           metrics.update(base.signal_metrics(out, index + 1))

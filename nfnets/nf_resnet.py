@@ -30,7 +30,7 @@ class NF_ResNet(hk.Module):
     use_se: bool = False,
     se_ratio: float = 0.25,
     name: str = 'NF_ResNet',
-    remat: bool = False,
+    remat: bool | int = False,
   ):
     """Builds the modules.
 
@@ -47,8 +47,9 @@ class NF_ResNet(hk.Module):
       use_se: whether blocks end with squeeze and excite.
       se_ratio: its hidden channels, as a part of its input.
       name: of the module.
-      remat: whether the backward pass computes each block again, instead of
-        keeping what it computed: less memory, more time.
+      remat: how many of the first blocks the backward pass computes again,
+        instead of keeping what they computed, or True for all: less memory,
+        more time.
 
     Raises:
       ValueError: for an unknown variant or activation.
@@ -56,7 +57,7 @@ class NF_ResNet(hk.Module):
     super().__init__(name=name)
     params = base.get_variant(self.variant_dict, variant)
     self.variant = variant
-    self.remat = remat
+    self.remat = base.count_remat(remat)
     self.activation = base.get_nonlinearity(activation)
     self.width_pattern = [int(w * width) for w in (64, 128, 256, 512)]
     self.depth_pattern = params['depth']
@@ -127,7 +128,9 @@ class NF_ResNet(hk.Module):
     index = 0
     for blocks in self.stages:
       for block in blocks:
-        out, branch = base.call_block(block, out, is_training, self.remat)
+        out, branch = base.call_block(
+          block, out, is_training, remat=index < self.remat
+        )
         if return_metrics:
           metrics[f'res_avg_var_{index}'] = base.channel_variance(branch)
           metrics.update(base.signal_metrics(out, index + 1))

@@ -34,7 +34,7 @@ class NFNet(hk.Module):
     final_conv_ch: int | None = None,
     use_two_convs: bool = True,
     name: str = 'NFNet',
-    remat: bool = False,
+    remat: bool | int = False,
   ):
     """Builds the modules.
 
@@ -53,8 +53,9 @@ class NFNet(hk.Module):
       final_conv_ch: those channels themselves, where the multiple is None.
       use_two_convs: whether blocks have a second 3x3 convolution.
       name: of the module.
-      remat: whether the backward pass computes each block again, instead of
-        keeping what it computed: less memory, more time.
+      remat: how many of the first blocks the backward pass computes again,
+        instead of keeping what they computed, or True for all: less memory,
+        more time.
 
     Raises:
       ValueError: for an unknown variant or activation, a width that leaves
@@ -63,7 +64,7 @@ class NFNet(hk.Module):
     super().__init__(name=name)
     params = base.get_variant(self.variant_dict, variant)
     self.variant = variant
-    self.remat = remat
+    self.remat = base.count_remat(remat)
     self.train_imsize = params['train_imsize']
     self.test_imsize = params['test_imsize']
     self.activation = base.get_nonlinearity(activation)
@@ -152,7 +153,9 @@ class NFNet(hk.Module):
     index = 0
     for blocks in self.stages:
       for block in blocks:
-        out, branch = base.call_block(block, out, is_training, self.remat)
+        out, branch = base.call_block(
+          block, out, is_training, remat=index < self.remat
+        )
         if return_metrics:
           metrics[f'res_avg_var_{index}'] = base.channel_variance(branch)
           metrics.update(base.signal_metrics(out, index + 1))

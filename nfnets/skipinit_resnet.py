@@ -27,7 +27,7 @@ class SkipInit_ResNet(hk.Module):
     activation: str = 'relu',
     fc_init: hk.initializers.Initializer = jnp.zeros,
     name: str = 'SkipInit_ResNet',
-    remat: bool = False,
+    remat: bool | int = False,
   ):
     """Builds the modules.
 
@@ -40,8 +40,9 @@ class SkipInit_ResNet(hk.Module):
       activation: a key of `base.unscaled_nonlinearities`.
       fc_init: initializer of the last layer's kernel.
       name: of the module.
-      remat: whether the backward pass computes each block again, instead of
-        keeping what it computed: less memory, more time.
+      remat: how many of the first blocks the backward pass computes again,
+        instead of keeping what they computed, or True for all: less memory,
+        more time.
 
     Raises:
       ValueError: for an unknown variant or activation.
@@ -49,7 +50,7 @@ class SkipInit_ResNet(hk.Module):
     super().__init__(name=name)
     params = base.get_variant(self.variant_dict, variant)
     self.variant = variant
-    self.remat = remat
+    self.remat = base.count_remat(remat)
     self.activation = base.get_nonlinearity(activation, scaled=False)
     self.width_pattern = [int(w * width) for w in (64, 128, 256, 512)]
     self.depth_pattern = params['depth']
@@ -114,7 +115,9 @@ class SkipInit_ResNet(hk.Module):
     index = 0
     for blocks in self.stages:
       for block in blocks:
-        out, branch = base.call_block(block, out, is_training, self.remat)
+        out, branch = base.call_block(
+          block, out, is_training, remat=index < self.remat
+        )
         if return_metrics:
           metrics[f'res_avg_var_{index}'] = base.channel_variance(branch)
           metrics.update(base.signal_metrics(out, index + 1))

@@ -114,7 +114,7 @@ class NormFreeNet(hk.Module):
     drop_rate: float = 0.0,
     fc_init: hk.initializers.Initializer | None = None,
     name: str = 'NormFreeNet',
-    remat: bool = False,
+    remat: bool | int = False,
   ):
     """Builds the modules.
 
@@ -126,8 +126,9 @@ class NormFreeNet(hk.Module):
       drop_rate: dropout before the last layer.
       fc_init: initializer of the last layer's kernel; None is N(0, 0.01).
       name: of the module.
-      remat: whether the backward pass computes each block again, instead of
-        keeping what it computed: less memory, more time.
+      remat: how many of the first blocks the backward pass computes again,
+        instead of keeping what they computed, or True for all: less memory,
+        more time.
 
     Raises:
       ValueError: for an unknown variant.
@@ -135,7 +136,7 @@ class NormFreeNet(hk.Module):
     super().__init__(name=name)
     row = base.get_variant(self.variant_dict, variant)
     self.variant = variant
-    self.remat = remat
+    self.remat = base.count_remat(remat)
     self.train_imsize = row['train_imsize']
     self.test_imsize = row['test_imsize']
     self.activation, gamma = _ACTIVATIONS[row['activation']]
@@ -226,7 +227,9 @@ class NormFreeNet(hk.Module):
     index = 0
     for blocks in self.stages:
       for block in blocks:
-        out, branch = base.call_block(block, out, is_training, self.remat)
+        out, branch = base.call_block(
+          block, out, is_training, remat=index < self.remat
+        )
         if return_metrics:
           metrics[f'res_avg_var_{index}'] = base.channel_variance(branch)
           metrics.update(base.signal_metrics(out, index + 1))

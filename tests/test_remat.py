@@ -68,6 +68,40 @@ def test_remat_keeps_less_for_the_backward_pass(name):
   assert kept[1] < 0.7 * kept[0]
 
 
+@pytest.mark.parametrize(
+  'name, remat, expected',
+  [
+    *((name, 3, [1, 1, 1, 0]) for name in NETWORKS),
+    ('NFNet', False, [0, 0, 0, 0]),
+    ('NFNet', 0, [0, 0, 0, 0]),
+    ('NFNet', 1, [1, 0, 0, 0]),
+    ('NFNet', 100, [1, 1, 1, 1]),
+    ('NFNet', True, [1, 1, 1, 1]),
+  ],
+)
+def test_the_first_blocks_alone_are_recomputed(
+  name, remat, expected, monkeypatch
+):
+  chosen = []
+
+  def call_block(block, x, is_training, remat):
+    chosen.append(remat)
+    return block(x, is_training)
+
+  monkeypatch.setattr(base, 'call_block', call_block)
+  model, kwargs = NETWORKS[name]
+  golden_lib.init_shapes(
+    golden_lib.transform_with_state(model, 10, **kwargs, remat=remat)
+  )
+  assert chosen == expected
+
+
+@pytest.mark.parametrize('remat', [-1, 1.0, '2', 'True', None, [1]])
+def test_what_says_not_how_many_is_refused(remat):
+  with pytest.raises(ValueError, match='remat is .*; it must be True, False'):
+    base.count_remat(remat)
+
+
 # With a rate of stochastic depth.
 BLOCKS = {
   'NFNet': lambda rate: nfnet.NFBlock(

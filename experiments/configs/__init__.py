@@ -269,9 +269,9 @@ def get_base(name: str, model: str) -> ml_collections.ConfigDict:
   # Parts that each device's batch is computed in, one after the other: less
   # memory, the same gradient.
   experiment.accumulate_steps = 1
-  # Whether each block is computed again in the backward pass: less memory, more
-  # time.
-  experiment.remat = False
+  # How many of the first blocks are computed again in the backward pass, or
+  # True for all: less memory, more time; experiments/tools/plan.py finds out.
+  experiment.remat = ml_collections.FieldReference(False, field_type=object)
   # Whether updates whose loss or gradient is not finite are left out and
   # counted, instead of ending the run.
   experiment.skip_nonfinite = False

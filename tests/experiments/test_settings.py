@@ -28,6 +28,9 @@ _LONG = '--config.experiment_kwargs.config'
       1.0,
     ),
     (['--data=x/y'], f'{_LONG}.which_dataset=x/y', 'x/y'),
+    (['--remat'], f'{_LONG}.remat=True', True),
+    (['--remat=True'], f'{_LONG}.remat=true', True),
+    (['--remat=1'], f'{_LONG}.remat=1', 1),
     (['--one_off_evaluate'], '--config.one_off_evaluate=True', True),
   ],
 )
@@ -40,6 +43,35 @@ def test_a_setting_has_a_short_form_and_a_long_one(parse, short, long, value):
   settings = dict(command_line.leaves(got))
   assert settings[path] == value and type(settings[path]) is type(value)
   assert settings != dict(command_line.leaves(parse('--config=f0')[1]))
+
+
+def test_remat_of_a_config_file_may_be_overridden(parse, tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(
+    'from experiments import configs\n'
+    'def get_config():\n'
+    '  config = configs.get_base("mine", "nfnet_digits")\n'
+    '  config.experiment_kwargs.config.remat = 12\n'
+    '  return config\n'
+  )
+  for args, value in (
+    ([], 12),
+    (['--remat=24'], 24),
+    (['--remat=True'], True),
+    (['--remat=False'], False),
+  ):
+    config = parse(f'--config={path}', *args)[1].experiment_kwargs.config
+    assert config.remat == value and type(config.remat) is type(value)
+
+
+@pytest.mark.parametrize('value', ['-1', 'all', '0.5', 'None'])
+def test_remat_is_a_number_or_a_bool(run_command, tmp_path, value):
+  result = run_command(
+    '--config=digits', f'--remat={value}', f'--checkpoint_dir={tmp_path / "x"}'
+  )
+  assert result.status == 2
+  assert 'remat is' in result.log and 'must be True, False or' in result.log
+  assert not (tmp_path / 'x').exists()
 
 
 def test_the_config_and_flags_may_stand_anywhere(parse):
