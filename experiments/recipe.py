@@ -151,13 +151,18 @@ class Recipe:
     )
 
 
-def build(config: ml_collections.ConfigDict, init_rng: jax.Array) -> Recipe:
+def build(
+  config: ml_collections.ConfigDict,
+  init_rng: jax.Array,
+  num_devices: int | None = None,
+) -> Recipe:
   """Builds all that the settings name; nothing is compiled or written.
 
   Args:
     config: the experiment's settings; see `configs.get_base`. Those that are
       left open are set.
     init_rng: the key that JAXline gives to the experiment.
+    num_devices: how many share a batch; None is those that there are.
 
   Raises:
     ConfigError: for settings that are wrong.
@@ -168,7 +173,7 @@ def build(config: ml_collections.ConfigDict, init_rng: jax.Array) -> Recipe:
     derived.fill_in_model(config)
   except ValueError as error:
     raise ConfigError(str(error)) from error
-  _check(config)
+  _check(config, num_devices or jax.device_count())
   builder, num_examples = _open_dataset(config)
   model = create_model(config)
   _check_layers(config, model)
@@ -308,7 +313,7 @@ def _open_dataset(config: ml_collections.ConfigDict) -> tuple[Any, int]:
   return builder, num_examples
 
 
-def _check(config: ml_collections.ConfigDict) -> None:
+def _check(config: ml_collections.ConfigDict, num_devices: int) -> None:
   """Raises ConfigError for settings that are wrong by themselves."""
   for key, known in (
     ('which_loss', step_lib.LOSSES),
@@ -347,12 +352,12 @@ def _check(config: ml_collections.ConfigDict) -> None:
   for key in ('num_classes', 'num_epochs', 'num_steps', 'lr', 'lr_head'):
     if config[key] < 0:
       raise ConfigError(f'{key} is {config[key]}; it must not be negative.')
-  if config.train_batch_size % jax.device_count():
+  if config.train_batch_size % num_devices:
     raise ConfigError(
-      f'train_batch_size is {config.train_batch_size}, which '
-      f'{jax.device_count()} devices do not divide.'
+      f'train_batch_size is {config.train_batch_size}, which {num_devices} '
+      'devices do not divide.'
     )
-  share = config.train_batch_size // jax.device_count()
+  share = config.train_batch_size // num_devices
   if share % config.accumulate_steps:
     raise ConfigError(
       f'accumulate_steps is {config.accumulate_steps}, which does not divide '

@@ -26,6 +26,7 @@ _PAGES = (
   'docs/inference.md',
   'docs/looking.md',
   'docs/buckets.md',
+  'docs/planning.md',
   'docs/benchmarks.md',
   'docs/design.md',
 )

@@ -1,0 +1,164 @@
+"""Compiles programs for devices that are not there."""
+
+import dataclasses
+import importlib.util
+import re
+import time
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+import numpy as np
+
+from experiments.planning import chips, gpu, workload
+from nfnets import conv
+
+_GIB = 2**30
+_CUDA = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
+
+
+class CompilerMissingError(RuntimeError):
+  """The compiler is not installed; the message says how to install it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """A program, or how much memory it would have needed.
+
+  Attributes:
+    peak_bytes: the most memory that it has at one time, on each device.
+    capacity_bytes: how much there is.
+    seconds: the compilation took.
+    text: the program, as XLA writes it; '' where it does not fit.
+    parts: bytes of `arguments`, `temporary` memory and `code`; empty where it
+      does not fit.
+  """
+
+  peak_bytes: int
+  capacity_bytes: int
+  seconds: float
+  text: str = ''
+  parts: dict[str, int] = dataclasses.field(default_factory=dict)
+
+  @property
+  def fits(self) -> bool:
+    """Whether there is enough memory."""
+    return bool(self.text) and self.peak_bytes <= self.capacity_bytes
+
+
+def devices(chip: chips.Chip) -> list[Any]:
+  """Returns JAX's descriptions of the devices to compile for.
+
+  Raises:
+    CompilerMissingError: without the compiler.
+  """
+  options = dict(chip.options)
+  name = chip.topology
+  if chip.platform == 'cuda':
+    if not any(map(importlib.util.find_spec, _CUDA)):
+      raise CompilerMissingError(
+        "Planning for a GPU needs its compiler: pip install 'nfnets[cuda12]'"
+      )
+    options |= {
+      'topology': chip.topology,
+      'target_config': gpu.target_config(chip.name),
+    }
+    name = chip.name
+  elif importlib.util.find_spec('libtpu') is None:
+    raise CompilerMissingError(
+      "Planning needs the TPU compiler: pip install 'nfnets[plan]'"
+    )
+  return topologies.get_topology_desc(
+    platform=chip.platform, topology_name=name, **options
+  ).devices
+
+
+def compile_for(chip: chips.Chip, program: workload.Program) -> Compiled:
+  """Compiles a program for some devices, of which each has its arguments.
+
+  Args:
+    chip: the device.
+    program: what each of them computes.
+
+  Raises:
+    CompilerMissingError: without the compiler.
+  """
+  mesh = jax.sharding.Mesh(np.array(devices(chip)), (workload.AXIS,))
+  specs = tuple(
+    jax.sharding.PartitionSpec(*([workload.AXIS] if is_split else []))
+    for is_split in program.split
+  )
+
+  def function(*arguments):
+    # As under pmap, parts are stacked: [devices, ...].
+    arguments = (
+      jax.tree.map(lambda x: x[0], x) if is_split else x
+      for x, is_split in zip(arguments, program.split, strict=True)
+    )
+    return program.function(*arguments)
+
+  def stack(leaf, spec):
+    shape = (mesh.size, *leaf.shape) if len(spec) else leaf.shape
+    sharding = jax.sharding.NamedSharding(mesh, spec)
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+
+  arguments = (
+    jax.tree.map(lambda x, spec=spec: stack(x, spec), tree)
+    for tree, spec in zip(program.arguments, specs, strict=True)
+  )
+  mapped = jax.shard_map(
+    function,
+    mesh=mesh,
+    in_specs=specs,
+    out_specs=jax.sharding.PartitionSpec(),
+    check_vma=False,
+  )
+  start = time.monotonic()
+  # JAX's default backend is the CPU, here.
+  form = 'columns' if chip.platform == 'tpu' else 'plain'
+  with conv.lowering(form):
+    lowered = jax.jit(mapped, donate_argnums=program.donated).lower(*arguments)
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    found = out_of_memory(str(error))
+    if found is None:
+      raise
+    return Compiled(*found, seconds=time.monotonic() - start)
+  memory = compiled.memory_analysis()
+  parts = {
+    'arguments': memory.argument_size_in_bytes,
+    'temporary': memory.temp_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes,
+    'code': memory.generated_code_size_in_bytes,
+  }
+  return Compiled(
+    peak_bytes=sum(parts.values()),
+    capacity_bytes=int(chip.capacity_gib * _GIB),
+    seconds=time.monotonic() - start,
+    text=compiled.as_text(),
+    parts=parts,
+  )
+
+
+_SIZES = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+_SIZE = r'([\d.]+)([KMGT]?)i?B?'
+
+
+def out_of_memory(message: str) -> tuple[int, int] | None:
+  """Returns (bytes wanted, bytes there are), or None for another error."""
+  if 'RESOURCE_EXHAUSTED' not in message:
+    return None
+  for pattern in (
+    rf'Used {_SIZE} of {_SIZE} hbm',
+    rf'\({_SIZE}\) exceeds available HBM \({_SIZE}\)',
+  ):
+    found = re.search(pattern, message, re.I)
+    if found:
+      wanted, wanted_unit, there, unit = found.groups()
+      return (
+        int(float(wanted) * _SIZES[wanted_unit.upper()]),
+        int(float(there) * _SIZES[unit.upper()]),
+      )
+  return None

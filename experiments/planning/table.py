@@ -1,0 +1,133 @@
+"""The table of all variants on all devices: made row by row, and rendered."""
+
+from collections.abc import Callable, Iterator
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+from experiments.planning import chips
+
+_TOOL = pathlib.Path(__file__).parents[1] / 'tools' / 'plan.py'
+# Milliseconds of a step with 32 images on each core of TPU v3, as measured for
+# arXiv 2102.06171 (tables 3 and 6 of the paper).
+MEASURED_V3 = {
+  'f0': 73.3,
+  'f1': 158.5,
+  'f2': 295.8,
+  'f3': 532.2,
+  'f4': 1033.3,
+  'f5': 1398.5,
+  'f6:sam': 2774.1,
+}
+# With what they fit a core of v3, where they do not as they are.
+_V3_REMAT = {'f5': '--remat=24', 'f6:sam': '--remat=True'}
+_FIRST = ('tpu_v3', 'tpu_v5e')
+
+
+def rows() -> Iterator[tuple[str, str, str]]:
+  """Yields (recipe, device, another setting or ''), the most wanted first."""
+  names = list(MEASURED_V3)
+  rest = [device for device in chips.CHIPS if device not in _FIRST]
+  for name in names:
+    for device in _FIRST:
+      yield name, device, ''
+  for name, setting in _V3_REMAT.items():
+    yield name, 'tpu_v3', setting
+  for group in (['f6', 'f7'], [f'f{i}+' for i in range(8)]):
+    for name in group:
+      for device in _FIRST:
+        yield name, device, ''
+    for name in [*names, *group]:
+      for device in rest:
+        yield name, device, ''
+    names = []
+
+
+def make(path: pathlib.Path, log: Callable[[str], None]) -> None:
+  """Plans what the file does not have yet; writes it after each.
+
+  Args:
+    path: JSON, a list of results.
+    log: takes lines on the way.
+  """
+  results = _read(path)
+  done = {(r['config'], r['device'], r['setting']) for r in results}
+  for name, device, setting in rows():
+    if (name, device, setting) in done:
+      continue
+    log(f'{name} on {device} {setting}')
+    # In a process of its own, so that nothing is kept from one to the next.
+    command = [f'--config={name}', f'--device={device}', '--quick']
+    process = subprocess.run(
+      [sys.executable, str(_TOOL), *command, *filter(None, [setting])],
+      capture_output=True,
+      text=True,
+    )
+    row = {'config': name, 'device': device, 'setting': setting}
+    if process.returncode:
+      row['error'] = process.stderr.strip().splitlines()[-1:]
+      log(f'  failed: {row["error"]}')
+    else:
+      row = {**json.loads(process.stdout.splitlines()[-1]), **row}
+    results.append(row)
+    part = path.with_name(f'{path.name}.part')
+    part.write_text(json.dumps(results, indent=1) + '\n')
+    part.replace(path)
+
+
+def render(path: pathlib.Path) -> str:
+  """Returns the tables of a file in Markdown.
+
+  Args:
+    path: what `make` writes.
+  """
+  results = [row for row in _read(path) if 'error' not in row]
+  return f'{_all_devices(results)}\n\n{_beside_the_paper(results)}'
+
+
+def _all_devices(results: list[dict[str, Any]]) -> str:
+  names = list(dict.fromkeys(r['config'] for r in results))
+  devices = [d for d in chips.CHIPS if any(r['device'] == d for r in results)]
+  plain = {(r['config'], r['device']): r for r in results if not r['setting']}
+  lines = [
+    f'| | {" | ".join(devices)} |',
+    f'|---|{"---|" * len(devices)}',
+  ]
+  for name in names:
+    cells = [_cell(plain.get((name, device))) for device in devices]
+    lines.append(f'| {name} | {" | ".join(cells)} |')
+  return '\n'.join(lines)
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+  if row is None:
+    return ''
+  memory = f'{row["peak_gib"]:.1f} GiB'
+  if not row['fits']:
+    return f'{memory}: no'
+  if row['step_ms'] is None:
+    return memory
+  return f'{memory}, {row["step_ms"]:,.0f} ms, {100 * row["mfu"]:.0f} %'
+
+
+def _beside_the_paper(results: list[dict[str, Any]]) -> str:
+  lines = [
+    '| 32 images on a v3 core | estimated, ms | measured, ms | measured / '
+    'estimated |',
+    '|---|---|---|---|',
+  ]
+  for name, measured in MEASURED_V3.items():
+    for row in results:
+      if (row['config'], row['device']) == (name, 'tpu_v3') and row['fits']:
+        label = f'{name} {row["setting"].removeprefix("--")}'.strip()
+        lines.append(
+          f'| {label} | {row["step_ms"]:,.1f} | {measured:,.1f} | '
+          f'{measured / row["step_ms"]:.2f} |'
+        )
+  return '\n'.join(lines)
+
+
+def _read(path: pathlib.Path) -> list[dict[str, Any]]:
+  return json.loads(path.read_text()) if path.is_file() else []

@@ -1,0 +1,254 @@
+"""What the devices of a planned run compute: one update, one evaluation."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from experiments import recipe
+from experiments import step as step_lib
+from nfnets.data import augmentation
+
+# The axis that the devices average over.
+AXIS = 'i'
+# The paper's, of each device.
+_BATCH = 32
+# Of the split that published recipes train on; so that it need not be there.
+_IMAGENET, _IMAGENET_EXAMPLES = 'imagenet2012', 1_281_167
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A function of what one device has.
+
+  Attributes:
+    function: averages or sums over the axis `AXIS`; its results are the same on
+      all devices.
+    arguments: trees of ShapeDtypeStructs, those of one device.
+    split: which of the arguments are a part of a batch.
+    donated: the numbers of those whose memory the results may have.
+  """
+
+  function: Callable[..., Any]
+  arguments: tuple[Any, ...]
+  split: tuple[bool, ...]
+  donated: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+  """A recipe on so many devices.
+
+  Attributes:
+    recipe: what the settings mean.
+    devices: how many there are.
+    state: of training, as ShapeDtypeStructs.
+    batch: images of each device in an update.
+    eval_batch: images of each device in a step of evaluation.
+    num_steps: updates of the run.
+    depths: the number of blocks of each stage.
+    macs: multiply-adds of the forward pass for one training image.
+    bytes: float32 bytes of `parameters`, `optimizer`, `averages`; of the images
+      and labels of one device's `batch`.
+  """
+
+  recipe: recipe.Recipe
+  state: step_lib.TrainState
+  devices: int
+  batch: int
+  eval_batch: int
+  num_steps: int
+  depths: tuple[int, ...]
+  macs: int
+  bytes: dict[str, int]
+
+  @property
+  def flops_per_image(self) -> float:
+    """Operations that an update needs for an image, an addition being one.
+
+    Forward, and backward twice as many; SAM's ascent does so for a part of the
+    images. What is computed again is not needed.
+    """
+    config = self.recipe.config
+    ascent = config.sam_fraction if config.sam_rho else 0
+    return 6 * self.macs * (1 + ascent)
+
+  @functools.cached_property
+  def activations(self) -> int:
+    """The bytes that the backward pass needs of the forward pass.
+
+    As JAX writes the program, standardized kernels included; a compiler may
+    keep less, and compute more, or pad what it keeps. Of one part of the batch,
+    where gradients are accumulated.
+    """
+    model, config = self.recipe.model, self.recipe.config
+    dtype = jnp.bfloat16 if config.bfloat16 else jnp.float32
+    side = config.image_size
+    images = jax.ShapeDtypeStruct(
+      (self.batch // config.accumulate_steps, side, side, 3), dtype
+    )
+    params = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, dtype), self.state.params
+    )
+
+    def backward(params, state, images, rng):
+      def logits(params):
+        out, _ = model.apply(params, state, rng, images, is_training=True)
+        return out['logits']
+
+      return jax.vjp(logits, params)[1]
+
+    kept = jax.eval_shape(backward, params, self.state.state, images, _key())
+    return num_bytes(kept) - num_bytes(params)
+
+  def update(self) -> Program:
+    """Returns one update of training, whose state is donated."""
+    config = self.recipe.config
+    step = step_lib.make_train_step(
+      self.recipe.model,
+      self.recipe.optimizer,
+      self.recipe.schedule,
+      config,
+      AXIS,
+    )
+    batch = _train_batch(config, self.batch)
+    return Program(
+      step, (self.state, batch, _key()), (False, True, False), (0,)
+    )
+
+  def evaluation(self) -> Program:
+    """Returns one step of evaluation."""
+    config = self.recipe.config
+    step = step_lib.make_eval_step(self.recipe.model, config, AXIS)
+    size = self.eval_batch
+    batch = _batch(config, size, config.eval_image_size, jnp.float32)
+    batch['mask'] = jax.ShapeDtypeStruct((size,), jnp.float32)
+    return Program(
+      step, (self.state.params, self.state.state, batch), (False, False, True)
+    )
+
+
+def build(
+  config: ml_collections.ConfigDict, devices: int | None, batch: int | None
+) -> Workload:
+  """Builds what a recipe does on so many devices.
+
+  Args:
+    config: JAXline's, whose experiment is changed.
+    devices: how many; None is as many as `train_batch_size` needs.
+    batch: images of each in an update. If None, what `train_batch_size` makes
+      of the devices, or the paper's 32 without these. With both,
+      `train_batch_size` follows from them.
+
+  Raises:
+    recipe.ConfigError: for settings that are wrong, or do not go together.
+    nfnets.data.dataset.DatasetError: if a dataset that says how many examples
+      there are cannot be used.
+  """
+  ours = config.experiment_kwargs.config
+  devices, batch = _shares(ours, devices, batch)
+  is_imagenet = ours.which_dataset.partition(':')[0] == _IMAGENET
+  if is_imagenet:
+    ours.fake_data = True
+    ours.num_classes = ours.num_classes or 1000
+  built = recipe.build(ours, jax.random.PRNGKey(0), devices)
+  if is_imagenet:
+    built = dataclasses.replace(built, num_examples=_IMAGENET_EXAMPLES)
+  state = _train_state(built)
+  depths, macs = _count(built)
+  return Workload(
+    recipe=built,
+    state=state,
+    devices=devices,
+    batch=batch,
+    eval_batch=math.ceil(ours.eval_batch_size / devices),
+    num_steps=config.training_steps or built.num_steps,
+    depths=tuple(d for d in depths if d),
+    macs=macs,
+    bytes={
+      'parameters': num_bytes((state.params, state.state)),
+      'optimizer': num_bytes(state.opt_state),
+      'averages': num_bytes((state.ema_params, state.ema_state)),
+      'batch': num_bytes(_train_batch(ours, batch)),
+    },
+  )
+
+
+def num_bytes(tree: Any) -> int:
+  """Returns the bytes of a tree's arrays."""
+  return sum(
+    math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )
+
+
+def _shares(ours, devices: int | None, batch: int | None) -> tuple[int, int]:
+  """Returns the number of devices and the images of each, in an update."""
+  total = ours.train_batch_size
+  if devices and batch:
+    ours.train_batch_size = devices * batch
+    return devices, batch
+  if not devices and not batch:
+    batch = min(_BATCH, total)
+  whole, given = ('devices', devices) if devices else ('batch', batch)
+  if total % given:
+    raise recipe.ConfigError(
+      f'train_batch_size is {total}, which --{whole}={given} does not divide; '
+      'give both --devices and --batch for another size.'
+    )
+  return (devices, total // devices) if devices else (total // batch, batch)
+
+
+def _train_batch(ours, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns a batch as `nfnets.data.dataset.train_batches` gives it."""
+  plan = augmentation.parse(ours.augment_name)
+  is_uint8 = augmentation.gives_uint8(plan, ours.augment_before_mix)
+  dtype = jnp.uint8 if is_uint8 else jnp.float32
+  batch = _batch(ours, size, ours.image_size, dtype)
+  if plan.mixes:
+    batch['mix_labels'] = batch['labels']
+    batch['ratio'] = jax.ShapeDtypeStruct((size,), jnp.float32)
+  return batch
+
+
+def _batch(ours, size: int, side: int, dtype):
+  shape = (side, side, 3, size) if ours.transpose else (size, side, side, 3)
+  return {
+    'images': jax.ShapeDtypeStruct(shape, dtype),
+    'labels': jax.ShapeDtypeStruct((size,), jnp.int32),
+  }
+
+
+def _key() -> jax.ShapeDtypeStruct:
+  return jax.eval_shape(lambda: jax.random.PRNGKey(0))
+
+
+def _train_state(built: recipe.Recipe) -> step_lib.TrainState:
+  return jax.eval_shape(
+    lambda rng: step_lib.init_train_state(
+      built.model, built.optimizer, built.config.use_ema, rng
+    ),
+    jax.random.PRNGKey(0),
+  )
+
+
+def _count(built: recipe.Recipe) -> tuple[list[int], int]:
+  """Returns the depths of the stages, and the forward pass's multiply-adds."""
+  model, side = built.model, built.config.image_size
+
+  def count():
+    network = model.entry.module(
+      **{
+        **model.entry.kwargs,
+        'num_classes': model.num_classes,
+        **model.overrides,
+      }
+    )
+    return network.depth_pattern, network.count_flops(side, side)[1]
+
+  return hk.transform(count).apply({}, None)

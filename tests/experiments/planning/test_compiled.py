@@ -1,0 +1,85 @@
+"""What the TPU compiler makes of an update in bfloat16; needs libtpu.
+
+The network is small, and has all that the published ones have.
+"""
+
+import os
+
+import jax
+import pytest
+
+from experiments import configs
+from experiments.planning import (
+  chips,
+  compiling,
+  environment,
+  program,
+  workload,
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope='module')
+def work():
+  config = configs.load('f0')
+  ours = config.experiment_kwargs.config
+  ours.update(
+    model='nfnet_digits',
+    image_size=32,
+    eval_image_size=32,
+    remat=2,
+    accumulate_steps=2,
+  )
+  return workload.build(config, 2, 16)
+
+
+@pytest.fixture(scope='module')
+def compiled(work):
+  pytest.importorskip('libtpu', reason="needs pip install 'nfnets[plan]'")
+  before = dict(os.environ)
+  environment.prepare([])  # The compiler, which is no Python, reads these.
+  yield compiling.compile_for(chips.get('tpu_v3'), work.update())
+  for key in os.environ.keys() - before.keys():
+    del os.environ[key]
+  os.environ.update(before)
+
+
+@pytest.fixture(scope='module')
+def read(compiled):
+  return program.Program(compiled.text)
+
+
+def test_no_convolution_computes_in_float32(read):
+  dtypes = read.convolution_dtypes()
+  assert set(dtypes) == {'bf16'} and dtypes['bf16'] > 50
+
+
+def test_nothing_goes_to_the_host_or_comes_from_there(read):
+  assert read.host_transfers() == []
+
+
+def test_all_of_the_state_is_donated(read, work):
+  # A counter or two may have places of their own.
+  assert 0 <= len(jax.tree.leaves(work.state)) - read.num_donated() <= 2
+
+
+def test_parts_are_computed_in_a_loop(read, work):
+  loops = [i for i, _ in read.walk() if i.opcode == 'while']
+  times = {times for instruction, times in read.walk() if instruction.cycles}
+  assert loops and times == {1, 2}
+  cycles = read.cycles(work.depths)
+  stages = {f'stage {i}' for i in (1, 2, 3, 4)}
+  assert {'stem', 'head', 'optimizer', *stages} <= set(cycles)
+  assert cycles.get('other', 0) < 0.05 * sum(cycles.values())
+
+
+def test_devices_average_the_gradient_and_little_more(read, work):
+  extra = read.reduced_bytes() - work.bytes['parameters']
+  assert 0 <= extra < 1000
+
+
+def test_memory_is_accounted_for(compiled, work):
+  assert compiled.fits
+  kept = sum(work.bytes.values())
+  assert kept <= compiled.parts['arguments'] < 1.2 * kept + 1e6
