@@ -8,6 +8,7 @@ methods say that nothing is there.
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import importlib.util
 import os
 import pathlib
@@ -114,6 +115,10 @@ def writing(name: Name) -> Iterator[pathlib.Path]:
       yield temporary
       put(temporary, name)
     return
+  if not target.parent.is_dir():  # Said of the name that was given.
+    raise FileNotFoundError(
+      errno.ENOENT, os.strerror(errno.ENOENT), str(target)
+    )
   # In the same folder, because renaming works inside one disk only.
   temporary = target.with_name(f'.{target.name}.{os.getpid()}')
   try:
