@@ -238,7 +238,7 @@ class OrbaxCheckpointer:
       logging.error('%s\nNothing is lost yet: it will be tried again.', error)
 
   def _latest_step(self, series: str) -> int | None:
-    # Not by the manager: another process may be the one that writes.
+    # Looked up each time: another process may be the one that writes.
     return checkpoint_files.latest_step(self._root / series)
 
   @contextlib.contextmanager

@@ -11,7 +11,7 @@ from experiments.planning import chips
 
 _TOOL = pathlib.Path(__file__).parents[1] / 'tools' / 'plan.py'
 # Milliseconds of a step with 32 images on each core of TPU v3, as measured for
-# arXiv 2102.06171 (tables 3 and 6 of the paper).
+# arXiv 2102.06171, table 3.
 MEASURED_V3 = {
   'f0': 73.3,
   'f1': 158.5,
