@@ -106,4 +106,5 @@ def test_devices_average_the_gradient_and_little_more(read, work):
 def test_memory_is_accounted_for(compiled, work):
   assert compiled.fits
   kept = sum(work.bytes.values())
-  assert kept <= compiled.parts['arguments'] < 1.2 * kept + 1e6
+  # Arrays as small as these are padded to the tiles of the memory.
+  assert kept <= compiled.parts['arguments'] < 1.6 * kept
