@@ -57,7 +57,9 @@ def test_a_run_of_two_that_was_killed_ends_as_one_on_a_disk(
   two[1].send_signal(signal.SIGKILL)
   for process in two:
     process.communicate(timeout=240)
-  resumed = run_process(*args, f'--checkpoint_dir={remote_folder}', devices=2)
+  resumed = run_process(
+    *args, '--report', f'--checkpoint_dir={remote_folder}', devices=2
+  )
   assert resumed.status == 0, resumed.log
   assert f'of {remote_folder}/latest' in resumed.log  # Continuing.
   straight = run_process(*args, f'--checkpoint_dir={tmp_path}', devices=2)
