@@ -114,6 +114,7 @@ def test_a_run_that_is_resumed_leaves_out_the_same(
   assert_same(straight(augment_name)[step:], resumed)
 
 
+@pytest.mark.slow
 def test_two_processes_leave_out_what_one_does(damaged, straight):
   parts = [
     take(damaged, process_index=i, process_count=2, augment_name='cutmix')
