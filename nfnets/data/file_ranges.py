@@ -4,8 +4,6 @@ import abc
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from nfnets import paths
-
 
 class Range(NamedTuple):
   """Bytes [start, start + size) of a file."""
@@ -51,15 +49,3 @@ class Files(abc.ABC):
   @abc.abstractmethod
   def close(self) -> None:
     """Closes the files. Reading after that is an error."""
-
-
-def open_files(name: str) -> Files:
-  """Returns what reads files that are where this one is."""
-  if paths.is_remote(name):
-    # Takes half a second, which only buckets are worth.
-    from nfnets.data.bucket_files import BucketFiles
-
-    return BucketFiles()
-  from nfnets.data.local_files import LocalFiles
-
-  return LocalFiles()

@@ -14,8 +14,9 @@ import tensorflow_datasets as tfds
 from nfnets import paths
 from nfnets.data import image_files, record_index
 from nfnets.data.errors import DatasetError
-from nfnets.data.file_ranges import Range, open_files
+from nfnets.data.file_ranges import Files, Range
 from nfnets.data.folders import Folder
+from nfnets.data.local_files import LocalFiles
 
 
 def open_records(
@@ -80,7 +81,7 @@ class RecordFiles:
       DatasetError: A file is missing or damaged.
     """
     self._paths = list(paths)
-    self._files = open_files(self._paths[0])
+    self._files = _open_files(self._paths[0])
     self.parallel_reads = self._files.parallel_reads
     self._index = record_index.load_or_build(
       self._files, self._paths, shard_lengths, name
@@ -158,7 +159,7 @@ class ArrayRecordFiles:
     """Opens the files; raises DatasetError if they are not as long as said."""
     from array_record.python import array_record_data_source
 
-    files = open_files(paths[0])
+    files = _open_files(paths[0])
     total = sum(files.sizes(paths))
     files.close()
     self.mean_bytes = total / max(sum(shard_lengths), 1)
@@ -187,3 +188,13 @@ class ArrayRecordFiles:
   def close(self) -> None:
     """Closes the files."""
     self._source.__exit__(None, None, None)
+
+
+def _open_files(name: str) -> Files:
+  """Returns what reads files that are where this one is."""
+  if paths.is_remote(name):
+    # Takes half a second, which only buckets are worth.
+    from nfnets.data.bucket_files import BucketFiles
+
+    return BucketFiles()
+  return LocalFiles()
