@@ -408,84 +408,11 @@ def _run_input() -> None:
   _emit(**result)
 
 
-_TIMM = """
-import contextlib, json, statistics, sys, time
-import timm, timm.utils, torch
-sizes = json.loads(sys.argv[1])
-device = 'cuda' if torch.cuda.is_available() else 'cpu'
-cuda = device == 'cuda'
-def wait():
-  if cuda:
-    torch.cuda.synchronize()
-def median(run, seconds):
-  run()
-  run()
-  wait()
-  start = time.perf_counter()
-  run()
-  wait()
-  count = max(1, int(seconds / (time.perf_counter() - start)))
-  times = []
-  for _ in range(5):
-    start = time.perf_counter()
-    for _ in range(count):
-      run()
-    wait()
-    times.append((time.perf_counter() - start) / count)
-  return statistics.median(times)
-def images(batch, size):
-  x = torch.randn(batch, 3, size, size, device=device)
-  return x.to(memory_format=torch.channels_last)
-autocast = torch.autocast(device, torch.bfloat16)
-compile_ = torch.compile if cuda else lambda f: f
-for batch in sizes['batches'][:3]:
-  for what in ('train', 'infer'):
-    torch.compiler.reset()
-    model = timm.create_model('dm_nfnet_f0', drop_path_rate=0.25)
-    model = model.to(device, memory_format=torch.channels_last)
-    model.train(what == 'train')
-    size = sizes['train_size' if what == 'train' else 'test_size']
-    x = images(batch, size)
-    labels = torch.randint(1000, (batch,), device=device)
-    forward = compile_(model)
-    if what == 'train':
-      optimizer = torch.optim.SGD(
-        model.parameters(), 0.1, momentum=0.9, nesterov=True)
-      average = timm.utils.ModelEmaV3(model, decay=0.99999)
-      loss = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
-      def run():
-        with autocast:
-          value = loss(forward(x).float(), labels)
-        value.backward()
-        timm.utils.adaptive_clip_grad(model.parameters(), 0.01)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        average.update(model)
-    else:
-      def run():
-        with torch.inference_mode(), autocast:
-          forward(x)
-    facts = {'what': what, 'batch': batch, 'image_size': size,
-             'compiled': cuda, 'torch': torch.__version__}
-    if cuda:
-      torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    try:
-      seconds = median(run, sizes['seconds'])
-      facts |= {'fits': True, 'images_per_second': round(batch / seconds, 2)}
-      if cuda:
-        facts['gib'] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
-    except torch.OutOfMemoryError:
-      facts['fits'] = False
-    print(json.dumps(facts), flush=True)
-    del model, forward, run
-"""
-
-
-def _run_timm(python: str, platform: str) -> list[str]:
+def _timm_command(python: str, platform: str) -> list[str]:
   """Returns the command that measures timm."""
   sizes = _SMALL if platform == 'cpu' else _FULL
-  return [python, '-c', _TIMM, json.dumps(sizes)]
+  script = _ROOT / 'benchmarks' / 'accelerator_timm.py'
+  return [python, str(script), json.dumps(sizes)]
 
 
 def _run_part(command: list[str], seconds: float) -> tuple[list[dict], str]:
@@ -537,7 +464,7 @@ def main() -> None:
       if not args.timm_python:
         left_out[name] = 'no --timm_python'
         continue
-      command = _run_timm(args.timm_python, device['platform'])
+      command = _timm_command(args.timm_python, device['platform'])
     share = _PARTS[name] / sum(_PARTS[n] for n in names[names.index(name) :])
     seconds = share * (deadline - time.monotonic())
     results[name], why = _run_part(command, seconds)
