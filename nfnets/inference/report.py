@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 import json
 import os
-import pathlib
 import shlex
 from typing import Any
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 
-from nfnets import paths, weights, zoo
+from nfnets import zoo
 from nfnets.data import builders, dataset, facts, folders
 from nfnets.inference import (
   advice,
@@ -22,6 +21,7 @@ from nfnets.inference import (
   figures,
   measures,
   page,
+  runs,
 )
 
 _MANY_CLASSES = 20  # More than that, and the confusion matrix is a picture.
@@ -48,61 +48,23 @@ def write(run: str, batch_size: int = 32) -> str:
     The path of the file. It appears whole or not at all.
 
   Raises:
-    ReportError: if this is no such folder, or the run had no dataset.
     OSError: if a file cannot be read or written.
-    ValueError: if the weights or the dataset cannot be read, or do not belong
-      together.
+    ValueError: if this is no such folder, the run had no dataset, or the
+      weights or the dataset cannot be read, or do not belong together.
   """
-  folder = paths.path(run)
-  info = read_run(folder)
-  settings = info['settings']
-  if settings.get('fake_data'):
-    raise ReportError(
-      f'{run} was a run on random images, of which there is nothing to report.'
-    )
-  path = folder / 'weights.safetensors'
-  if not paths.is_file(path):
-    raise ReportError(
-      f'{path}: there is no such file; a run writes it when it is evaluated.'
-    )
-  name = settings.get('which_dataset')
-  if not name:
-    raise ReportError(f'{folder / "run.json"} names no dataset.')
-  model, params, state = weights.open_model(path)
-  builder = dataset.load_builder(name, settings.get('data_dir') or None)
-  # What decided on the way which weights are best is no test of them.
-  validates = settings.get('eval_subset') == 'valid'
+  opened = runs.open_run(run)
   html = make(
-    *(model, params, state, builder, 'test'),
-    train_split='train' if validates else 'train_and_valid',
-    run_info=info,
-    scalars=curves.read_run(folder),
-    weights_name=os.fspath(path),
+    *(opened.model, opened.params, opened.state, opened.builder, 'test'),
+    # What decided on the way which weights are best is no test of them.
+    train_split='train' if opened.validates else 'train_and_valid',
+    run_info=opened.info,
+    scalars=curves.read_run(opened.folder),
+    weights_name=os.fspath(opened.weights),
     batch_size=batch_size,
   )
-  output = os.fspath(folder / 'report.html')
+  output = os.fspath(opened.folder / 'report.html')
   page.save(output, html)
   return output
-
-
-def read_run(folder: pathlib.Path) -> dict[str, Any]:
-  """Reads run.json.
-
-  Raises:
-    ReportError: if there is none, or it is something else.
-  """
-  path = folder / 'run.json'
-  try:
-    info = json.loads(paths.read_bytes(path))
-  except (FileNotFoundError, NotADirectoryError) as error:
-    raise ReportError(
-      f'{folder} is no folder of a run: there is no {path}.'
-    ) from error
-  except ValueError as error:
-    raise ReportError(f'{path}: this is no JSON: {error}') from error
-  if not isinstance(info, dict) or not isinstance(info.get('settings'), dict):
-    raise ReportError(f'{path} has no settings.')
-  return info
 
 
 def make(
