@@ -2,7 +2,8 @@
 
 `run.json` says what was run, for whoever comes later; `weights.safetensors` are
 the weights to use: those of the step that was best, where there was an
-evaluation on the way, and the last ones otherwise.
+evaluation on the way, and the last ones otherwise; `README.md` is their model
+card.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from experiments import command_line, progress, recipe, trainer
 from experiments.checkpoint_files import CheckpointError
 from nfnets import paths, weights
 from nfnets.data import builders, folders
+from nfnets.inference import card
 
 _INFO, _WEIGHTS, _FILES = 'run.json', 'weights.safetensors', 'files.csv'
 _RETRY_SECONDS = 15.0
@@ -90,6 +92,8 @@ class RunFolder:
     if self.is_writer:
       with self._writing(_INFO):
         self._write_info()
+      if self.kept():
+        self._write_card()
 
   def keep(self, kept: weights.Weights, step: int, **facts: Any) -> None:
     """Writes weights, in place of those before.
@@ -123,6 +127,7 @@ class RunFolder:
     with self._writing(_WEIGHTS):
       weights.save_weights(self._folder / _WEIGHTS, *kept, metadata=metadata)
     self._kept = metadata
+    self._write_card()
 
   def keep_best(self, state: types.SimpleNamespace) -> None:
     """Writes the weights of a checkpoint that evaluation found to be the best.
@@ -167,6 +172,12 @@ class RunFolder:
       raise CheckpointError(
         f'Could not write {self._folder / name}: {error.strerror or error}.'
       ) from error
+
+  def _write_card(self) -> None:
+    with self._writing(card.NAME):
+      card.write_beside(
+        self._folder / _WEIGHTS, self._info, metadata=self.kept()
+      )
 
   def _write_info(self) -> None:
     text = json.dumps(self._info, indent=1, default=str) + '\n'

@@ -108,6 +108,8 @@ def main(argv: list[str] | None = None) -> int:
     weights, which = read_checkpoint(series / str(step), args.which)
     metadata = {**_metadata(args.folder), 'step': step}
     weights_lib.save_weights(args.output, *weights, metadata=metadata)
+    if paths.path(args.output).name == 'weights.safetensors':
+      _write_card(args.output, args.folder, metadata)
   except (checkpoint_files.CheckpointError, NoAverageError) as error:
     return _fail(error)
   except OSError as error:
@@ -139,6 +141,18 @@ def _metadata(folder: str) -> dict[str, Any]:
     return {}
   # How good those are, and not these.
   return {k: v for k, v in metadata.items() if not k.startswith('eval_')}
+
+
+def _write_card(output: str, folder: str, metadata: dict[str, Any]) -> None:
+  """Writes the model card, beside weights that have a folder to themselves."""
+  from nfnets.inference import card, runs  # Bring TensorFlow.
+
+  try:
+    info = runs.read_info(paths.path(folder))
+  except runs.RunError:
+    info = {}
+  # How good the run's own weights are, and not these.
+  card.write_beside(output, {**info, 'results': {}}, metadata=metadata)
 
 
 def _fail(error: Any) -> int:

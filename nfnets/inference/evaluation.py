@@ -4,15 +4,21 @@ import heapq
 from typing import NamedTuple
 
 import haiku as hk
+import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import tensorflow_datasets as tfds
 import tqdm
 
 from nfnets import zoo
-from nfnets.data import dataset
+from nfnets.data import builders, dataset, folders
 
 _THUMBNAIL = 160  # Pixels.
+
+
+class ClassesError(ValueError):
+  """A network has other classes than a dataset; the message says which."""
 
 
 class Picture(NamedTuple):
@@ -77,6 +83,7 @@ def predict(
   Raises:
     DatasetError: if the split cannot be read.
   """
+  params, state = jax.tree.map(jnp.asarray, (params, state))
   total = dataset.num_examples(builder, split)
   batch_size = max(1, min(batch_size, total))
   labels, predicted = [], []
@@ -120,6 +127,36 @@ def predict(
     uncertain.pictures(),
     batches.num_skipped,
   )
+
+
+def check_classes(
+  model: zoo.Model, builder: tfds.core.DatasetBuilder
+) -> list[str]:
+  """Returns the names of the classes.
+
+  Raises:
+    ClassesError: if the network has others than the dataset.
+  """
+  names = builders.class_names(builder)
+  where = builders.title(builder)
+  if model.num_classes != len(names):
+    has = f'{model.num_classes} classes' if model.num_classes else 'no classes'
+    raise ClassesError(f'The network has {has}, and {where} has {len(names)}.')
+  own = model.class_names
+  if own and list(own) not in (names, builders.label_names(builder)):
+    label = next(i for i, name in enumerate(own) if name != names[i])
+    raise ClassesError(
+      f'The classes of the network are not those of {where}: number {label} is '
+      f'{own[label]!r}, and there {names[label]!r}.'
+    )
+  return names
+
+
+def split_name(builder: tfds.core.DatasetBuilder, split: str) -> str:
+  """Returns what a split is called: 'test' may be the validation images."""
+  if isinstance(builder, folders.Folder) and split == 'test':
+    return builder.test_split_name
+  return {'valid': 'validation'}.get(split, split)
 
 
 class _Gallery:

@@ -11,7 +11,7 @@ from sklearn import linear_model, model_selection, neighbors, preprocessing
 import threadpoolctl
 
 from nfnets import weights, zoo
-from nfnets.inference import embeddings, measures
+from nfnets.inference import card, embeddings, measures
 from nfnets.inference.embeddings import Embeddings
 
 # Inverse strengths of the penalty that cross-validation chooses from. Features
@@ -233,6 +233,8 @@ def save(
 ) -> None:
   """Writes a network with another last layer, which says what its classes are.
 
+  If the file is called weights.safetensors, with its model card beside it.
+
   Args:
     path: ends in .npz or .safetensors.
     model: the network.
@@ -251,3 +253,4 @@ def save(
   model = dataclasses.replace(model, class_names=tuple(names))
   metadata = weights.describe(model, **others)
   weights.save_weights(path, params, state, metadata)
+  card.write_beside(path, metadata=metadata)

@@ -7,8 +7,6 @@ import shlex
 from typing import Any
 
 import haiku as hk
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -16,6 +14,7 @@ from nfnets import zoo
 from nfnets.data import builders, dataset, facts, folders
 from nfnets.inference import (
   advice,
+  card,
   curves,
   evaluation,
   figures,
@@ -38,7 +37,7 @@ class ReportError(ValueError):
 
 
 def write(run: str, batch_size: int = 32) -> str:
-  """Writes `report.html` into the folder of a run.
+  """Writes `report.html` into the folder of a run, and renews its card.
 
   Args:
     run: the folder, which has run.json and weights.safetensors.
@@ -53,17 +52,22 @@ def write(run: str, batch_size: int = 32) -> str:
       weights or the dataset cannot be read, or do not belong together.
   """
   opened = runs.open_run(run)
+  network = opened.model, opened.params, opened.state, opened.builder, 'test'
+  evaluation.check_classes(opened.model, opened.builder)
+  found = evaluation.predict(*network, batch_size=batch_size)
   html = make(
-    *(opened.model, opened.params, opened.state, opened.builder, 'test'),
+    *network,
     # What decided on the way which weights are best is no test of them.
     train_split='train' if opened.validates else 'train_and_valid',
     run_info=opened.info,
     scalars=curves.read_run(opened.folder),
     weights_name=os.fspath(opened.weights),
-    batch_size=batch_size,
+    found=found,
   )
   output = os.fspath(opened.folder / 'report.html')
   page.save(output, html)
+  measured = card.summarize(found, opened.builder, opened.chose_by_test)
+  card.write_beside(opened.weights, opened.info, measured)
   return output
 
 
@@ -79,6 +83,7 @@ def make(
   scalars: Mapping[str, curves.Scalars] | None = None,
   weights_name: str = '',
   batch_size: int = 32,
+  found: evaluation.Predictions | None = None,
 ) -> str:
   """Returns the page as HTML.
 
@@ -93,19 +98,21 @@ def make(
     scalars: what `curves.read_run` returns of it.
     weights_name: where the weights are from, to be shown.
     batch_size: how many images go through the network together.
+    found: the predictions, if they were made already.
 
   Raises:
-    ReportError: if network and dataset have different classes.
+    ClassesError: if network and dataset have different classes.
+    ReportError: if no image can be read.
     DatasetError: if the split cannot be read.
   """
-  names = check_classes(model, builder)
+  names = evaluation.check_classes(model, builder)
   # Before the network runs, because it is quick to fail.
   train = _train_counts(builder, train_split)
   sizes = facts.image_sizes(builder, split)
-  params, state = jax.tree.map(jnp.asarray, (params, state))
-  found = evaluation.predict(
-    model, params, state, builder, split, batch_size=batch_size
-  )
+  if found is None:
+    found = evaluation.predict(
+      model, params, state, builder, split, batch_size=batch_size
+    )
   if not len(found.labels):
     raise ReportError(
       f'None of the {found.num_skipped} images of {builders.title(builder)}, '
@@ -120,13 +127,13 @@ def make(
     *advice.on_curves(train_loss),
     *advice.on_predictions(names, counts, int(np.sum(found.predicted < 0))),
     *advice.on_duplicates(folder.duplicates() if folder else ()),
-    *advice.on_split(_split_name(builder, split)),
+    *advice.on_split(evaluation.split_name(builder, split)),
     *advice.on_counts(names, train, counts.total),
     *advice.on_images(sizes, model.test_size),
   ]
   context = {
     'dataset': builders.title(builder),
-    'split': _split_name(builder, split),
+    'split': evaluation.split_name(builder, split),
     'facts': _facts(model, weights_name, builder, split, train, found),
     'accuracy': _share(counts.correct.sum(), counts.total.sum()),
     'num_classes': len(names),
@@ -140,29 +147,6 @@ def make(
     'run': _run(run_info),
   }
   return page.render(context)
-
-
-def check_classes(
-  model: zoo.Model, builder: tfds.core.DatasetBuilder
-) -> list[str]:
-  """Returns the names of the classes.
-
-  Raises:
-    ReportError: if the network has others than the dataset.
-  """
-  names = builders.class_names(builder)
-  where = builders.title(builder)
-  if model.num_classes != len(names):
-    has = f'{model.num_classes} classes' if model.num_classes else 'no classes'
-    raise ReportError(f'The network has {has}, and {where} has {len(names)}.')
-  own = model.class_names
-  if own and list(own) not in (names, builders.label_names(builder)):
-    label = next(i for i, name in enumerate(own) if name != names[i])
-    raise ReportError(
-      f'The classes of the network are not those of {where}: number {label} is '
-      f'{own[label]!r}, and there {names[label]!r}.'
-    )
-  return names
 
 
 def _share(correct: int, total: int) -> dict[str, Any]:
@@ -189,12 +173,6 @@ def _train_counts(
     return None  # A dataset that is only there to be tested on.
 
 
-def _split_name(builder: tfds.core.DatasetBuilder, split: str) -> str:
-  if isinstance(builder, folders.Folder) and split == 'test':
-    return builder.test_split_name
-  return {'valid': 'validation'}.get(split, split)
-
-
 def _on_skipped(number: int) -> list[advice.Warned]:
   if not number:
     return []
@@ -210,7 +188,7 @@ def _facts(
   train: np.ndarray | None,
   found: evaluation.Predictions,
 ) -> list[tuple[str, str]]:
-  number = f'{len(found.labels):,} ({_split_name(builder, split)})'
+  number = f'{len(found.labels):,} ({evaluation.split_name(builder, split)})'
   rows = [
     ('Network', model.name),
     ('Weights', weights_name),

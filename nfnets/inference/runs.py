@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 
 from nfnets import paths, weights, zoo
 from nfnets.data import dataset
+from nfnets.inference import evaluation
 
 
 class RunError(ValueError):
@@ -37,6 +38,12 @@ class Run(NamedTuple):
   state: hk.State
   builder: tfds.core.DatasetBuilder
   validates: bool
+
+  @property
+  def chose_by_test(self) -> bool:
+    """Whether those that decided are what 'test' is, too."""
+    is_validation = evaluation.split_name(self.builder, 'test') != 'test'
+    return self.validates and is_validation
 
 
 def open_run(folder: str) -> Run:

@@ -144,5 +144,17 @@ def test_the_record_has_what_it_takes_to_do_it_again(config, folder):
   json.dumps(info)
 
 
+def test_the_weights_have_their_model_card(config, folder):
+  _train(config, folder, _accuracies(s3=0.5, s6=0.9, s9=0.7, s10=0.8))
+  path = os.path.join(config.checkpoint_dir, 'README.md')
+  with open(path) as file:
+    text = file.read()
+  assert 'python x.py --lr=1' in text and '| Updates | 6 |' in text
+  assert 'Not measured yet' in text
+  folder.end({'test_top_1_acc': 0.75, 'test_num_examples': 40})
+  with open(path) as file:
+    assert '**75.0%** of 40 images' in file.read()
+
+
 def test_there_is_no_record_of_what_never_ran(tmp_path):
   assert run_folder.read_info(str(tmp_path)) is None
