@@ -12,11 +12,11 @@ _PROGRAM = pathlib.Path(__file__).parents[2] / 'benchmarks/failing_hosts.py'
 
 
 @pytest.mark.slow
-def test_two_rounds_are_good(tmp_path):
-  """One process killed; the last checkpoint damaged."""
+def test_a_round_is_good(tmp_path):
+  """One process is killed; those that go on end as if it had not been."""
   result = subprocess.run(
     [
-      *(sys.executable, str(_PROGRAM), '--rounds=2', '--kinds=kill,damage'),
+      *(sys.executable, str(_PROGRAM), '--rounds=1', '--kinds=kill'),
       *(f'--folder={tmp_path}', f'--output={tmp_path / "rounds"}'),
     ],
     capture_output=True,
@@ -24,6 +24,5 @@ def test_two_rounds_are_good(tmp_path):
     env=os.environ,
   )
   assert result.returncode == 0, result.stderr
-  rounds = [json.loads(x) for x in (tmp_path / 'rounds').open()]
-  assert {x['kind'] for x in rounds} == {'kill', 'damage'}
-  assert all(x['equal'] and x['said'] for x in rounds), rounds
+  [found] = (json.loads(x) for x in (tmp_path / 'rounds').open())
+  assert found['kind'] == 'kill' and found['equal'] and found['said'], found

@@ -13,6 +13,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 _SMALL = command_lib.SMALL
+# Of several processes, the cache of compiled programs serves the first alone.
+_QUICK = (*_SMALL, '--compile_quickly')
 
 
 def _folder(path):
@@ -55,7 +57,7 @@ def test_a_second_sigterm_ends_at_once(start_command, tmp_path):
 
 
 _KILLED = (
-  *_SMALL,
+  *_QUICK,
   '--save_checkpoint_interval=1',
   '--augment_name=cutmix_mixup_0.4_randaugment_405',
   '--model_kwargs.drop_rate=0.3',
@@ -137,7 +139,7 @@ def test_processes_and_devices_do_not_matter(start_command, tmp_path):
   for count, devices in ((1, 4), (2, 1), (2, 2)):
     folder = tmp_path / f'{count}x{devices}'
     args = (
-      *_SMALL,
+      *_QUICK,
       _folder(folder),
       _steps(30),
       '--save_checkpoint_interval=30',
@@ -164,7 +166,7 @@ def test_processes_and_devices_do_not_matter(start_command, tmp_path):
 @pytest.mark.slow
 def test_processes_end_together_and_go_on(start_command, tmp_path):
   """After SIGTERM to one, after SIGKILL of one, and on other devices."""
-  args = (*_SMALL, _folder(tmp_path), _steps(100_000))
+  args = (*_QUICK, _folder(tmp_path), _steps(100_000))
   # As Slurm would start them; the port follows from the number of the job.
   slurm = {
     'SLURM_JOB_ID': str(random.randrange(4096)),
@@ -194,6 +196,6 @@ def test_processes_end_together_and_go_on(start_command, tmp_path):
   step = max(ocp.utils.checkpoint_steps(tmp_path / 'latest'))
   assert step > stopped
   process = start_command(
-    *_SMALL, _folder(tmp_path), _steps(step + 2), devices=2
+    *_QUICK, _folder(tmp_path), _steps(step + 2), devices=2
   )
   assert _finish([process])['step'] == step + 2
