@@ -89,15 +89,32 @@ def start_command(data_dir):
       # Of a flag that is there twice, the last counts.
       'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} {_DEVICES}={devices}',
     }
-    return subprocess.Popen(
+    process = subprocess.Popen(
       [sys.executable, str(_COMMAND), *args],
       env=env,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
     )
+    _started.append(process)
+    return process
 
   return start
+
+
+# Processes of tests, ended or not.
+_started: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on():
+  """Ends what a test that failed has left running."""
+  yield
+  while _started:
+    process = _started.pop()
+    if process.poll() is None:
+      process.kill()
+      process.communicate()
 
 
 @pytest.fixture(scope='session')
