@@ -7,7 +7,6 @@ standardized kernels, for images of one size and batches of any.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
@@ -16,7 +15,7 @@ import tempfile
 import jax
 
 from nfnets import paths, weights
-from nfnets.inference import command_line
+from nfnets.inference import command_line, networks
 
 # Of float32; where a graph is right, it is about 1e-6.
 _TOLERANCE = 1e-3
@@ -66,7 +65,7 @@ def _export(args: argparse.Namespace) -> int:
   network = command_line.open_network(args)
   model = network.model
   folded = weights.fold_weights(network.params, model)
-  network = dataclasses.replace(network, params=folded)
+  network = networks.of(model, folded, network.state)
   _say(f'{model.name}, {model.test_size} px: converting')
   target = paths.path(args.output)
   name = target.name

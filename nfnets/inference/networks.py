@@ -1,49 +1,195 @@
-"""A model together with its weights."""
+"""A network with its weights, to run on images: on JAX or another runtime.
 
+What a network is called, what it takes and the names of its classes are known
+without JAX where the runtime does without it; `model`, `params` and `state` are
+read when they are first asked for.
+"""
+
+from collections.abc import Callable
 import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
 
-import haiku as hk
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from nfnets import weights, zoo
+from nfnets.inference.runtimes import RuntimeMissingError
+
+if TYPE_CHECKING:
+  import haiku as hk
+
+  from nfnets import zoo
+
+__all__ = ['Facts', 'Network', 'RuntimeMissingError', 'of', 'open_network']
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
-  """A model with its weights."""
+class Facts:
+  """What there is to know of a network, but for its weights.
 
-  model: zoo.Model
-  params: hk.Params
-  state: hk.State
+  Attributes:
+    name: as in `nfnets.list_models()`.
+    num_classes: size of the logits; 0 without a last layer.
+    class_names: in the order of the logits; None if they are not known.
+    image_size: side of the images, in pixels.
+    preprocessing: as `nfnets.data.preprocess.preprocess_eval` names it.
+    mean: of the channels of images in 0-255, float32 [3].
+    std: their standard deviation, float32 [3].
+  """
 
-  def logits(self, images: np.ndarray) -> jax.Array:
-    """Returns [B, num_classes] for preprocessed images."""
-    return self.model.logits(self.params, images, self.state)
+  name: str
+  num_classes: int
+  class_names: tuple[str, ...] | None
+  image_size: int
+  preprocessing: str
+  mean: np.ndarray
+  std: np.ndarray
 
-  def embed(self, images: np.ndarray) -> jax.Array:
-    """Returns pooled features [B, C] for preprocessed images."""
-    return self.model.embed(self.params, images, self.state)
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network(Facts):
+  """A network with its weights, and what runs it.
+
+  Attributes:
+    runner: see `nfnets.inference.runtimes`.
+    opened: returns the model, its parameters and its state, the same ones
+      whenever it is called.
+  """
+
+  runner: Any = dataclasses.field(repr=False)
+  opened: Callable[[], tuple['zoo.Model', 'hk.Params', 'hk.State']] = (
+    dataclasses.field(repr=False)
+  )
+
+  @property
+  def runtime(self) -> str:
+    """'jax', 'onnxruntime' or 'openvino'."""
+    return self.runner.runtime
+
+  @property
+  def precision(self) -> str:
+    """'float32' or 'bfloat16'."""
+    return self.runner.precision
+
+  @property
+  def model(self) -> 'zoo.Model':
+    """The model, whose test size is `image_size`."""
+    return self.opened()[0]
+
+  @property
+  def params(self) -> 'hk.Params':
+    """Its parameters, {module: {name: array}}."""
+    return self.opened()[1]
+
+  @property
+  def state(self) -> 'hk.State':
+    """Its state, empty for networks without BatchNorm."""
+    return self.opened()[2]
+
+  def preprocess(self, image: bytes | np.ndarray) -> np.ndarray:
+    """Prepares one image as in the published evaluation.
+
+    Several threads may do so at once.
+
+    Args:
+      image: an encoded JPEG or PNG, or uint8 [H, W, 3].
+
+    Returns:
+      float32 [image_size, image_size, 3], normalized.
+    """
+    from nfnets import imagenet
+    from nfnets.data import preprocess
+
+    size = (self.image_size, self.image_size)
+    image = preprocess.preprocess_eval(image, size, self.preprocessing)
+    return imagenet.normalize(np.asarray(image), self.mean, self.std)
+
+  def logits(self, images: np.ndarray) -> np.ndarray:
+    """Returns float32 [B, num_classes] for images [B, H, W, 3].
+
+    Raises:
+      ValueError: if the network has no last layer.
+    """
+    return self.runner.run('logits', images)
+
+  def embed(self, images: np.ndarray) -> np.ndarray:
+    """Returns pooled features, float32 [B, C], what the last layer sees."""
+    return self.runner.run('pool', images)
+
+  def features(self, images: np.ndarray) -> list[np.ndarray]:
+    """Returns five maps, float32 [B, h, w, c], at strides 2 to 32."""
+    return self.runner.run('features', images)
 
 
 def open_network(
-  path: str, name: str | None = None, image_size: int | None = None
+  path: str,
+  name: str | None = None,
+  image_size: int | None = None,
+  *,
+  runtime: str = 'jax',
+  precision: str = 'float32',
+  threads: int | None = None,
+  throughput: bool = False,
 ) -> Network:
-  """Reads weights of a known model, as `weights.open_model` does.
+  """Opens weights of a known model; see `nfnets.weights.open_model`.
 
   Args:
-    path: the file.
+    path: the file, or what else `nfnets.weights.find` takes.
     name: the model's name; the one that the weights fit if None.
     image_size: side of the images, in pixels; the model's test size if None.
+    runtime: 'jax', 'onnxruntime' or 'openvino'; or 'auto', for the fastest that
+      is installed.
+    precision: what is computed in, 'float32' or 'bfloat16'.
+    threads: how many may compute; all cores if None. JAX takes all.
+    throughput: whether many images matter rather than the time of one call.
 
   Raises:
     OSError: if the file cannot be read.
-    ValueError: if it is no file of weights, or of no model, or of another one.
+    RuntimeMissingError: if the runtime is not installed, or not for this.
+    ValueError: if it is no file of weights, or of no model, or of another one,
+      or for an unknown runtime or precision.
   """
+  if runtime not in ('auto', 'jax') or precision != 'float32':
+    raise RuntimeMissingError(f'{runtime} in {precision} is not known here.')
+  del threads, throughput
+
+  @functools.cache
+  def opened():
+    return _open_model(path, name, image_size)
+
+  return of(*opened())
+
+
+def of(model: 'zoo.Model', params: 'hk.Params', state: 'hk.State') -> Network:
+  """Returns a model with its weights as a network that JAX runs."""
+  from nfnets.inference.runtimes import jax_runtime
+
+  def opened():
+    return model, params, state
+
+  facts = dataclasses.asdict(facts_of(model))
+  return Network(**facts, runner=jax_runtime.Runner(opened), opened=opened)
+
+
+def facts_of(model: 'zoo.Model') -> Facts:
+  """Returns what there is to know of a model."""
+  return Facts(
+    name=model.name,
+    num_classes=model.num_classes,
+    class_names=model.class_names,
+    image_size=model.test_size,
+    preprocessing=model.entry.eval_preproc,
+    mean=np.float32(model.entry.mean),
+    std=np.float32(model.entry.std),
+  )
+
+
+def _open_model(
+  path: str, name: str | None, image_size: int | None
+) -> tuple['zoo.Model', 'hk.Params', 'hk.State']:
+  from nfnets import weights
+
   model, params, state = weights.open_model(path, name)
   if image_size:
     entry = dataclasses.replace(model.entry, test_size=image_size)
     model = dataclasses.replace(model, entry=entry)
-  params, state = jax.tree.map(jnp.asarray, (params, state))
-  return Network(model, params, state)
+  return model, params, state

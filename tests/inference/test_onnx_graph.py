@@ -31,7 +31,7 @@ FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 def folded(model, params, state=None):
   """Returns a network whose kernels are standardized."""
   params = nfnets.weights.fold_weights(params, model)
-  return networks.Network(model, params, state or {})
+  return networks.of(model, params, state or {})
 
 
 @pytest.fixture(scope='module')
@@ -70,7 +70,7 @@ def tiny(num_classes=10):
   model = dataclasses.replace(
     model, num_classes=num_classes, transformed=transformed
   )
-  return networks.Network(model, *model.init(jax.random.key(0)))
+  return networks.of(model, *model.init(jax.random.key(0)))
 
 
 def run_onnx(path, images, **options):
