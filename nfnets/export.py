@@ -54,9 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 def _export(args: argparse.Namespace) -> int:
   # It leaves no half of a file.
   command_line.let_interrupts_raise()
-  command_line.check_installed(
-    'ONNX export', ('jax2onnx', 'onnx', 'onnxruntime'), 'onnx'
-  )
+  command_line.check_installed('ONNX export', ('onnx', 'onnxruntime'), 'onnx')
   from nfnets.inference import onnx_check, onnx_graph
 
   command_line.check_output(args.output, '.onnx')
@@ -75,6 +73,7 @@ def _export(args: argparse.Namespace) -> int:
     path = os.path.join(tmp, name)
     try:
       operators = onnx_graph.write(network, path, args.float16)
+      onnx_graph.check(path)
     except onnx_graph.GraphError as error:
       raise command_line.CommandError(error) from error
     size = sum(entry.stat().st_size for entry in os.scandir(tmp))

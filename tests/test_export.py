@@ -126,12 +126,12 @@ def test_nothing_is_left_of_what_is_not_written(
 
 
 def test_missing_packages_are_named(run, tmp_path, monkeypatch):
-  for name in ('jax2onnx', 'onnxruntime'):
+  for name in ('onnx', 'onnxruntime'):
     monkeypatch.setitem(sys.modules, name, None)
   status, out, err = run(f'--output={tmp_path / "a.onnx"}')
   assert (status, out) == (1, '')
   assert err == (
-    'error: ONNX export needs packages that are not installed: jax2onnx, '
+    'error: ONNX export needs packages that are not installed: onnx, '
     'onnxruntime; pip install ".[onnx]" in the folder of this project.\n'
   )
 

@@ -1,32 +1,26 @@
 """A network as an ONNX graph, of operators that most runtimes know.
 
-jax2onnx converts what JAX traces, and ONNX Runtime's basic optimizations, which
-are for no hardware in particular, then move the layout from NHWC to NCHW once
-for the whole network and merge biases into convolutions. docs/onnx.md lists
-the operators and the documents that say who supports them.
+JAX traces the network, and `onnx_ops` writes down what it sees, with channels
+second and with the kernels standardized. docs/onnx.md lists the operators and
+the documents that say who supports them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import json
 import math
 import os
-import tempfile
+from typing import Any
 from unittest import mock
 
-import flax.linen
 import jax
 import jax.numpy as jnp
-import jax2onnx
 import numpy as np
 import onnx
-import onnx_ir
-from onnx_ir.passes import common
-import onnxruntime
-from onnxruntime.transformers import float16 as convert
+from onnx import helper, numpy_helper
 
 from nfnets import base, conv
-from nfnets.inference import networks
+from nfnets.inference import networks, onnx_ops
 
 # MIGraphX documents up to 19. Newer operators, such as Gelu, are out.
 OPSET = 18
@@ -38,7 +32,6 @@ OPERATORS = frozenset(
     'Cast',
     'Conv',
     'Erf',
-    'Gather',
     'Gemm',
     'MaxPool',
     'Mul',
@@ -52,90 +45,157 @@ OPERATORS = frozenset(
     'Transpose',
   }
 )
+# What `Network.runner.run` calls an output, and the graph its parts.
+NAMES = {
+  'logits': ('logits',),
+  'pool': ('embedding',),
+  'features': tuple(f'stride_{2**i}' for i in range(1, 6)),
+}
 # One protobuf message cannot hold 2 GB. The weights are in a second file then.
 _MAX_BYTES = 1_800_000_000
-_BINARY = ('Add', 'Div', 'Mul', 'Sub')
+# Constants of fewer bytes are in the graph itself, where runtimes look at them.
+_SMALL = 1024
+# What a runtime maps into memory begins where a page does.
+_PAGE = 4096
 
 
 class GraphError(Exception):
   """The network cannot be exported; the message says why, in one line."""
 
 
-def write(network: networks.Network, path: str, float16: bool) -> list[str]:
+def write(
+  network: networks.Network,
+  path: str,
+  float16: bool = False,
+  outputs: Sequence[str] | None = None,
+  separate: bool | None = None,
+) -> list[str]:
   """Writes a network to an ONNX file.
 
-  The input is `images`, float32 [B, N, N, 3], where N is the model's test size;
-  the output is `logits`, float32 [B, num_classes], or `embedding` where the
-  model has no last layer.
+  The input is `images`, float32 [B, N, N, 3], where N is the network's image
+  size; the outputs are float32.
 
   Args:
-    network: a model with folded weights.
+    network: a network; its weights may be folded.
     path: where to; next to it there will be a second file, `{path}.data`, if
       the weights are too many for one.
     float16: whether to compute in float16, all but means over the image.
+    outputs: keys of `NAMES`; `logits`, or `embedding` where the network has no
+      last layer, if None.
+    separate: whether to have a second file; if None, where there must be.
 
   Returns:
     The operators, sorted.
 
   Raises:
-    GraphError: if it would have operators that are not in `OPERATORS`, or is
-      not valid.
+    GraphError: if it would have operators that are not in `OPERATORS`.
   """
-  with tempfile.TemporaryDirectory(dir=os.path.dirname(path) or '.') as folder:
-    traced = os.path.join(folder, 'traced.onnx')
-    model = _trace(network)
-    _simplify(model)
-    onnx_ir.save(model, traced, external_data='traced.data')
-    optimized = os.path.join(folder, 'optimized.onnx')
-    _optimize(traced, optimized)
-    if float16:
-      graph = convert.convert_float_to_float16(
-        optimized, keep_io_types=True, op_block_list=['ReduceMean']
-      )
-      # The casts are at its end.
-      model = onnx_ir.from_proto(graph)
-      common.TopologicalSortPass()(model)
-      graph = onnx_ir.to_proto(model)
-    else:
-      graph = onnx.load(optimized)
-  _describe(graph, network, float16)
-  operators = sorted({node.op_type for node in graph.graph.node})
+  if outputs is None:
+    outputs = ('logits',) if network.num_classes else ('pool',)
+  builder, values = _build(network, float16, outputs)
+  operators = sorted({node.op_type for node in builder.nodes})
   unknown = [name for name in operators if name not in OPERATORS]
-  if unknown or any(node.domain for node in graph.graph.node):
+  if unknown:
     raise GraphError(
-      f'{network.model.name} would have operators that not every runtime '
-      f'knows: {", ".join(unknown)}.'
+      f'{network.name} would have operators that not every runtime knows: '
+      f'{", ".join(unknown)}.'
     )
-  _save(graph, path)
+  size = sum(array.nbytes for array in builder.constants.values())
+  if separate is None:
+    separate = size > _MAX_BYTES
+  tensors = _write_constants(builder.constants, path, separate)
+  size = network.image_size
+  graph = helper.make_graph(
+    builder.nodes,
+    network.name,
+    [_information('images', ('B', size, size, 3))],
+    [_information(name, value.shape) for name, value in values.items()],
+    tensors,
+  )
+  model = helper.make_model(
+    graph,
+    producer_name='nfnets',
+    opset_imports=[helper.make_opsetid('', OPSET)],
+  )
+  _describe(model, network, float16, list(values))
+  onnx.save_model(model, path)
+  return operators
+
+
+def check(path: str) -> None:
+  """Raises GraphError unless a file is valid ONNX."""
   try:
     onnx.checker.check_model(path, full_check=True)
   except onnx.checker.ValidationError as error:
     raise GraphError(f'The graph is not valid ONNX: {error}') from error
-  return operators
 
 
-def _trace(network: networks.Network) -> onnx_ir.Model:
-  """Returns what jax2onnx makes of the network."""
-  model = network.model
-  params, state = jax.device_get((network.params, network.state))
-  key, name = (
-    ('logits', 'logits') if model.num_classes else ('pool', 'embedding')
-  )
+def _build(
+  network: networks.Network, float16: bool, outputs: Sequence[str]
+) -> tuple[onnx_ops.Builder, dict[str, onnx_ops.Value]]:
+  """Returns the nodes, and the outputs by name."""
+  model, params, state = network.model, network.params, network.state
 
-  def forward(images):
-    with _portable_forms():
-      return model.apply(params, state, None, images, is_training=False)[0][key]
+  def forward(params, state, images):
+    out, _ = model.apply(params, state, None, images, is_training=False)
+    return [out[key] for key in outputs]
 
-  size = model.test_size
-  return jax2onnx.to_onnx(
-    forward,
-    [('B', size, size, 3)],
-    model_name=model.name,
-    opset=OPSET,
-    input_names=['images'],
-    output_names=[name],
-    return_mode='ir',
-  )
+  side = network.image_size
+  (batch,) = jax.export.symbolic_shape('B')
+  shape = (batch, side, side, 3)
+  with _portable_forms():
+    closed = jax.make_jaxpr(forward)(
+      params, state, jax.ShapeDtypeStruct(shape, jnp.float32)
+    )
+  builder = onnx_ops.Builder(float16)
+  images = builder.input('images', shape)
+  weights = map(np.asarray, jax.tree.leaves((params, state)))
+  try:
+    found = builder.run(closed.jaxpr, closed.consts, *weights, images)
+    names = [name for key in outputs for name in NAMES[key]]
+    values = dict(zip(names, found, strict=True))
+    for name, value in values.items():
+      builder.output(value, name)
+  except onnx_ops.UnknownError as error:
+    raise GraphError(
+      f'{network.name} computes what no operator is known for: {error}.'
+    ) from error
+  builder.finish()
+  return builder, values
+
+
+def _information(name: str, shape: Sequence[Any]) -> onnx.ValueInfoProto:
+  sizes = [n if isinstance(n, int) else 'B' for n in shape]
+  return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sizes)
+
+
+def _write_constants(
+  constants: Mapping[str, np.ndarray], path: str, separate: bool
+) -> list[onnx.TensorProto]:
+  """Returns constants as tensors; writes the large ones to a second file."""
+  if not separate:
+    return [numpy_helper.from_array(x, name) for name, x in constants.items()]
+  location = f'{os.path.basename(path)}.data'
+  tensors = []
+  with open(f'{path}.data', 'wb') as file:
+    for name, array in constants.items():
+      if array.nbytes < _SMALL:
+        tensors.append(numpy_helper.from_array(array, name))
+        continue
+      file.write(bytes(-file.tell() % _PAGE))
+      kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+      tensor = onnx.TensorProto(
+        name=name,
+        dims=array.shape,
+        data_type=kind,
+        data_location=onnx.TensorProto.EXTERNAL,
+      )
+      where = ('location', location), ('offset', file.tell())
+      for key, value in (*where, ('length', array.nbytes)):
+        tensor.external_data.add(key=key, value=str(value))
+      file.write(array.data)
+      tensors.append(tensor)
+  return tensors
 
 
 @contextlib.contextmanager
@@ -144,7 +204,7 @@ def _portable_forms() -> Iterator[None]:
   with (
     conv.lowering('plain'),
     mock.patch.dict(base.nonlinearities, gelu=_gelu),
-    mock.patch.object(base, 'avg_pool_2x2', _avg_pool_2x2),
+    mock.patch.object(base, 'avg_pool_2x2', _named_average_pool()),
   ):
     yield
 
@@ -158,128 +218,40 @@ def _gelu(x: jax.Array) -> jax.Array:
   return 0.5 * x * (1 + jnp.tanh(z)) * 1.7015043497085571
 
 
-def _avg_pool_2x2(x: jax.Array) -> jax.Array:
-  """`base.avg_pool_2x2`, by the function that becomes an AveragePool."""
-  return flax.linen.avg_pool(
-    x,
-    window_shape=(2, 2),
-    strides=(2, 2),
-    padding='SAME' if x.shape[1] % 2 or x.shape[2] % 2 else 'VALID',
-    count_include_pad=False,
-  )
+def _named_average_pool():
+  """Returns `base.avg_pool_2x2` under a name that `onnx_ops` knows."""
+  average_pool = base.avg_pool_2x2
 
+  def pool(x):
+    return average_pool(x)
 
-def _simplify(model: onnx_ir.Model) -> None:
-  """Replaces what few runtimes know by the usual operators.
-
-  The batch is the only size that is not known, so nothing needs to compute
-  shapes while the network runs: a Reshape can leave the batch out, and an
-  Expand in front of an operator that broadcasts is for nothing.
-
-  Args:
-    model: is changed.
-  """
-  for node in list(model.graph):
-    out = node.outputs[0]
-    if node.op_type == 'Expand':
-      x = node.inputs[0]
-      for user, i in out.uses():
-        if x.shape == out.shape or (
-          user.op_type in _BINARY
-          and user.inputs[1 - i].shape == user.outputs[0].shape
-        ):
-          user.replace_input_with(i, x)
-    elif node.op_type == 'Reshape' and node.inputs[1].const_value is None:
-      shape = [n if isinstance(n, int) else -1 for n in out.shape]
-      value = onnx_ir.Value(
-        name=f'{out.name}_shape',
-        const_value=onnx_ir.tensor(np.array(shape, np.int64)),
-      )
-      model.graph.register_initializer(value)
-      node.replace_input_with(1, value)
-    elif node.op_type == 'Max':
-      numbers = [x for x in node.inputs if x.const_value is not None]
-      if len(numbers) == 1 and not numbers[0].const_value.numpy().any():
-        (x,) = (x for x in node.inputs if x is not numbers[0])
-        node.op_type = 'Relu'
-        node.replace_input_with(0, x)
-        node.resize_inputs(1)
-    elif node.op_type == 'MaxPool':
-      _pool_two_dimensions(model.graph, node)
-  common.RemoveUnusedNodesPass()(model)
-
-
-def _pool_two_dimensions(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
-  """Replaces a MaxPool over [1, 1, B, H, W, C] by one over [B, C, H, W]."""
-  x = node.inputs[0].producer().inputs[0].producer().inputs[0]
-  ((squeeze, _),) = node.outputs[0].uses()
-  window = {
-    name: node.attributes[name].as_ints()
-    for name in ('kernel_shape', 'strides')
-  }
-  window = {name: value[1:3] for name, value in window.items()}
-  pads = node.attributes['pads'].as_ints()
-  to_nchw = onnx_ir.node('Transpose', [x], {'perm': [0, 3, 1, 2]})
-  pool = onnx_ir.node(
-    'MaxPool', to_nchw.outputs, {**window, 'pads': [*pads[1:3], *pads[5:7]]}
-  )
-  to_nhwc = onnx_ir.node('Transpose', pool.outputs, {'perm': [0, 2, 3, 1]})
-  graph.insert_after(node, [to_nchw, pool, to_nhwc])
-  squeeze.outputs[0].replace_all_uses_with(to_nhwc.outputs[0])
-
-
-def _optimize(path: str, output: str) -> None:
-  """Writes the model at `path` with ONNX Runtime's basic optimizations."""
-  options = onnxruntime.SessionOptions()
-  options.log_severity_level = 3  # Errors.
-  level = onnxruntime.GraphOptimizationLevel
-  options.graph_optimization_level = level.ORT_ENABLE_BASIC
-  options.optimized_model_filepath = output
-  options.add_session_config_entry(
-    'session.optimized_model_external_initializers_file_name',
-    f'{os.path.basename(output)}.data',
-  )
-  onnxruntime.InferenceSession(
-    path, options, providers=['CPUExecutionProvider']
-  )
+  pool.__name__ = onnx_ops.AVERAGE_POOL
+  return jax.jit(pool)
 
 
 def _describe(
-  graph: onnx.ModelProto, network: networks.Network, float16: bool
+  graph: onnx.ModelProto,
+  network: networks.Network,
+  float16: bool,
+  outputs: Sequence[str],
 ) -> None:
   """Fills in what the file says about itself."""
-  model = network.model
-  del graph.opset_import[:]
-  graph.opset_import.append(onnx.helper.make_opsetid('', OPSET))
-  graph.ir_version = onnx.helper.find_min_ir_version_for(graph.opset_import)
-  graph.producer_name, graph.producer_version = 'nfnets', ''
-  graph.graph.name = model.name
-  output = graph.graph.output[0].name
+  graph.ir_version = helper.find_min_ir_version_for(graph.opset_import)
+  size = network.image_size
   graph.doc_string = (
-    f'{model.name}. Input: images, float32 [B, {model.test_size}, '
-    f'{model.test_size}, 3], RGB in 0-255 minus mean and divided by std, both '
-    f'in the metadata. Output: {output}.'
+    f'{network.name}. Input: images, float32 [B, {size}, {size}, 3], RGB in '
+    '0-255 minus mean and divided by std, both in the metadata. Output: '
+    f'{", ".join(outputs)}.'
   )
   props = {
-    'model': model.name,
-    'image_size': str(model.test_size),
-    'num_classes': str(model.num_classes),
-    'mean': json.dumps(np.asarray(model.entry.mean).tolist()),
-    'std': json.dumps(np.asarray(model.entry.std).tolist()),
-    'preprocessing': model.entry.eval_preproc,
+    'model': network.name,
+    'image_size': str(size),
+    'num_classes': str(network.num_classes),
+    'mean': json.dumps(network.mean.tolist()),
+    'std': json.dumps(network.std.tolist()),
+    'preprocessing': network.preprocessing,
     'precision': 'float16' if float16 else 'float32',
   }
-  if model.class_names:
-    props['class_names'] = json.dumps(model.class_names)
-  onnx.helper.set_model_props(graph, props)
-
-
-def _save(model: onnx.ModelProto, path: str) -> None:
-  """Writes a model, in two files if it is large."""
-  size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-  onnx.save_model(
-    model,
-    path,
-    save_as_external_data=size > _MAX_BYTES,
-    location=f'{os.path.basename(path)}.data',
-  )
+  if network.class_names:
+    props['class_names'] = json.dumps(network.class_names)
+  helper.set_model_props(graph, props)
