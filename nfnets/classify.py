@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
   parser = command_line.make_parser('classify', _DESCRIPTION, _EPILOG)
   command_line.add_image_arguments(parser)
+  command_line.add_runtime_arguments(parser)
   parser.add_argument(
     '--top',
     type=command_line.positive,

@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
   parser = command_line.make_parser('embed', _DESCRIPTION, _EPILOG)
   command_line.add_image_arguments(parser)
+  command_line.add_runtime_arguments(parser)
   parser.add_argument(
     '--output', required=True, metavar='FILE', help='the .npz to write'
   )

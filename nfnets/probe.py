@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
   parser = command_line.make_parser('probe', _DESCRIPTION, _EPILOG)
   command_line.add_data_arguments(parser, required=True)
+  command_line.add_runtime_arguments(parser)
   parser.add_argument(
     '--shots',
     type=_shots,

@@ -9,14 +9,15 @@ import argparse
 from collections.abc import Callable, Iterable
 import importlib
 import io
+import logging
 import os
 import signal
 import sys
 from typing import Any
 import warnings
 
-from nfnets import paths, zoo
-from nfnets.inference import networks
+from nfnets import paths
+from nfnets.inference import networks, runtimes
 
 
 class CommandError(Exception):
@@ -36,6 +37,8 @@ def positive(text: str) -> int:
 
 def model_name(text: str) -> str:
   """Returns the name of a model, for argparse."""
+  from nfnets import zoo
+
   try:
     zoo.get_entry(text)
   except ValueError as error:
@@ -75,6 +78,32 @@ def make_parser(
     help="side of the images in pixels (the model's test size)",
   )
   return parser
+
+
+def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the arguments that say what computes the network, and how."""
+  parser.add_argument(
+    '--runtime',
+    choices=runtimes.RUNTIMES,
+    default='auto',
+    help='what computes the network: JAX, ONNX Runtime or OpenVINO, or the '
+    'fastest that is installed for this device (auto)',
+  )
+  parser.add_argument(
+    '--precision',
+    choices=runtimes.PRECISIONS,
+    default='float32',
+    help='what is computed in (float32). bfloat16 is 1.5 to 4 times faster '
+    'where the CPU has instructions for it, and changes the logits: '
+    'docs/runtimes.md says by how much for each family',
+  )
+  parser.add_argument(
+    '--threads',
+    type=positive,
+    metavar='N',
+    help='how many threads compute, for ONNX Runtime and OpenVINO (one per '
+    'core)',
+  )
 
 
 def add_data_arguments(
@@ -123,6 +152,11 @@ def run(
       stream.reconfigure(errors='backslashreplace')
   # Of oddities in files that it reads all the same.
   warnings.filterwarnings('ignore', module=r'PIL\.')
+  handler = logging.StreamHandler()  # To standard error, as it is now.
+  handler.setFormatter(logging.Formatter('%(message)s'))
+  log = logging.getLogger('nfnets.inference')
+  log.setLevel(logging.INFO)
+  log.addHandler(handler)
   previous = signal.getsignal(signal.SIGINT)
   if previous is signal.default_int_handler:  # Not where it is ignored.
     signal.signal(signal.SIGINT, _interrupt)
@@ -141,6 +175,7 @@ def run(
     return 1 if isinstance(error, BrokenPipeError) else _fail(error, 1)
   finally:
     signal.signal(signal.SIGINT, previous)
+    log.removeHandler(handler)
 
 
 def let_interrupts_raise() -> None:
@@ -153,15 +188,31 @@ def let_interrupts_raise() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def open_network(args: argparse.Namespace) -> networks.Network:
+def open_network(
+  args: argparse.Namespace, throughput: bool = False
+) -> networks.Network:
   """Reads the weights that the arguments name.
+
+  Args:
+    args: of `make_parser`; without those of `add_runtime_arguments`, JAX
+      computes the network.
+    throughput: whether many images matter rather than the time of one call.
 
   Raises:
     CommandError: if they cannot be read or are of no model.
     PathError: if their name cannot be one.
   """
+  options = {
+    name: getattr(args, name)
+    for name in ('runtime', 'precision', 'threads')
+    if hasattr(args, name)
+  }
   try:
-    return networks.open_network(args.weights, args.model, args.image_size)
+    return networks.open_network(
+      *(args.weights, args.model, args.image_size),
+      **options,
+      throughput=throughput,
+    )
   except paths.PathError:
     raise
   except (OSError, ValueError) as error:

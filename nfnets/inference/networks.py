@@ -5,14 +5,22 @@ without JAX where the runtime does without it; `model`, `params` and `state` are
 read when they are first asked for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nfnets.inference.runtimes import RuntimeMissingError
+from nfnets import imagenet
+from nfnets.inference import preprocessing
+from nfnets.inference.runtimes import (
+  RuntimeMissingError,
+  choice,
+  graph_runner,
+)
+from nfnets.weights import fetching
 
 if TYPE_CHECKING:
   import haiku as hk
@@ -20,6 +28,9 @@ if TYPE_CHECKING:
   from nfnets import zoo
 
 __all__ = ['Facts', 'Network', 'RuntimeMissingError', 'of', 'open_network']
+
+_Opened = Callable[[], tuple['zoo.Model', 'hk.Params', 'hk.State']]
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +67,7 @@ class Network(Facts):
   """
 
   runner: Any = dataclasses.field(repr=False)
-  opened: Callable[[], tuple['zoo.Model', 'hk.Params', 'hk.State']] = (
-    dataclasses.field(repr=False)
-  )
+  opened: _Opened = dataclasses.field(repr=False)
 
   @property
   def runtime(self) -> str:
@@ -69,6 +78,16 @@ class Network(Facts):
   def precision(self) -> str:
     """'float32' or 'bfloat16'."""
     return self.runner.precision
+
+  def facts(self) -> dict[str, Any]:
+    """Returns what `Facts` has, as JSON values."""
+    found = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(Facts)
+    }
+    for name in ('mean', 'std'):
+      found[name] = np.float64(found[name]).tolist()
+    return found
 
   @property
   def model(self) -> 'zoo.Model':
@@ -96,12 +115,9 @@ class Network(Facts):
     Returns:
       float32 [image_size, image_size, 3], normalized.
     """
-    from nfnets import imagenet
-    from nfnets.data import preprocess
-
     size = (self.image_size, self.image_size)
-    image = preprocess.preprocess_eval(image, size, self.preprocessing)
-    return imagenet.normalize(np.asarray(image), self.mean, self.std)
+    image = preprocessing.preprocess_eval(image, size, self.preprocessing)
+    return imagenet.normalize(image, self.mean, self.std)
 
   def logits(self, images: np.ndarray) -> np.ndarray:
     """Returns float32 [B, num_classes] for images [B, H, W, 3].
@@ -148,26 +164,76 @@ def open_network(
     ValueError: if it is no file of weights, or of no model, or of another one,
       or for an unknown runtime or precision.
   """
-  if runtime not in ('auto', 'jax') or precision != 'float32':
-    raise RuntimeMissingError(f'{runtime} in {precision} is not known here.')
-  del threads, throughput
+  chosen = choice.choose(runtime, precision)
+  if threads is not None and (chosen == 'jax' or threads < 1):
+    raise ValueError(
+      'JAX takes all cores; a number of threads is for OpenVINO and ONNX '
+      'Runtime.'
+      if chosen == 'jax'
+      else f'There must be at least one thread, not {threads}.'
+    )
 
   @functools.cache
   def opened():
     return _open_model(path, name, image_size)
 
-  return of(*opened())
+  if chosen == 'jax':
+    network = on_jax(opened, precision)
+  else:
+    digest = fetching.digest(fetching.find(path))
+    # A name of the hub says whose weights they are, a path does not.
+    is_name = path.startswith(('timm/', 'hf://'))
+    settings = {
+      'name': name,
+      'source': path if is_name else None,
+      'image_size': image_size,
+    }
+    options = precision, threads, throughput
+    network = on_graph(chosen, options, opened, digest, settings)
+  if runtime == 'auto':
+    title = choice.TITLES[chosen]
+    _log.info('%s runs on %s, in %s.', network.name, title, precision)
+  return network
 
 
 def of(model: 'zoo.Model', params: 'hk.Params', state: 'hk.State') -> Network:
   """Returns a model with its weights as a network that JAX runs."""
+  return on_jax(lambda: (model, params, state), 'float32')
+
+
+def on_jax(opened: _Opened, precision: str) -> Network:
+  """Returns a network that JAX runs; see `Network.opened`."""
   from nfnets.inference.runtimes import jax_runtime
 
-  def opened():
-    return model, params, state
+  runner = jax_runtime.Runner(opened, precision)
+  return Network(**vars(facts_of(opened()[0])), runner=runner, opened=opened)
 
-  facts = dataclasses.asdict(facts_of(model))
-  return Network(**facts, runner=jax_runtime.Runner(opened), opened=opened)
+
+def on_graph(
+  runtime: str,
+  options: tuple[str, int | None, bool],
+  opened: _Opened,
+  digest: str,
+  settings: Mapping[str, Any],
+) -> Network:
+  """Returns a network whose graph another runtime runs.
+
+  Args:
+    runtime: 'onnxruntime' or 'openvino'.
+    options: precision, threads and throughput, as in `open_network`.
+    opened: see `Network`; it is called if the graph has to be made.
+    digest: SHA-256 of the file of weights.
+    settings: what else `opened` depends on.
+  """
+  runner = graph_runner.Runner(
+    runtime, *options, lambda: of(*opened()), digest, settings
+  )
+  facts = dict(runner.facts)
+  names = facts['class_names']
+  facts['class_names'] = None if names is None else tuple(names)
+  for name in ('mean', 'std'):
+    facts[name] = np.float32(facts[name])
+  return Network(**facts, runner=runner, opened=opened)
 
 
 def facts_of(model: 'zoo.Model') -> Facts:

@@ -69,6 +69,7 @@ def write(
   float16: bool = False,
   outputs: Sequence[str] | None = None,
   separate: bool | None = None,
+  shape: tuple[int, int] | None = None,
 ) -> list[str]:
   """Writes a network to an ONNX file.
 
@@ -83,6 +84,7 @@ def write(
     outputs: keys of `NAMES`; `logits`, or `embedding` where the network has no
       last layer, if None.
     separate: whether to have a second file; if None, where there must be.
+    shape: (H, W) of the images, if they are not of the network's size.
 
   Returns:
     The operators, sorted.
@@ -92,7 +94,8 @@ def write(
   """
   if outputs is None:
     outputs = ('logits',) if network.num_classes else ('pool',)
-  builder, values = _build(network, float16, outputs)
+  h, w = shape or (network.image_size, network.image_size)
+  builder, values = _build(network, float16, outputs, (h, w))
   operators = sorted({node.op_type for node in builder.nodes})
   unknown = [name for name in operators if name not in OPERATORS]
   if unknown:
@@ -104,11 +107,10 @@ def write(
   if separate is None:
     separate = size > _MAX_BYTES
   tensors = _write_constants(builder.constants, path, separate)
-  size = network.image_size
   graph = helper.make_graph(
     builder.nodes,
     network.name,
-    [_information('images', ('B', size, size, 3))],
+    [_information('images', ('B', h, w, 3))],
     [_information(name, value.shape) for name, value in values.items()],
     tensors,
   )
@@ -131,7 +133,10 @@ def check(path: str) -> None:
 
 
 def _build(
-  network: networks.Network, float16: bool, outputs: Sequence[str]
+  network: networks.Network,
+  float16: bool,
+  outputs: Sequence[str],
+  size: tuple[int, int],
 ) -> tuple[onnx_ops.Builder, dict[str, onnx_ops.Value]]:
   """Returns the nodes, and the outputs by name."""
   model, params, state = network.model, network.params, network.state
@@ -140,9 +145,8 @@ def _build(
     out, _ = model.apply(params, state, None, images, is_training=False)
     return [out[key] for key in outputs]
 
-  side = network.image_size
   (batch,) = jax.export.symbolic_shape('B')
-  shape = (batch, side, side, 3)
+  shape = (batch, *size, 3)
   with _portable_forms():
     closed = jax.make_jaxpr(forward)(
       params, state, jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -1,23 +1,28 @@
 """Fetching, reading, recognizing, converting and folding weights."""
 
-from nfnets.weights.fetching import find
-from nfnets.weights.files import (
-  Weights,
-  load_haiku_file,
-  load_tensors,
-  load_weights,
-  save_weights,
-)
-from nfnets.weights.folding import fold_weights, freeze
-from nfnets.weights.matching import Match, check_fits, identify, last_layer
-from nfnets.weights.metadata import describe
-from nfnets.weights.opening import (
-  load,
-  open_model,
-  read_metadata,
-  read_weights,
-)
-from nfnets.weights.timm import from_timm, to_timm
+from typing import TYPE_CHECKING
+
+from nfnets import lazy
+
+if TYPE_CHECKING:
+  from nfnets.weights.fetching import find
+  from nfnets.weights.files import (
+    Weights,
+    load_haiku_file,
+    load_tensors,
+    load_weights,
+    save_weights,
+  )
+  from nfnets.weights.folding import fold_weights, freeze
+  from nfnets.weights.matching import Match, check_fits, identify, last_layer
+  from nfnets.weights.metadata import describe
+  from nfnets.weights.opening import (
+    load,
+    open_model,
+    read_metadata,
+    read_weights,
+  )
+  from nfnets.weights.timm import from_timm, to_timm
 
 __all__ = [
   'Match',
@@ -40,3 +45,26 @@ __all__ = [
   'save_weights',
   'to_timm',
 ]
+
+__getattr__, __dir__ = lazy.attributes(
+  __name__,
+  {
+    name: f'nfnets.weights.{module}'
+    for module, names in {
+      'fetching': ('find',),
+      'files': (
+        'Weights',
+        'load_haiku_file',
+        'load_tensors',
+        'load_weights',
+        'save_weights',
+      ),
+      'folding': ('fold_weights', 'freeze'),
+      'matching': ('Match', 'check_fits', 'identify', 'last_layer'),
+      'metadata': ('describe',),
+      'opening': ('load', 'open_model', 'read_metadata', 'read_weights'),
+      'timm': ('from_timm', 'to_timm'),
+    }.items()
+    for name in names
+  },
+)

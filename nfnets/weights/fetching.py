@@ -25,8 +25,8 @@ try:
 except ModuleNotFoundError:  # Windows, where two processes would fetch twice.
   fcntl = None
 
-from nfnets import buckets, paths, zoo
-from nfnets.weights import downloading, files, hub, matching
+from nfnets import buckets, paths
+from nfnets.weights import downloading, hub
 
 RELEASED = {f'nfnet_f{i}': f'F{i}_haiku.npz' for i in range(7)}
 URL = 'https://storage.googleapis.com/dm-nfnets'
@@ -36,7 +36,7 @@ _RUN_WEIGHTS = 'weights.safetensors'
 _copies: dict[pathlib.Path, bytes] = {}
 
 
-def find(name_or_path: files.Path) -> pathlib.Path:
+def find(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
   """Returns the file of weights that a name or a path stands for.
 
   Args:
@@ -78,6 +78,11 @@ def find(name_or_path: files.Path) -> pathlib.Path:
       f'{text}: this folder has no {_RUN_WEIGHTS}, which a run leaves there.'
     )
   raise FileNotFoundError(f'{text}: there is no such file.{_hint(text)}')
+
+
+def digest(path: pathlib.Path) -> str:
+  """Returns the SHA-256 of a file, which is read once if it does not change."""
+  return _sha256(path, *_version(path))
 
 
 def _in_bucket(name: str) -> pathlib.Path:
@@ -179,6 +184,8 @@ def _fetch(name: str, source: str, path: pathlib.Path) -> None:
 
 def _check(name: str, path: pathlib.Path) -> None:
   """Raises ValueError unless a file has weights of that model."""
+  from nfnets.weights import files, matching
+
   match = matching.identify(files.load_weights(path).params)
   if match.name != name:
     raise ValueError(f'These weights are of {match.name}, not of {name}.')
@@ -203,12 +210,12 @@ def _verify(name: str, path: pathlib.Path) -> None:
 
 def _record(path: pathlib.Path, content: pathlib.Path) -> None:
   """Writes the SHA-256 of a file's content, as `sha256sum` does."""
-  digest = _sha256(content, *_version(content))
-  _digest_file(path).write_text(f'{digest}  {path.name}\n', encoding='ascii')
+  text = f'{digest(content)}  {path.name}\n'
+  _digest_file(path).write_text(text, encoding='ascii')
 
 
 def _compare(path: pathlib.Path, expected: str) -> None:
-  actual = _sha256(path, *_version(path))
+  actual = digest(path)
   if actual != expected:
     raise ValueError(
       f'{path} is not what was fetched: its SHA-256 is {actual[:16]}..., not '
@@ -258,6 +265,8 @@ def _hint(text: str) -> str:
   for name, file in RELEASED.items():
     if os.path.basename(text) == file:
       return f' The name {name} fetches the released file.'
+  from nfnets import zoo
+
   if text in zoo.list_models():
     return (
       f' {text} is a model without released weights; these are of '

@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 
-from nfnets.weights import downloading, timm
+from nfnets.weights import downloading
 
 _FILES = ('model.safetensors', 'weights.safetensors')
 _REPOSITORY = re.compile(r'hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')
@@ -35,6 +35,8 @@ def model_name(text: str) -> str | None:
   prefix, _, name = text.partition('/')
   if prefix != 'timm':
     return None
+  from nfnets.weights import timm
+
   return timm.NETWORKS.get(name.partition('.')[0])
 
 
