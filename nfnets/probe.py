@@ -84,7 +84,7 @@ def _probe(args: argparse.Namespace) -> int:
       raise command_line.CommandError(
         f'--output={args.output} ends neither in .npz nor in .safetensors.', 2
       )
-  network = command_line.open_network(args)
+  network = command_line.open_network(args, throughput=True)
   builder = command_line.open_data(args)
   try:
     results = _measure(args, network, builder)
@@ -105,7 +105,7 @@ def _measure(
   names = builders.class_names(builder)
   train, test = (
     embeddings.embed(
-      *(model, network.params, network.state, builder, split),
+      *(network, builder, split),
       batch_size=args.batch_size,
     )
     for split in ('train_and_valid', 'test')

@@ -50,12 +50,12 @@ def photos(tmp_path):
   return folder
 
 
-def runner(main, capsys, weights_file):
+def runner(main, capsys, weights_file, *always):
   """Returns a function that runs a command: (*args) -> (status, out, err)."""
 
   def run(*args, weights=weights_file):
     try:
-      status = main([f'--weights={weights}', *map(str, args)])
+      status = main([f'--weights={weights}', *always, *map(str, args)])
     except SystemExit as error:
       status = error.code
     return status, *capsys.readouterr()

@@ -31,7 +31,8 @@ quickly_compiled = quick_lib.quickly_compiled
 @pytest.fixture
 def run(capsys, weights_file):
   """Returns a function that runs the command: (*args) -> (status, out, err)."""
-  return predict_lib.runner(classify.main, capsys, weights_file)
+  always = '--runtime=jax'
+  return predict_lib.runner(classify.main, capsys, weights_file, always)
 
 
 def expected_probabilities(model, params, image):
@@ -334,6 +335,7 @@ def test_nothing_but_errors_is_told(weights_file, photos, tmp_path):
   process = subprocess.run(
     [
       *(sys.executable, '-m', 'nfnets.classify', f'--weights={weights_file}'),
+      '--runtime=jax',
       *('--top=1', f'--labels={labels}', photos / 'b.png', none),
     ],
     cwd=golden_lib.GOLDEN.parents[1],

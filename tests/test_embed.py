@@ -22,7 +22,8 @@ quickly_compiled = quick_lib.quickly_compiled
 @pytest.fixture
 def run(capsys, weights_file):
   """Returns a function that runs the command: (*args) -> (status, out, err)."""
-  return predict_lib.runner(embed.main, capsys, weights_file)
+  always = '--runtime=jax'
+  return predict_lib.runner(embed.main, capsys, weights_file, always)
 
 
 def load(path):

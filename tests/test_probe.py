@@ -26,7 +26,7 @@ def run(pictures, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(weights, 'open_model', lambda *_: (model, params, {}))
 
   def run_command(*args):
-    args = [f'--weights={path}', '--batch_size=5', *args]
+    args = [f'--weights={path}', '--runtime=jax', '--batch_size=5', *args]
     if not any(arg.startswith('--data') for arg in args):
       args.append(f'--data={pictures.root}')
     try:

@@ -6,7 +6,6 @@ import pathlib
 from typing import NamedTuple
 import zipfile
 
-import haiku as hk
 import jax
 import numpy as np
 import tensorflow_datasets as tfds
@@ -14,6 +13,7 @@ import tqdm
 
 from nfnets import zoo
 from nfnets.data import cache, dataset, facts
+from nfnets.inference import networks
 
 _FORMAT = 1  # Of what is kept; part of the key.
 
@@ -35,9 +35,7 @@ class Embeddings(NamedTuple):
 
 
 def embed(
-  model: zoo.Model,
-  params: hk.Params,
-  state: hk.State,
+  network: networks.Network,
   builder: tfds.core.DatasetBuilder,
   split: str,
   batch_size: int = 32,
@@ -48,9 +46,7 @@ def embed(
   layer), size and preprocessing. What is damaged is made again.
 
   Args:
-    model: gives the size, the preprocessing and the normalization.
-    params: its parameters.
-    state: its state.
+    network: with its size, preprocessing and normalization.
     builder: a dataset from `load_builder`.
     split: one of `builders.SPLITS`.
     batch_size: how many images go through the network together.
@@ -59,19 +55,18 @@ def embed(
     DatasetError: if the split cannot be read.
     EmbeddingError: if the embeddings are not finite.
   """
-  key = _key(model, params, state, facts.fingerprint(builder, split))
+  key = _key(network, facts.fingerprint(builder, split))
   path = cache.folder() / 'embeddings' / f'{key}.npz'
   found = _load(path, key)
   if found is None:
-    found = _compute(model, params, state, builder, split, batch_size)
+    found = _compute(network, builder, split, batch_size)
     with contextlib.suppress(OSError):  # Computed again the next time.
       cache.save_arrays(path, key=np.array(key), **found._asdict())
   return found
 
 
-def _key(
-  model: zoo.Model, params: hk.Params, state: hk.State, images: str
-) -> str:
+def _key(network: networks.Network, images: str) -> str:
+  model, params, state = network.model, network.params, network.state
   entry = model.entry
   digest = hashlib.sha256()
   digest.update(
@@ -80,6 +75,8 @@ def _key(
         *(_FORMAT, images, model.name, entry.test_size, entry.eval_preproc),
         *(np.asarray(x, np.float64).tolist() for x in (entry.mean, entry.std)),
         sorted((name, repr(value)) for name, value in model.overrides.items()),
+        # In float32 all runtimes agree.
+        *([network.precision] if network.precision != 'float32' else []),
       )
     ).encode()
   )
@@ -105,9 +102,7 @@ def _load(path: pathlib.Path, key: str) -> Embeddings | None:
 
 
 def _compute(
-  model: zoo.Model,
-  params: hk.Params,
-  state: hk.State,
+  network: networks.Network,
   builder: tfds.core.DatasetBuilder,
   split: str,
   batch_size: int,
@@ -116,8 +111,8 @@ def _compute(
   batches = dataset.eval_batches(
     builder,
     split,
-    image_size=model.test_size,
-    preprocessing=model.entry.eval_preproc,
+    image_size=network.image_size,
+    preprocessing=network.preprocessing,
     global_batch_size=min(batch_size, total),
     skip_corrupt=True,
   )
@@ -130,9 +125,9 @@ def _compute(
   features, labels = [], []
   with batches, bar:
     for batch in batches:
-      images = np.asarray(model.normalize(batch['images']))
+      images = network.normalize(batch['images'])
       own = batch['mask'] > 0
-      features.append(np.asarray(model.embed(params, images, state))[own])
+      features.append(network.embed(images)[own])
       labels.append(batch['labels'][own])
       bar.update(int(own.sum()))
   found = Embeddings(np.concatenate(features), np.concatenate(labels))

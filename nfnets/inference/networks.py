@@ -117,7 +117,11 @@ class Network(Facts):
     """
     size = (self.image_size, self.image_size)
     image = preprocessing.preprocess_eval(image, size, self.preprocessing)
-    return imagenet.normalize(image, self.mean, self.std)
+    return self.normalize(image)
+
+  def normalize(self, images: np.ndarray) -> np.ndarray:
+    """Normalizes images [..., 3] in 0-255 to what the network takes."""
+    return imagenet.normalize(np.asarray(images), self.mean, self.std)
 
   def logits(self, images: np.ndarray) -> np.ndarray:
     """Returns float32 [B, num_classes] for images [B, H, W, 3].
@@ -164,14 +168,7 @@ def open_network(
     ValueError: if it is no file of weights, or of no model, or of another one,
       or for an unknown runtime or precision.
   """
-  chosen = choice.choose(runtime, precision)
-  if threads is not None and (chosen == 'jax' or threads < 1):
-    raise ValueError(
-      'JAX takes all cores; a number of threads is for OpenVINO and ONNX '
-      'Runtime.'
-      if chosen == 'jax'
-      else f'There must be at least one thread, not {threads}.'
-    )
+  chosen = choose(runtime, precision, threads)
 
   @functools.cache
   def opened():
@@ -180,20 +177,26 @@ def open_network(
   if chosen == 'jax':
     network = on_jax(opened, precision)
   else:
-    digest = fetching.digest(fetching.find(path))
-    # A name of the hub says whose weights they are, a path does not.
-    is_name = path.startswith(('timm/', 'hf://'))
-    settings = {
-      'name': name,
-      'source': path if is_name else None,
-      'image_size': image_size,
-    }
     options = precision, threads, throughput
-    network = on_graph(chosen, options, opened, digest, settings)
+    settings = {'name': name, 'image_size': image_size}
+    network = on_graph(chosen, options, opened, path, settings)
   if runtime == 'auto':
     title = choice.TITLES[chosen]
     _log.info('%s runs on %s, in %s.', network.name, title, precision)
   return network
+
+
+def choose(runtime: str, precision: str, threads: int | None) -> str:
+  """Returns the runtime to take; see `open_network`."""
+  chosen = choice.choose(runtime, precision)
+  if threads is not None and (chosen == 'jax' or threads < 1):
+    raise ValueError(
+      'JAX takes all cores; a number of threads is for OpenVINO and ONNX '
+      'Runtime.'
+      if chosen == 'jax'
+      else f'There must be at least one thread, not {threads}.'
+    )
+  return chosen
 
 
 def of(model: 'zoo.Model', params: 'hk.Params', state: 'hk.State') -> Network:
@@ -213,7 +216,7 @@ def on_graph(
   runtime: str,
   options: tuple[str, int | None, bool],
   opened: _Opened,
-  digest: str,
+  path: str,
   settings: Mapping[str, Any],
 ) -> Network:
   """Returns a network whose graph another runtime runs.
@@ -222,9 +225,13 @@ def on_graph(
     runtime: 'onnxruntime' or 'openvino'.
     options: precision, threads and throughput, as in `open_network`.
     opened: see `Network`; it is called if the graph has to be made.
-    digest: SHA-256 of the file of weights.
-    settings: what else `opened` depends on.
+    path: the file of weights, or what else `nfnets.weights.find` takes.
+    settings: what else `opened` depends on; JSON values.
   """
+  digest = fetching.digest(fetching.find(path))
+  # A name of the hub says whose weights they are, a path does not.
+  is_name = path.startswith(('timm/', 'hf://'))
+  settings = {**settings, 'source': path if is_name else None}
   runner = graph_runner.Runner(
     runtime, *options, lambda: of(*opened()), digest, settings
   )

@@ -112,7 +112,13 @@ def open_model(
 
 
 def load(
-  name_or_path: files.Path, num_classes: int | None = None, seed: int = 0
+  name_or_path: files.Path,
+  num_classes: int | None = None,
+  seed: int = 0,
+  *,
+  runtime: str = 'jax',
+  precision: str = 'float32',
+  threads: int | None = None,
 ) -> tuple[zoo.Model, hk.Params, hk.State]:
   """Returns a model with its weights, for any number of classes.
 
@@ -123,6 +129,14 @@ def load(
       if None. Where the weights have another number, the last layer is a new
       one; 0 leaves it out.
     seed: of the new last layer.
+    runtime: what computes `logits`, `features` and `embed`: 'jax', in functions
+      that can be traced, or 'onnxruntime', 'openvino' or 'auto', the fastest
+      that is installed. Other runtimes compute them for the parameters that are
+      returned here alone, which cannot be written to then, and give NumPy
+      arrays.
+    precision: what they compute in, 'float32' or 'bfloat16', which JAX does not
+      do here: cast the parameters and the images for that.
+    threads: how many may compute; all cores if None. JAX takes all.
 
   Returns:
     The model, its parameters and its state, float32, {module: {name: array}}.
@@ -130,9 +144,41 @@ def load(
   Raises:
     OSError: if there is no such file, or it cannot be fetched.
     ValueError: if it is no file of weights, or they fit no model, or for an
-      impossible number of classes.
+      impossible number of classes, runtime or precision.
   """
-  model, params, state = open_model(name_or_path)
+  from nfnets.inference import networks
+
+  opened = functools.cache(
+    lambda: _with_classes(open_model(name_or_path), num_classes, seed)
+  )
+  chosen = networks.choose(runtime, precision, threads)
+  if chosen == 'jax':
+    if precision != 'float32':
+      raise ValueError(
+        'JAX computes in what the parameters and the images are: cast both to '
+        f'{precision} for that.'
+      )
+    return opened()
+  network = networks.on_graph(
+    chosen,
+    (precision, threads, False),
+    opened,
+    os.fspath(name_or_path),
+    {'num_classes': num_classes, 'seed': seed},
+  )
+  from nfnets.inference.runtimes import loaded
+
+  model, params, state = opened()
+  return loaded.connect(model, params, state, network.runner), params, state
+
+
+def _with_classes(
+  opened: tuple[zoo.Model, hk.Params, hk.State],
+  num_classes: int | None,
+  seed: int,
+) -> tuple[zoo.Model, hk.Params, hk.State]:
+  """Returns a model with a last layer for so many classes."""
+  model, params, state = opened
   if num_classes is None or num_classes == model.num_classes:
     return model, params, state
   head, _ = matching.last_layer(model, params)

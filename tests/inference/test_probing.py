@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import linear_model, pipeline, preprocessing
 
 from nfnets import weights, zoo
-from nfnets.inference import embeddings, probing
+from nfnets.inference import embeddings, networks, probing
 
 pictures, quickly_compiled = pictures_lib.pictures, quick_lib.quickly_compiled
 
@@ -131,7 +131,8 @@ def embed(pictures, tmp_path, monkeypatch):
 
   def run(model=model, params=params, split='test'):
     before = len(computed)
-    found = embeddings.embed(model, params, {}, pictures, split, BATCH)
+    network = networks.of(model, params, {})
+    found = embeddings.embed(network, pictures, split, BATCH)
     return found, len(computed) > before
 
   return run

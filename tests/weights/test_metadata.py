@@ -204,7 +204,8 @@ def test_classify_does_as_the_file_says(
 ):
   opened = weights.open_model(described)  # Once, so that it is compiled once.
   monkeypatch.setattr(weights, 'open_model', lambda *_: opened)
-  args = [f'--weights={described}', '--top=10', str(photos / 'a.jpg')]
+  args = ['--runtime=jax', '--top=10', str(photos / 'a.jpg')]
+  args.append(f'--weights={described}')
   assert classify.main([*args, '--json']) == 0
   out, err = capsys.readouterr()
   top = {x['label']: x for x in json.loads(out)['top']}

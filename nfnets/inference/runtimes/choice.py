@@ -71,10 +71,9 @@ def _can(runtime: str, precision: str) -> bool:
     return True
   if runtime == 'onnxruntime':
     return False
-  import openvino
+  from nfnets.inference.runtimes import openvino_runtime
 
-  core = openvino.Core()
-  return 'BF16' in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+  return openvino_runtime.has_bfloat16()
 
 
 def _is_installed(name: str) -> bool:

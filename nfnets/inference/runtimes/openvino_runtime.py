@@ -2,12 +2,41 @@
 
 from collections.abc import Sequence
 import queue
+import sys
+import threading
 from typing import Any
 
 import numpy as np
-import openvino
 
 _HINTS = {'float32': 'f32', 'bfloat16': 'bf16'}
+
+
+_lock = threading.Lock()
+# Parts of the package that convert models of others. They take half of the
+# time that importing it takes, and tell their maker that it was imported.
+_LEFT_OUT = ('openvino.tools.ovc', 'openvino_telemetry')
+
+
+def load() -> Any:
+  """Returns the module openvino, imported without what reports its use."""
+  with _lock:
+    if 'openvino' not in sys.modules:
+      absent = [name for name in _LEFT_OUT if name not in sys.modules]
+      sys.modules.update(dict.fromkeys(absent))
+      try:
+        import openvino
+      finally:
+        for name in absent:
+          del sys.modules[name]
+    import openvino
+
+  return openvino
+
+
+def has_bfloat16() -> bool:
+  """Returns whether this CPU has instructions for bfloat16."""
+  capabilities = load().Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+  return 'BF16' in capabilities
 
 
 class Session:
@@ -25,7 +54,7 @@ class Session:
       throughput: whether to compute parts of a batch side by side, each with
         few threads, which gives more images per second and later answers.
     """
-    core = openvino.Core()
+    core = load().Core()
     config: dict[str, Any] = {
       'INFERENCE_PRECISION_HINT': _HINTS[precision],
       'PERFORMANCE_HINT': 'THROUGHPUT' if throughput else 'LATENCY',
