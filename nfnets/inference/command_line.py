@@ -8,6 +8,7 @@ well, 1 for a failure, be it of a single image, and 2 for a wrong command.
 import argparse
 from collections.abc import Callable, Iterable
 import importlib
+import importlib.util
 import io
 import logging
 import os
@@ -240,7 +241,10 @@ def check_images_can_be_read() -> None:
 
   `nfnets.inference.images` and `predict` can be imported if not.
   """
-  check_installed('Reading images', ('PIL', 'tqdm', 'nfnets.data'), 'train')
+  names = ['PIL', 'tqdm']
+  if not importlib.util.find_spec('simplejpeg'):  # TensorFlow decodes JPEGs.
+    names.append('nfnets.data')
+  check_installed('Reading images', names, 'train')
 
 
 def check_installed(what: str, names: Iterable[str], extra: str) -> None:
