@@ -1,14 +1,14 @@
-"""Times a forward pass of NFNet-F0 beside timm's and ONNX Runtime's.
+"""Times a forward pass of NFNet-F0 on each runtime, beside timm's.
 
 python benchmarks/inference.py [--onnx=f0.onnx] [--timm_python=/path/to/python]
 
-Prints the milliseconds of one batch, float32, on all cores: of weights as they
-are, of folded ones, of folded ones that are constants of the program
-(`nfnets.weights.freeze`); of `dm_nfnet_f0` in the Python of an environment that
-has timm and PyTorch (eager, channels last); and of ONNX Runtime on what
-`python -m nfnets.export` wrote. They take turns, each in its own process, with
-one call to warm up and one that is timed; medians. The last line of standard
-output is JSON.
+Prints the milliseconds of one batch on all cores. In float32: of weights as
+they are, of folded ones, of folded ones that are constants of the program
+(`nfnets.weights.freeze`); and with --onnx, of ONNX Runtime and OpenVINO on what
+`python -m nfnets.export` wrote. In bfloat16: of OpenVINO. And of `dm_nfnet_f0`
+in both, in the Python of an environment that has timm and PyTorch (eager,
+channels last). They take turns, each in its own process, with one call to warm
+up and one that is timed; medians. The last line of standard output is JSON.
 """
 
 import argparse
@@ -21,13 +21,13 @@ import time
 
 _TIMM = """
 import sys, time, timm, torch
-size = int(sys.argv[1])
+size, dtype = int(sys.argv[1]), getattr(torch, sys.argv[2])
 model = timm.create_model('dm_nfnet_f0').eval()
-model = model.to(memory_format=torch.channels_last)
+model = model.to(dtype, memory_format=torch.channels_last)
 print('ready', flush=True)
 for line in sys.stdin:
   x = torch.randn(int(line), 3, size, size)
-  x = x.to(memory_format=torch.channels_last)
+  x = x.to(dtype, memory_format=torch.channels_last)
   with torch.inference_mode():
     model(x)
     start = time.perf_counter()
@@ -39,7 +39,10 @@ _NAMES = {
   'folded': 'folded',
   'frozen': 'folded, as constants',
   'timm': 'timm, eager, channels last',
-  'onnx': 'ONNX Runtime',
+  'onnxruntime': 'ONNX Runtime',
+  'openvino': 'OpenVINO',
+  'timm_bfloat16': 'timm, bfloat16',
+  'openvino_bfloat16': 'OpenVINO, bfloat16',
 }
 
 
@@ -86,19 +89,20 @@ def _serve_jax(form: str, size: int) -> None:
   _serve(call)
 
 
-def _serve_onnx(path: str, size: int) -> None:
+def _serve_graph(form: str, path: str, size: int) -> None:
   import numpy as np
-  import onnxruntime
 
-  session = onnxruntime.InferenceSession(
-    path, providers=['CPUExecutionProvider']
-  )
-  name = session.get_inputs()[0].name
+  if form == 'onnxruntime':
+    from nfnets.inference.runtimes import onnx_runtime as runtime
+  else:
+    from nfnets.inference.runtimes import openvino_runtime as runtime
+  precision = 'bfloat16' if form.endswith('bfloat16') else 'float32'
+  session = runtime.Session(path, precision, threads=None, throughput=False)
 
   def call(batch):
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch, size, size, 3), np.float32)
-    return lambda: session.run(None, {name: images})
+    return lambda: session.run(images)
 
   _serve(call)
 
@@ -137,8 +141,8 @@ def main() -> None:
   parser.add_argument('--timm_python', help='a Python with timm and PyTorch')
   parser.add_argument('--serve', help=argparse.SUPPRESS)
   args = parser.parse_args()
-  if args.serve == 'onnx':
-    return _serve_onnx(args.onnx, args.image_size)
+  if args.onnx and args.serve:
+    return _serve_graph(args.serve, args.onnx, args.image_size)
   if args.serve:
     return _serve_jax(args.serve, args.image_size)
 
@@ -148,9 +152,12 @@ def main() -> None:
     form: [*own, '--serve', form] for form in ('plain', 'folded', 'frozen')
   }
   if args.timm_python:
-    commands['timm'] = [args.timm_python, '-c', _TIMM, size]
+    timm = [args.timm_python, '-c', _TIMM, size]
+    commands['timm'] = [*timm, 'float32']
+    commands['timm_bfloat16'] = [*timm, 'bfloat16']
   if args.onnx:
-    commands['onnx'] = [*own, '--serve', 'onnx', '--onnx', args.onnx]
+    for form in ('onnxruntime', 'openvino', 'openvino_bfloat16'):
+      commands[form] = [*own, '--serve', form, '--onnx', args.onnx]
   workers = {name: _Worker(command) for name, command in commands.items()}
   results = {}
   for batch in map(int, args.batches.split(',')):

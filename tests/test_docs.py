@@ -24,6 +24,7 @@ _PAGES = (
   'docs/weights.md',
   'docs/finetuning.md',
   'docs/inference.md',
+  'docs/runtimes.md',
   'docs/looking.md',
   'docs/buckets.md',
   'docs/planning.md',

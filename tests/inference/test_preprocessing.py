@@ -1,0 +1,65 @@
+"""The preprocessing in NumPy, beside TensorFlow's."""
+
+import io
+
+import golden_lib
+import numpy as np
+from PIL import Image
+import pytest
+
+from nfnets.data import preprocess
+from nfnets.inference import preprocessing
+
+JPEG = (golden_lib.GOLDEN / 'image_210x150.jpg').read_bytes()
+MODES = (
+  'crop_resize',
+  'resize_crop_32',
+  'resize_crop_1',
+  'resize_crop_0.875',
+  'center_crop_0.9',
+  'center_crop_1',
+)
+
+
+def encoded(**options):
+  file = io.BytesIO()
+  Image.open(io.BytesIO(JPEG)).save(file, 'JPEG', **options)
+  return file.getvalue()
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_arrays_give_what_tensorflow_gives(mode):
+  rng = np.random.default_rng(0)
+  for shape in ((37, 53, 3), (300, 20, 3), (1, 1, 3), (90, 70, 1)):
+    image = rng.integers(0, 256, shape, np.uint8)
+    for size in ((32, 32), (33, 96)):
+      actual = preprocessing.preprocess_eval(image, size, mode)
+      expected = preprocess.preprocess_eval(image, size, mode)
+      assert actual.dtype == np.float32
+      np.testing.assert_allclose(actual, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize('has_simplejpeg', [False, True])
+def test_encoded_images_give_what_tensorflow_gives(has_simplejpeg, monkeypatch):
+  if has_simplejpeg:
+    pytest.importorskip('simplejpeg')
+  monkeypatch.setattr(preprocessing, '_has_simplejpeg', lambda: has_simplejpeg)
+  png = io.BytesIO()
+  Image.open(io.BytesIO(JPEG)).save(png, 'PNG')
+  images = [JPEG, png.getvalue(), encoded(quality=30, progressive=True)]
+  images += [encoded(subsampling=n) for n in (0, 1, 2)]
+  for mode in MODES[:3]:
+    for image in images:
+      actual = preprocessing.preprocess_eval(image, (64, 48), mode)
+      expected = preprocess.preprocess_eval(image, (64, 48), mode)
+      np.testing.assert_allclose(actual, expected, atol=1e-3)
+
+
+def test_what_is_no_image_is_refused():
+  for image, mode, error in (
+    (np.zeros((4, 4, 3)), 'crop_resize', TypeError),
+    (np.zeros((4, 4, 3), np.uint8), 'crop', ValueError),
+    (b'text', 'crop_resize', ValueError),
+  ):
+    with pytest.raises(error):
+      preprocessing.preprocess_eval(image, (32, 32), mode)
