@@ -1,43 +1,56 @@
 """Says what images show.
 
 python -m nfnets.classify --weights=F0_haiku.npz IMAGE [IMAGE ...]
+python -m nfnets.classify --weights=F0_haiku.npz FOLDER --output=classes.csv
 
 The model is recognized from its weights and gets the images in its own test
-size and preprocessing. Prints the most probable classes of each image.
+size and preprocessing. Tells the most probable classes of each image.
 """
 
 import argparse
 from collections.abc import Sequence
-import json
+import functools
 import sys
+from typing import Any
 
-import nfnets
 from nfnets import imagenet
-from nfnets.inference import classes, command_line
+from nfnets.inference import classes, command_line, networks
+from nfnets.inference.many import arguments
 
+_SUFFIXES = ('.csv', '.jsonl', '.parquet')
 _DESCRIPTION = """\
-Prints the most probable classes of each image: probability, number and name.
+Tells the most probable classes of each image: probability, number and name.
 """
 _EPILOG = """\
-With --json there is a line for each image, {"image": ..., "model": ..., "top":
-[{"label": ..., "name": ..., "probability": ...}, ...]}, or {"image": ...,
-"error": ...}. Results go to standard output and everything else to standard
-error. The exit status is 0 if all went well, 1 for a failure, be it of a single
-image, and 2 for a wrong command.
+With --json, and in a .jsonl, there is a line for each image, {"image": ...,
+"model": ..., "top": [{"label": ..., "name": ..., "probability": ...}, ...]}, or
+{"image": ..., "error": ...}; in a .csv or .parquet the same as columns. With
+--data there are "true_label", "true_name" and "correct", too. With --output or
+--data the last line of standard output is JSON, with the number of images and
+the accuracy. Everything but results goes to standard error. The exit status is
+0 if all went well, 1 for a failure, be it of a single image, and 2 for a wrong
+command.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
   parser = command_line.make_parser('classify', _DESCRIPTION, _EPILOG)
-  command_line.add_image_arguments(parser)
+  arguments.add(parser)
   command_line.add_runtime_arguments(parser)
   parser.add_argument(
     '--top',
     type=command_line.positive,
     default=5,
     metavar='K',
-    help='how many classes to print (5); all, if there are fewer',
+    help='how many classes to tell (5); all, if there are fewer',
+  )
+  parser.add_argument(
+    '--threshold',
+    type=_probability,
+    default=0.0,
+    metavar='P',
+    help='leave out classes of less than this probability (0)',
   )
   parser.add_argument(
     '--labels',
@@ -47,57 +60,133 @@ def main(argv: list[str] | None = None) -> int:
     "classes, ImageNet's)",
   )
   parser.add_argument('--json', action='store_true', help='print JSON lines')
-  return command_line.run(_classify, parser.parse_args(argv))
+  arguments.add_output(parser, _SUFFIXES, required=False)
+  args = parser.parse_args(argv)
+  arguments.check(parser, args, _SUFFIXES)
+  if args.json and args.output is not None:
+    parser.error('--json prints what --output would write')
+  return command_line.run(_classify, args)
+
+
+def _probability(text: str) -> float:
+  try:
+    value = float(text)
+  except ValueError:
+    value = -1.0
+  if not 0 <= value <= 1:
+    raise argparse.ArgumentTypeError(f'{text} is no number from 0 to 1')
+  return value
 
 
 def _classify(args: argparse.Namespace) -> int:
   command_line.check_images_can_be_read()
-  from nfnets.inference import images, predict
+  from nfnets.inference.many import running
 
-  paths = images.find_images(*args.paths)
+  journal = running.open_journal(args, has_vectors=False)
+  if journal is not None and running.is_finished(args, journal):
+    return 0
+  source = arguments.open_source(args)
   network = command_line.open_network(args)
-  model = network.model
-  if not model.num_classes:
+  if not network.num_classes:
     raise command_line.CommandError(
       f'{args.weights} has no last layer, so there are no classes. python -m '
       'nfnets.embed computes embeddings.'
     )
-  names = _names(args.labels, model)
-  status = 0
-  for path, logits in predict.outputs(
-    network.logits, model, paths, args.batch_size
-  ):
-    if isinstance(logits, str):
-      status = 1
-      predict.say(f'{path}: {logits}', sys.stderr)
-      if args.json:
-        predict.say(json.dumps({'image': path, 'error': logits}), sys.stdout)
-      continue
-    top = classes.top_classes(logits, args.top)
-    if args.json:
-      result = {
-        'image': path,
-        'model': model.name,
-        'top': [
-          {'label': label, 'name': names[label], 'probability': probability}
-          for label, probability in top
-        ],
-      }
-      predict.say(json.dumps(result), sys.stdout)
-    else:
-      width = len(str(model.num_classes - 1))
-      lines = [
-        f'  {probability:7.2%}  {label:{width}}  '
-        f'{classes.on_one_line(names[label])}'
-        for label, probability in top
-      ]
-      predict.say('\n'.join([path, *lines, '']), sys.stdout)
-  return status
+  names = _names(args.labels, network)
+  if source.class_names is not None:
+    _check_classes(source.class_names, network)
+  command = running.Command(args, network, source, journal)
+  settings = None
+  if journal is not None:
+    settings = running.settings(
+      args, network, top=args.top, threshold=args.threshold, names=[*names]
+    )
+  command.run(
+    network.logits,
+    functools.partial(_row, args, network.name, names, source.class_names),
+    None if journal else functools.partial(_print, args, len(names)),
+    settings,
+  )
+  if journal is not None:
+    command.finish(_table(args, network, source))
+  results = command.results()
+  if journal is not None:
+    results['output'] = args.output
+  if journal is not None or source.class_names is not None:
+    running.print_results(results)
+  return 1 if command.tally.failed else 0
 
 
-def _names(labels: str | None, model: nfnets.Model) -> Sequence[str]:
+def _row(
+  args: argparse.Namespace,
+  model: str,
+  names: Sequence[str],
+  true_names: Sequence[str] | None,
+  answer: Any,
+) -> dict[str, Any]:
+  """Returns what there is to tell of an image."""
+  row = {'model': model}
+  if true_names is not None:
+    row['true_label'] = answer.label
+    row['true_name'] = true_names[answer.label]
+    row['correct'] = int(answer.output.argmax()) == answer.label
+  row['top'] = [
+    {'label': label, 'name': names[label], 'probability': probability}
+    for label, probability in classes.top_classes(
+      answer.output, args.top, args.threshold
+    )
+  ]
+  return row
+
+
+def _print(
+  args: argparse.Namespace, num_classes: int, row: dict[str, Any]
+) -> None:
+  """Prints a row as JSON or as a few lines."""
+  from nfnets.inference.many import running
+
+  if args.json:
+    running.print_results(row)
+  elif 'error' not in row:
+    width = len(str(num_classes - 1))
+    title = row['image']
+    if 'true_name' in row:
+      title += f'  ({classes.on_one_line(row["true_name"])})'
+    lines = [
+      f'  {one["probability"]:7.2%}  {one["label"]:{width}}  '
+      f'{classes.on_one_line(one["name"])}'
+      for one in row['top']
+    ]
+    running.say('\n'.join([title, *lines, '']), sys.stdout)
+
+
+def _table(
+  args: argparse.Namespace, network: networks.Network, source: Any
+) -> Any:
+  """Returns how rows become columns."""
+  from nfnets.inference.many import formats
+
+  count = min(args.top, network.num_classes)
+  columns = formats.first_columns(source.class_names is not None)
+  if source.class_names is not None:
+    columns['correct'] = bool
+  kinds = {'label': int, 'name': str, 'probability': float}
+  for i in range(1, count + 1):
+    columns |= {f'{name}_{i}': kind for name, kind in kinds.items()}
+  columns['error'] = str
+
+  def cells(row: dict[str, Any]) -> list[Any]:
+    flat = dict(row)
+    for i, one in enumerate(row.get('top', ()), 1):
+      flat |= {f'{name}_{i}': one[name] for name in kinds}
+    return [flat.get(name) for name in columns]
+
+  return formats.Table(columns, cells, '', network.name)
+
+
+def _names(labels: str | None, network: networks.Network) -> Sequence[str]:
   """Returns the names of the classes."""
-  num_classes = model.num_classes
+  num_classes = network.num_classes
   if labels is not None:
     try:
       names = classes.read_labels(labels)
@@ -113,8 +202,8 @@ def _names(labels: str | None, model: nfnets.Model) -> Sequence[str]:
         2,
       )
     return names
-  if model.class_names:
-    return model.class_names
+  if network.class_names:
+    return network.class_names
   if num_classes == 1000:
     return list(imagenet.classes().values())
   print(
@@ -122,6 +211,23 @@ def _names(labels: str | None, model: nfnets.Model) -> Sequence[str]:
     file=sys.stderr,
   )
   return [f'class {label}' for label in range(num_classes)]
+
+
+def _check_classes(names: Sequence[str], network: networks.Network) -> None:
+  """Raises CommandError unless labels of a dataset are those of a network."""
+  if len(names) != network.num_classes:
+    raise command_line.CommandError(
+      f'the dataset has {len(names)} classes, and the network '
+      f'{network.num_classes}.'
+    )
+  known = network.class_names
+  if known and tuple(known) != tuple(names):
+    i = next(i for i, name in enumerate(names) if name != known[i])
+    print(
+      f'The names of the classes differ: class {i} is {names[i]} in the '
+      f'dataset, and {known[i]} for the network.',
+      file=sys.stderr,
+    )
 
 
 if __name__ == '__main__':

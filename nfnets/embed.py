@@ -7,87 +7,80 @@ size and preprocessing.
 """
 
 import argparse
-import json
 import os
 import sys
-
-import numpy as np
+from typing import Any
 
 from nfnets import paths as paths_lib
 from nfnets.inference import command_line
+from nfnets.inference.many import arguments
 
+_SUFFIXES = ('.npz', '.parquet', '.csv', '.jsonl')
 _DESCRIPTION = """\
 Writes the embeddings of images, the features that the network's last layer
-sees, to a NumPy file.
+sees, to a file.
 """
 _EPILOG = """\
-The file holds embeddings, float32 [N, C]; paths, [N], from the folder on if a
-single one is given, else as they are given; and the model's name. Images that
-cannot be read are reported and left out. The last line of standard output is
-JSON; everything else goes to standard error. The exit status is 0 if all went
-well, 1 for a failure, be it of a single image, and 2 for a wrong command.
+An .npz holds embeddings, float32 [N, C]; paths, [N], from the folder on if a
+single one is given, else as they are given; labels, int32 [N], with --data; and
+the model's name. Images that cannot be read are reported and left out. A
+.parquet, .csv or .jsonl has a row for every image, and its error if there is
+one. The last line of standard output is JSON; everything else goes to standard
+error. The exit status is 0 if all went well, 1 for a failure, be it of a single
+image, and 2 for a wrong command.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
   parser = command_line.make_parser('embed', _DESCRIPTION, _EPILOG)
-  command_line.add_image_arguments(parser)
+  arguments.add(parser)
   command_line.add_runtime_arguments(parser)
-  parser.add_argument(
-    '--output', required=True, metavar='FILE', help='the .npz to write'
-  )
-  return command_line.run(_embed, parser.parse_args(argv))
+  arguments.add_output(parser, _SUFFIXES, required=True)
+  args = parser.parse_args(argv)
+  arguments.check(parser, args, _SUFFIXES)
+  return command_line.run(_embed, args)
 
 
 def _embed(args: argparse.Namespace) -> int:
   command_line.check_images_can_be_read()
-  from nfnets.inference import images, predict
+  from nfnets.inference.many import formats, running
 
-  command_line.check_output(args.output)
-  paths = images.find_images(*args.paths)
+  journal = running.open_journal(args, has_vectors=True)
+  if running.is_finished(args, journal):
+    return 0
+  source = arguments.open_source(args)
   network = command_line.open_network(args)
-  done, embeddings = [], []
-  for path, embedding in predict.outputs(
-    network.embed, network.model, paths, args.batch_size
-  ):
-    if isinstance(embedding, str):
-      predict.say(f'{path}: {embedding}', sys.stderr)
-    else:
-      done.append(path)
-      embeddings.append(embedding)
-  if not done:
+  command = running.Command(args, network, source, journal)
+
+  def row(answer: Any) -> dict[str, Any]:
+    if source.class_names is None:
+      return {}
+    name = source.class_names[answer.label]
+    return {'true_label': answer.label, 'true_name': name}
+
+  command.run(network.embed, row, settings=running.settings(args, network))
+  results = command.results()
+  dimension = journal.dimension
+  if not results['images']:
+    journal.remove()
     raise command_line.CommandError('no image to embed; nothing is written.')
-  folder = args.paths[0]
-  if len(args.paths) == 1 and paths_lib.is_dir(folder):
-    done = [os.path.relpath(path, folder) for path in done]
-  _write(
-    args.output,
-    embeddings=np.stack(embeddings),
-    paths=np.array(done),
-    model=np.array(network.model.name),
+  columns = formats.first_columns(source.class_names is not None)
+  columns['error'] = str
+  folder = args.paths[0] if len(args.paths) == 1 and not args.list else None
+  is_folder = folder is not None and paths_lib.is_dir(folder)
+  command.finish(
+    formats.Table(
+      columns,
+      lambda row: [row.get(name) for name in columns],
+      os.path.join(folder, '') if is_folder else '',
+      network.name,
+    )
   )
-  failed = len(paths) - len(done)
-  results = {
-    'model': network.model.name,
-    'output': args.output,
-    'images': len(done),
-    'failed': failed,
-    'dimension': len(embeddings[0]),
-  }
-  predict.say(json.dumps(results), sys.stdout)
-  return 1 if failed else 0
-
-
-def _write(path: str, **arrays: np.ndarray) -> None:
-  """Writes an .npz, in full or not at all."""
-  # Nothing is being computed any more.
-  command_line.let_interrupts_raise()
-  try:
-    with paths_lib.writing(path) as partial, open(partial, 'xb') as file:
-      np.savez(file, **arrays)
-  except OSError as error:
-    raise command_line.CommandError(f'{path}: {error.strerror}') from error
+  running.print_results(
+    {**results, 'output': args.output, 'dimension': dimension}
+  )
+  return 1 if command.tally.failed else 0
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ import pytest
 
 from nfnets import buckets, paths, weights
 from nfnets.inference import command_line, images
+from nfnets.inference.many import sources
 from nfnets.weights import fetching
 
 _PARAMS = {'net/~/linear': {'w': np.arange(6, dtype=np.float32).reshape(2, 3)}}
@@ -52,10 +53,10 @@ def test_pictures_of_a_folder_are_found_and_read(remote_folder):
   Image.new('RGB', (3, 2), 'red').save(picture, 'png')
   for name in ('b.png', 'a/c.PNG', '.hidden/d.png', 'a/.e.png', 'text.txt'):
     paths.write_bytes(f'{remote_folder}/{name}', picture.getvalue())
-  found = images.find_images(f'{remote_folder}/')
+  found = [*sources.find(f'{remote_folder}/')]
   assert found == [f'{remote_folder}/a/c.PNG', f'{remote_folder}/b.png']
   assert images.read_image(found[0]).tolist() == [[[255, 0, 0]] * 3] * 2
-  assert images.find_images(f'{remote_folder}/b.png') == found[1:]
+  assert [*sources.find(f'{remote_folder}/b.png')] == found[1:]
   with pytest.raises(images.ImageError, match='there is no such file'):
     images.read_image(f'{remote_folder}/missing.png')
 

@@ -9,12 +9,15 @@ import numpy as np
 from nfnets import paths
 
 
-def top_classes(logits: np.ndarray, k: int) -> list[tuple[int, float]]:
+def top_classes(
+  logits: np.ndarray, k: int, threshold: float = 0.0
+) -> list[tuple[int, float]]:
   """Returns the most probable classes.
 
   Args:
     logits: float [num_classes].
     k: how many; all, if there are fewer.
+    threshold: the least probability that a class must have.
 
   Returns:
     (label, probability) from the most to the least probable.
@@ -23,7 +26,11 @@ def top_classes(logits: np.ndarray, k: int) -> list[tuple[int, float]]:
   exp = np.exp(logits - logits.max())
   probabilities = exp / exp.sum()
   order = np.argsort(-logits, kind='stable')[:k]
-  return [(int(label), float(probabilities[label])) for label in order]
+  return [
+    (int(label), float(probabilities[label]))
+    for label in order
+    if probabilities[label] >= threshold
+  ]
 
 
 def on_one_line(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Image files: those in a folder, and decoding whatever Pillow reads."""
+"""Image files: which they are, and decoding whatever Pillow reads."""
 
 import functools
 import io
@@ -33,54 +33,6 @@ _EXIF_IN_PNG = (b'eXIf', b'Raw profile type exif')
 
 class ImageError(ValueError):
   """An image cannot be read; the message says why, without its path."""
-
-
-def find_images(*paths: str) -> list[str]:
-  """Returns the images that paths stand for.
-
-  In a folder these are the files, sorted, at any depth, whose suffix is that of
-  an image. Hidden files and folders and links to folders are left out.
-
-  Args:
-    *paths: files, which need not exist, and folders; here or as gs://.
-
-  Returns:
-    Paths that begin with those that were given. Folders that cannot be listed,
-    and those without images, are among them: `read_image` says what is wrong.
-
-  Raises:
-    OSError: if a bucket cannot be listed.
-    PathError: for other schemes.
-  """
-  return [image for path in paths for image in _find(path)]
-
-
-def _find(path: str) -> list[str]:
-  if paths_lib.is_remote(path):
-    names = paths_lib.names(path)
-    return [
-      f'{path.rstrip("/")}/{name}' for name in names if _is_shown(name)
-    ] or [path]
-  paths_lib.path(path)  # Refuses other schemes.
-  if not os.path.isdir(path):
-    return [path]
-  found, errors = [], []
-  for folder, folders, names in os.walk(path, onerror=errors.append):
-    folders[:] = [name for name in folders if not name.startswith('.')]
-    found += [
-      os.path.join(folder, name)
-      for name in names
-      if not name.startswith('.') and is_image_name(name)
-    ]
-  found += [error.filename for error in errors]
-  return sorted(found) or [path]
-
-
-def _is_shown(name: str) -> bool:
-  """Tells whether a file in a bucket is an image that is not hidden."""
-  return is_image_name(name) and not any(
-    part.startswith('.') for part in name.split('/')
-  )
 
 
 def is_image_name(name: str) -> bool:

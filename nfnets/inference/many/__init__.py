@@ -1,0 +1,1 @@
+"""Many images through a network: found, run, written, and gone on with."""
