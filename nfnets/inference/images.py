@@ -1,6 +1,7 @@
 """Image files: which they are, and decoding whatever Pillow reads."""
 
 import functools
+import glob
 import io
 import os
 import stat
@@ -80,6 +81,9 @@ def read_image(path: str) -> bytes | np.ndarray:
       raise ImageError('not a file')
     with open(path, 'rb') as file:
       return decode(file)
+  except FileNotFoundError as error:
+    pattern = ', nor any that matches' if glob.has_magic(path) else ''
+    raise ImageError(f'{error.strerror}{pattern}') from error
   except OSError as error:
     raise ImageError(error.strerror or str(error)) from error
 

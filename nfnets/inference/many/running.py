@@ -165,7 +165,7 @@ class Command:
         self._network.preprocess,
         items,
         self._args.batch_size,
-        calls=_calls(self._network),
+        calls=calls(self._network),
         all_whole=self.tally.images > 0,
         when_many=when_many,
       )
@@ -319,7 +319,7 @@ def print_results(results: dict[str, Any]) -> None:
   say(json.dumps(results), sys.stdout)
 
 
-def _calls(network: networks.Network) -> int:
+def calls(network: networks.Network) -> int:
   """Returns how many batches the network works on at the same time."""
   return 2 if network.runtime == 'openvino' else 1
 
