@@ -68,11 +68,13 @@ class Journal:
 
   def exists(self) -> bool:
     """Returns whether a command was stopped before its output was whole."""
-    return self._settings.is_file()
+    return self._rows.is_file() and self._rows.stat().st_size > 0
 
   def check_can_begin(self) -> None:
     """Raises JournalError if something would be lost by beginning anew."""
     if self.exists():
+      self._take_lock()
+      self.close()
       raise JournalError(
         f'{self.output} was begun by a command that was stopped. --resume goes '
         f'on with it; to begin anew, delete the folder {self.folder}.'
@@ -91,12 +93,7 @@ class Journal:
     """
     settings = json.loads(json.dumps(settings))
     self.folder.mkdir(parents=True, exist_ok=True)
-    try:
-      self._lock.acquire(blocking=False)
-    except filelock.Timeout as error:
-      raise JournalError(
-        f'another command is writing {self.output} at this moment.'
-      ) from error
+    self._take_lock()
     if not self.exists():
       with paths_lib.writing(self._settings) as partial:
         partial.write_text(json.dumps(settings, indent=1))
@@ -215,6 +212,14 @@ class Journal:
       file.close()
     self._files.clear()
     self._lock.release()
+
+  def _take_lock(self) -> None:
+    try:
+      self._lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+      raise JournalError(
+        f'another command is writing {self.output} at this moment.'
+      ) from error
 
   def _vectors(self) -> list[tuple[int, pathlib.Path]]:
     if not self.folder.is_dir():

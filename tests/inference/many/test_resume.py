@@ -112,6 +112,17 @@ def test_what_was_stopped_is_not_lost_without_resume(run, stopped, tmp_path):
   assert (tmp_path / 'x.csv.partial' / 'rows.jsonl').stat().st_size
 
 
+def test_a_command_that_has_computed_nothing_leaves_nothing_to_go_on_with(
+  run, pictures, tmp_path
+):
+  args = [classify.main, pictures, BATCH, f'--output={tmp_path / "x.csv"}']
+  with stopped_at(1, 0):
+    run(*args)
+  status, _, err = run(*args, '--top=2')
+  assert status == 1 and 'Goes on' not in err
+  assert (tmp_path / 'x.csv').exists()
+
+
 def test_other_settings_are_refused(run, stopped, tmp_path, network):
   def check(message, *args):
     status, out, err = run(*stopped, '--resume', *args)
@@ -141,8 +152,9 @@ def test_other_images_are_refused(run, stopped, pictures):
 
 def test_two_commands_do_not_write_the_same_file(run, stopped, tmp_path):
   with filelock.FileLock(tmp_path / 'x.csv.partial' / 'lock'):
-    status, _, err = run(*stopped, '--resume')
-  assert status == 1 and 'another command is writing' in err
+    for args in (stopped, [*stopped, '--resume']):
+      status, _, err = run(*args)
+      assert status == 1 and 'another command is writing' in err
 
 
 def test_a_finished_output_is_left_alone(run, pictures, tmp_path):
