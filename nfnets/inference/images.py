@@ -51,7 +51,7 @@ def _suffixes() -> frozenset[str]:
   )
 
 
-def read_image(path: str) -> bytes | np.ndarray:
+def read_image(path: str, check: bool = True) -> bytes | np.ndarray:
   """Reads an image as `nfnets.Model.preprocess` takes it.
 
   Images are turned as their EXIF orientation says. Transparent ones are laid on
@@ -59,6 +59,7 @@ def read_image(path: str) -> bytes | np.ndarray:
 
   Args:
     path: a file.
+    check: whether to decode what is returned encoded, to see if it is damaged.
 
   Returns:
     uint8 [H, W, 3]. A JPEG that needs none of the above is returned encoded, as
@@ -72,7 +73,7 @@ def read_image(path: str) -> bytes | np.ndarray:
   """
   try:
     if paths_lib.is_remote(path):
-      return decode(io.BytesIO(paths_lib.read_bytes(path)))
+      return decode(io.BytesIO(paths_lib.read_bytes(path)), check)
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
       os.listdir(path)
@@ -80,7 +81,7 @@ def read_image(path: str) -> bytes | np.ndarray:
     if not stat.S_ISREG(mode):  # Opening a pipe would wait for its other end.
       raise ImageError('not a file')
     with open(path, 'rb') as file:
-      return decode(file)
+      return decode(file, check)
   except FileNotFoundError as error:
     pattern = ', nor any that matches' if glob.has_magic(path) else ''
     raise ImageError(f'{error.strerror}{pattern}') from error
@@ -115,11 +116,12 @@ def is_plain(content: bytes) -> bool:
     return False
 
 
-def decode(file: BinaryIO) -> bytes | np.ndarray:
+def decode(file: BinaryIO, check: bool = True) -> bytes | np.ndarray:
   """Decodes an image file that is open; see `read_image`."""
   try:
     with Image.open(file) as image:
-      image.load()
+      if check or image.format != 'JPEG':
+        image.load()
       turn = _turn(image)
       if _is_plain_jpeg(image, turn):
         file.seek(0)

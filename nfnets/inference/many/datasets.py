@@ -49,13 +49,14 @@ def of_builder(builder: Any, split: str) -> Source:
   return Source(items, lambda: total, names)
 
 
-def _read_file(path: str, label: int) -> Labelled:
-  return images.read_image(path), label
+def _read_file(path: str, label: int, check: bool) -> Labelled:
+  return images.read_image(path, check), label
 
 
-def _read_example(examples: Any, index: int) -> Labelled:
+def _read_example(examples: Any, index: int, check: bool) -> Labelled:
   import tensorflow as tf
 
+  del check  # As in training and evaluation.
   [record] = examples.read(np.array([index]))
   try:
     image, label = examples.parse(tf.constant(record))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent import futures
+import io
 import itertools
 import os
 import queue
@@ -41,6 +42,7 @@ def answers(
   *,
   calls: int = 1,
   all_whole: bool = False,
+  check: bool = True,
   when_many: Callable[[], None] = lambda: None,
 ) -> Iterator[list[Answer]]:
   """Runs a network on images, in batches.
@@ -56,6 +58,7 @@ def answers(
     batch_size: B, if there are as many images.
     calls: of `function`, at the same time.
     all_whole: whether B is the batch size however few images there are.
+    check: whether to look for damages that `preprocess` may pass over.
     when_many: called when there are images for a second batch.
 
   Yields:
@@ -74,7 +77,9 @@ def answers(
         if size is not None:
           when_many()
         size = size or len(batch)
-        loads = [reading.submit(_load, preprocess, item) for item in batch]
+        loads = [
+          reading.submit(_load, preprocess, item, check) for item in batch
+        ]
         batches.put(computing.submit(_run, function, batch, loads, size))
         if stopped.is_set():
           return
@@ -98,11 +103,13 @@ def answers(
 
 
 def _load(
-  preprocess: Callable[[bytes | np.ndarray], np.ndarray], item: Item
+  preprocess: Callable[[bytes | np.ndarray], np.ndarray],
+  item: Item,
+  check: bool,
 ) -> tuple[np.ndarray | str, int | None]:
   """Returns a preprocessed image, or what is wrong with it, and its label."""
   try:
-    image, label = item.read()
+    image, label = item.read(check)
   except images.ImageError as error:
     return str(error), None
   try:
@@ -110,7 +117,13 @@ def _load(
   except Exception:
     if isinstance(image, np.ndarray):
       raise
-    return 'cannot be decoded: damaged JPEG data', label
+  try:  # Decoded twice only where something is wrong with it.
+    image = images.decode(io.BytesIO(image))
+  except images.ImageError as error:
+    return str(error), label
+  if isinstance(image, np.ndarray):
+    return preprocess(image), label
+  return 'cannot be decoded: damaged JPEG data', label
 
 
 def _run(

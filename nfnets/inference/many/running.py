@@ -167,6 +167,8 @@ class Command:
         self._args.batch_size,
         calls=calls(self._network),
         all_whole=self.tally.images > 0,
+        # Of a JPEG this decodes the crop alone, whatever is wrong around it.
+        check=self._network.preprocessing == 'crop_resize',
         when_many=when_many,
       )
       stack.callback(batches.close)

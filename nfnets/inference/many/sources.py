@@ -32,11 +32,12 @@ class Item(NamedTuple):
   Attributes:
     name: what results call it.
     read: returns it, as `Model.preprocess` takes it, and its label; raises
-      ImageError.
+      ImageError. It is told whether to check what is encoded for damages; see
+      `images.read_image`.
   """
 
   name: str
-  read: Callable[[], Labelled]
+  read: Callable[[bool], Labelled]
 
 
 class Source(NamedTuple):
@@ -141,12 +142,12 @@ def _item(name: str) -> Item:
   return Item(name, functools.partial(_read, name))
 
 
-def _read(path: str) -> Labelled:
-  return images.read_image(path), None
+def _read(path: str, check: bool) -> Labelled:
+  return images.read_image(path, check), None
 
 
-def _read_stdin() -> Labelled:
-  return images.decode(io.BytesIO(sys.stdin.buffer.read())), None
+def _read_stdin(check: bool) -> Labelled:
+  return images.decode(io.BytesIO(sys.stdin.buffer.read()), check), None
 
 
 def _entries(file: IO[bytes]) -> Iterator[bytes]:

@@ -24,7 +24,7 @@ def double(batch):
 
 def item(value, read=None):
   image = np.array(value)
-  return sources.Item(str(value), read or (lambda: (image, value % 3)))
+  return sources.Item(str(value), read or (lambda _: (image, value % 3)))
 
 
 def run(items, batch_size=4, function=double, **kwargs):
@@ -42,7 +42,9 @@ def test_answers_are_in_order_however_long_reading_takes():
     time.sleep(random.random() / 100)
     return np.array(value), None
 
-  found = run([item(i, lambda i=i: read_slowly(i)) for i in range(50)], calls=3)
+  found = run(
+    [item(i, lambda _, i=i: read_slowly(i)) for i in range(50)], calls=3
+  )
   assert [answer.name for answer in found] == [str(i) for i in range(50)]
   np.testing.assert_array_equal(
     [answer.output for answer in found], 2.0 * np.arange(50)[:, None]
@@ -50,16 +52,16 @@ def test_answers_are_in_order_however_long_reading_takes():
 
 
 def test_labels_and_errors_are_passed_on():
-  def fail():
+  def fail(check):
     raise images.ImageError('not an image')
 
-  def read_damaged():
+  def read_damaged(check):
     return b'damaged', 7
 
   found = run([item(1), item(2, fail), item(3, read_damaged), item(4)])
   assert [answer.label for answer in found] == [1, None, 7, 1]
   assert [answer.error for answer in found] == [
-    *(None, 'not an image', 'cannot be decoded: damaged JPEG data', None)
+    *(None, 'not an image', 'not an image that Pillow reads', None)
   ]
   assert [answer.output is None for answer in found] == [
     *(False, True, True, False)
@@ -86,7 +88,7 @@ def test_all_batches_are_of_one_size(count, all_whole, sizes):
 def test_next_images_are_read_while_the_network_runs():
   read = threading.Event()
 
-  def tell():
+  def tell(check):
     read.set()
     return np.array(1), None
 

@@ -202,5 +202,5 @@ def test_an_image_can_come_from_standard_input(monkeypatch):
   content.seek(0)
   monkeypatch.setattr('sys.stdin', io.TextIOWrapper(content))
   [item] = sources.of_paths(['-']).items()
-  pixels, label = item.read()
+  pixels, label = item.read(True)
   assert pixels.tolist() == [[[255, 0, 0]] * 3] * 2 and label is None
