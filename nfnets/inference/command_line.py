@@ -125,24 +125,6 @@ def add_data_arguments(
   )
 
 
-def add_image_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the arguments that say which images go through the network."""
-  parser.add_argument(
-    'paths',
-    nargs='+',
-    metavar='IMAGE',
-    help='an image in any format that Pillow reads, or a folder: all images in '
-    'it, at any depth, but for hidden ones and links to folders',
-  )
-  parser.add_argument(
-    '--batch_size',
-    type=positive,
-    default=8,
-    metavar='N',
-    help='how many images go through the network together (8)',
-  )
-
-
 def run(
   command: Callable[[argparse.Namespace], int], args: argparse.Namespace
 ) -> int:
@@ -239,7 +221,7 @@ def open_data(args: argparse.Namespace) -> Any:
 def check_images_can_be_read() -> None:
   """Raises CommandError if a package that prepares images is missing.
 
-  `nfnets.inference.images` and `predict` can be imported if not.
+  `nfnets.inference.images` and `many` can be imported if not.
   """
   names = ['PIL', 'tqdm']
   if not importlib.util.find_spec('simplejpeg'):  # TensorFlow decodes JPEGs.

@@ -23,7 +23,6 @@ import re
 import shutil
 from typing import Any, BinaryIO
 
-import filelock
 import numpy as np
 
 from nfnets import paths as paths_lib
@@ -59,7 +58,10 @@ class Journal:
     self.folder = _folder(output)
     self._settings = self.folder / 'settings.json'
     self._rows = self.folder / 'rows.jsonl'
-    self._lock = filelock.FileLock(self.folder / 'lock')
+    # For commands that print what they compute it is not imported.
+    import filelock
+
+    self._lock = filelock.FileLock(self.folder / 'lock', blocking=False)
     self._files: list[BinaryIO] = []
 
   @property
@@ -215,8 +217,8 @@ class Journal:
 
   def _take_lock(self) -> None:
     try:
-      self._lock.acquire(blocking=False)
-    except filelock.Timeout as error:
+      self._lock.acquire()
+    except TimeoutError as error:
       raise JournalError(
         f'another command is writing {self.output} at this moment.'
       ) from error

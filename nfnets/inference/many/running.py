@@ -267,6 +267,7 @@ def open_journal(args: argparse.Namespace, has_vectors: bool) -> Journal | None:
   if args.output is None:
     return None
   command_line.check_output(args.output)
+  command_line.check_installed('--output', ('filelock',), 'train')
   if args.output.endswith('.parquet'):
     command_line.check_installed('Writing Parquet', ('pyarrow',), 'train')
   journal = Journal(args.output, has_vectors)
