@@ -1,0 +1,95 @@
+"""Images to begin with: from the test split of a run."""
+
+import io
+import os
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+import tensorflow as tf
+
+from nfnets import paths
+from nfnets.data import builders, dataset, source
+from nfnets.inference import classes, report
+from nfnets.inference.demo import uploads
+
+_MOST_READ = 200  # Records, in search of one of each class.
+
+
+class Example(NamedTuple):
+  """A file with an image, and the name of its class."""
+
+  path: str
+  name: str
+
+
+def of_run(run: str, folder: str, most: int = 10) -> list[Example]:
+  """Copies a few test images of a run, of different classes where it can.
+
+  Args:
+    run: the folder of the run, or a file in it.
+    folder: where to put them; it is made.
+    most: how many.
+
+  Returns:
+    The copies; none if it is no run's folder.
+
+  Raises:
+    ValueError: if the run's dataset cannot be read.
+  """
+  where = paths.path(run)
+  if not paths.is_dir(where):
+    where = where.parent
+  if not paths.is_file(where / 'run.json'):
+    return []
+  settings = report.read_run(where)['settings']
+  name = settings.get('which_dataset')
+  if settings.get('fake_data') or not name:
+    return []
+  builder = dataset.load_builder(name, settings.get('data_dir') or None)
+  names = builders.class_names(builder)
+  chosen = _choose(source.Source(builder, 'test'), most)
+  os.makedirs(folder)
+  found = []
+  for number, (label, content) in enumerate(chosen):
+    path = os.path.join(folder, f'example_{number:02}.png')
+    with open(path, 'wb') as file:
+      file.write(content)
+    found.append(Example(path, classes.on_one_line(names[label])))
+  return found
+
+
+def _choose(images: source.Source, most: int) -> list[tuple[int, bytes]]:
+  """Returns labels and images: of as many classes as there are, in order."""
+  found: dict[int, bytes] = {}
+  others: list[tuple[int, bytes]] = []
+  count = min(images.num_examples, _MOST_READ)
+  try:
+    for index in np.linspace(0, images.num_examples - 1, count, dtype=int):
+      (record,) = images.read(np.array([index]))
+      try:
+        image, label = (np.asarray(x) for x in images.parse(record))
+        content = _png(image)
+      except (tf.errors.OpError, uploads.UploadError):
+        continue  # It is damaged; there are others.
+      if int(label) not in found:
+        found[int(label)] = content
+      elif len(others) < most:
+        others.append((int(label), content))
+      if len(found) == most:
+        break
+  finally:
+    images.close()
+  return sorted((*found.items(), *others[: most - len(found)]))
+
+
+def _png(image: np.ndarray) -> bytes:
+  """Returns an image of a dataset as a file that every browser shows."""
+  if image.ndim == 0:
+    image = uploads.decode(image.item())
+    if isinstance(image, bytes):  # A JPEG.
+      return image
+  content = io.BytesIO()
+  channels = image[..., 0] if image.shape[-1] == 1 else image
+  Image.fromarray(channels).save(content, 'png')
+  return content.getvalue()
