@@ -7,12 +7,13 @@ images; on this machine alone.
 """
 
 import argparse
-import contextlib
+from collections.abc import Sequence
 import os
 import sys
 import threading
 
-from nfnets.inference import command_line
+from nfnets import imagenet
+from nfnets.inference import classes, command_line, networks
 
 _DESCRIPTION = """\
 Shows a page in the browser on which to try a network: drop an image, and see
@@ -95,55 +96,64 @@ def _demo(args: argparse.Namespace) -> int:
       2,
     )
   command_line.check_images_can_be_read()
-  command_line.check_installed('The page', ('gradio',), 'demo')
-  network = command_line.open_network(args)
-  if not network.num_classes:
-    raise command_line.CommandError(
-      f'{args.weights} has no last layer, so there are no classes to show.'
-    )
-  names = _names(args.labels, network)
-  with server.ended_by_signals() as ended, server.folder() as folder:
+  with server.folder() as folder:
+    command_line.check_installed('The page', ('gradio',), 'demo')
+    network = command_line.open_network(args)
+    if not network.num_classes:
+      raise command_line.CommandError(
+        f'{args.weights} has no last layer, so there are no classes to show.'
+      )
     try:
-      status = _serve(args, network, names, folder, ended)
+      _serve(args, network, folder)
     except (OSError, ValueError) as error:
       raise command_line.CommandError(error) from error
-  sys.stdout.flush()
   # The network may be computing, and Python's own end would crash then.
-  os._exit(status)
+  os._exit(0)
 
 
-def _serve(args, network, names, folder, ended) -> int:
-  from nfnets.inference.demo import answers as answers_lib
-  from nfnets.inference.demo import examples, neighbours, page, server
+def _serve(
+  args: argparse.Namespace,
+  network: networks.Network,
+  folder: str,
+) -> None:
+  """Shows the page until somebody ends it."""
+  from nfnets.inference.demo import (
+    answers as answers_lib,
+    examples,
+    neighbours,
+    page,
+    server,
+  )
 
   index = None
   if args.embeddings:
     index = neighbours.load(args.embeddings, network.name)
-  found = examples.of_run(args.weights, os.path.join(folder, 'examples'))
-  answers = answers_lib.Answers(network, names)
+  answers = answers_lib.Answers(network, _names(args.labels, network))
   blocks = page.Page(
     answers,
     folder,
-    title=f'{args.weights}: {network.num_classes} classes',
-    examples=found,
+    title=f'{args.weights} · {network.num_classes} classes · '
+    f'{network.image_size} × {network.image_size} pixels · {network.runtime}, '
+    f'{network.precision}',
+    examples=examples.of_run(args.weights, os.path.join(folder, 'examples')),
     index=index,
     images=args.images,
   ).build()
   url, close = server.launch(
     blocks, folder, args.host, args.port, args.share, page.style()
   )
-  with contextlib.ExitStack() as stack:
-    stack.callback(close)
-    threading.Thread(target=answers.warm_up, daemon=True).start()
-    print(f'{url} (Ctrl-C ends it)', flush=True)
-    ended.wait()
-  return 0
+  threading.Thread(target=answers.warm_up, daemon=True).start()
+  print(f'{url} (Ctrl-C ends it)', flush=True)
+  try:
+    threading.Event().wait()
+  except KeyboardInterrupt:
+    close()
 
 
-def _names(labels, network):
-  from nfnets import imagenet
-  from nfnets.inference import classes
-
+def _names(
+  labels: str | None, network: networks.Network
+) -> Sequence[str]:
+  """Returns the names of the classes."""
   if labels is not None:
     return classes.read_labels(labels)
   if network.class_names:

@@ -26,7 +26,7 @@ pytest.importorskip('gradio')
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _NAMES = ('chromium', 'chromium-browser', 'google-chrome')
 _CHROMIUM = next(filter(None, map(shutil.which, _NAMES)), None)
-_SECONDS = 60_000  # Milliseconds; compiling is part of the first answer.
+_SECONDS = 30_000  # Milliseconds; compiling is part of the first answer.
 
 
 @pytest.fixture(scope='module')
@@ -41,9 +41,8 @@ def run(home):
   folder = home / 'run'
   folder.mkdir()
   _, params = quick_lib.digits()
-  weights.save_weights(
-    folder / 'weights.safetensors', params, metadata={'model': 'nfnet_digits'}
-  )
+  metadata = {'model': 'nfnet_digits', 'class_names': list('0123456789')}
+  weights.save_weights(folder / 'weights.safetensors', params, metadata=metadata)
   settings = {'which_dataset': 'digits', 'data_dir': str(home / 'data')}
   (folder / 'run.json').write_text(json.dumps({'settings': settings}))
   collection = folder / 'collection'
@@ -100,7 +99,7 @@ def server(home, run):
     f'--images={collection}',
   ) as (url, process):
     yield url
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
   assert not os.listdir(home / 'tmp')
   assert not os.listdir(home / 'cwd')
@@ -158,7 +157,8 @@ def upload(page, name, content, where='#image'):
 def check_answer(page):
   says(page, ANSWER)
   page.locator('#stages figure').nth(4).wait_for()
-  assert page.locator('#top').get_by_text('%').count() == 5
+  bars = page.locator('#top').get_by_text('%')
+  sync_api.expect(bars).to_have_count(5)
   assert page.locator('#pictures figure').count() == 2
 
 
@@ -230,7 +230,7 @@ def test_keyboard_is_enough(page):
       break
   page.keyboard.press('Enter')
   check_answer(page)
-  page.get_by_role('tab', name='Image').focus()
+  page.get_by_role('tab', name='Image', exact=True).focus()
   page.keyboard.press('ArrowRight')
   page.keyboard.press('Enter')
   pad = page.locator('#sketch canvas')
@@ -271,10 +271,3 @@ def test_narrow_window_needs_no_scrolling_sideways(page):
 def test_nothing_is_asked_of_another_machine(page, server, requests):
   hosts = {urllib.parse.urlsplit(url).netloc for url in requests}
   assert hosts - {''} == {urllib.parse.urlsplit(server).netloc}
-
-
-def test_ctrl_c_leaves_nothing_behind(home, run):
-  with serving(home, run) as (_, process):
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
-  assert not os.listdir(home / 'tmp')

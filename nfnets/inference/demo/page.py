@@ -25,6 +25,14 @@ _FOLDER = pathlib.Path(__file__).parent
 _NEIGHBOURS = 8
 _THUMBNAIL = 256
 _TABLE_THUMBNAIL = 64
+_ON_BUTTON = '''
+element.addEventListener('click', event => {
+  const button = event.target.closest('button');
+  if (!button) return;
+  props.value = button.dataset.number;
+  trigger('click');
+});
+'''
 _ALERT = '<p class="alert">'
 _STAGES = [f'Stage {i + 1}, stride {2 ** (i + 1)}' for i in range(5)]
 
@@ -108,11 +116,9 @@ class Page:
           elem_id='image',
         )
         if self._examples:
-          made['examples'] = gr.Dataset(
-            label='Examples, of the test images',
-            components=[made['image']],
-            samples=[[example.path] for example in self._examples],
-            type='index',
+          made['examples'] = gr.HTML(
+            html_template=_buttons(self._examples),
+            js_on_load=_ON_BUTTON,
             elem_id='examples',
           )
       if sketch.is_for(self._network.name, self._network.class_names):
@@ -214,9 +220,9 @@ class Page:
         yield update
 
   def _on_example(self, number: Any, method: Any) -> Iterator[dict]:
-    if not isinstance(number, int) or not 0 <= number < len(self._examples):
+    if number not in map(str, range(len(self._examples))):
       raise gr.Error('There is no such example.')
-    path = self._examples[number].path
+    path = self._examples[int(number)].path
     for update in self._show(lambda: uploads.read(pathlib.Path(path)), method):
       yield {**update, self._out['image']: path}
 
@@ -347,6 +353,18 @@ class Page:
       'Looking at it … The first answer takes longer, while the network is '
       'compiled for this machine.'
     )
+
+
+def _buttons(examples: Sequence[Example]) -> str:
+  """Returns images to choose from, as HTML."""
+  parts = []
+  for number, example in enumerate(examples):
+    url = pictures.data_url(_thumbnail(uploads.read(pathlib.Path(example.path))))
+    parts.append(
+      f'<button type="button" data-number="{number}"><img alt="" src="{url}">'
+      f'{html.escape(example.name)}</button>'
+    )
+  return f'<h2>Examples</h2><div class="choices">{"".join(parts)}</div>'
 
 
 def _status(text: str, is_error: bool = False) -> str:

@@ -1,6 +1,6 @@
 """Starts the page, waits, and leaves nothing behind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import ipaddress
 import logging
@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 from typing import Any
 
 from nfnets.inference.demo import guard, uploads
@@ -39,36 +38,33 @@ def is_loopback(host: str) -> bool:
 
 
 @contextlib.contextmanager
-def folder():
+def folder() -> Iterator[str]:
   """Gives a folder for all files of the page, which is removed at the end.
 
-  It has to be there before Gradio is imported, which looks for its name.
+  Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt meanwhile. It has to be
+  there before Gradio is imported, which looks for its name.
   """
+  names = ('SIGINT', 'SIGTERM', 'SIGHUP')
+  signals = [getattr(signal, x) for x in names if hasattr(signal, x)]
+  before = {x: signal.signal(x, signal.default_int_handler) for x in signals}
   path = os.path.realpath(tempfile.mkdtemp(prefix='nfnets_demo_'))
   os.environ.update(
     GRADIO_TEMP_DIR=path,
     GRADIO_EXAMPLES_CACHE=os.path.join(path, 'examples_cache'),
     GRADIO_ANALYTICS_ENABLED='False',
     HF_HUB_DISABLE_TELEMETRY='1',
+    # They write to the home folder when they are imported.
+    KERAS_HOME=os.path.join(path, 'keras'),
+    MPLCONFIGDIR=os.path.join(path, 'matplotlib'),
   )
-  before, tempfile.tempdir = tempfile.tempdir, path
+  folder_before, tempfile.tempdir = tempfile.tempdir, path
   try:
     yield path
   finally:
-    tempfile.tempdir = before
+    for number in signals:  # A second Ctrl-C would leave files behind.
+      signal.signal(number, signal.SIG_IGN)
+    tempfile.tempdir = folder_before
     shutil.rmtree(path, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def ended_by_signals():
-  """Gives an event that Ctrl-C and SIGTERM set, instead of what they do."""
-  event = threading.Event()
-  names = ('SIGINT', 'SIGTERM', 'SIGHUP')
-  numbers = [getattr(signal, x) for x in names if hasattr(signal, x)]
-  before = {x: signal.signal(x, lambda *_: event.set()) for x in numbers}
-  try:
-    yield event
-  finally:
     for number, handler in before.items():
       signal.signal(number, handler)
 
