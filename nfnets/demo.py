@@ -95,8 +95,8 @@ def _demo(args: argparse.Namespace) -> int:
       'enough: ssh -L 7860:127.0.0.1:7860 MACHINE.',
       2,
     )
-  command_line.check_images_can_be_read()
   with server.folder() as folder:
+    command_line.check_images_can_be_read()
     command_line.check_installed('The page', ('gradio',), 'demo')
     network = command_line.open_network(args)
     if not network.num_classes:
@@ -117,13 +117,8 @@ def _serve(
   folder: str,
 ) -> None:
   """Shows the page until somebody ends it."""
-  from nfnets.inference.demo import (
-    answers as answers_lib,
-    examples,
-    neighbours,
-    page,
-    server,
-  )
+  from nfnets.inference.demo import answers as answers_lib
+  from nfnets.inference.demo import examples, neighbours, page, server
 
   index = None
   if args.embeddings:
@@ -150,9 +145,7 @@ def _serve(
     close()
 
 
-def _names(
-  labels: str | None, network: networks.Network
-) -> Sequence[str]:
+def _names(labels: str | None, network: networks.Network) -> Sequence[str]:
   """Returns the names of the classes."""
   if labels is not None:
     return classes.read_labels(labels)

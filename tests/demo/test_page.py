@@ -42,7 +42,9 @@ def run(home):
   folder.mkdir()
   _, params = quick_lib.digits()
   metadata = {'model': 'nfnet_digits', 'class_names': list('0123456789')}
-  weights.save_weights(folder / 'weights.safetensors', params, metadata=metadata)
+  weights.save_weights(
+    folder / 'weights.safetensors', params, metadata=metadata
+  )
   settings = {'which_dataset': 'digits', 'data_dir': str(home / 'data')}
   (folder / 'run.json').write_text(json.dumps({'settings': settings}))
   collection = folder / 'collection'
@@ -231,7 +233,7 @@ def test_keyboard_is_enough(page):
   page.keyboard.press('Enter')
   check_answer(page)
   page.get_by_role('tab', name='Image', exact=True).focus()
-  page.keyboard.press('ArrowRight')
+  page.keyboard.press('Tab')  # The next one is that of the sketch pad.
   page.keyboard.press('Enter')
   pad = page.locator('#sketch canvas')
   for _ in range(5):
@@ -249,13 +251,13 @@ def test_everything_that_can_be_operated_has_a_name(page):
   page.locator('#examples button').first.click()
   check_answer(page)
   page.locator('#neighbours figure').first.wait_for()
-  nameless = page.evaluate('''() => [...document.querySelectorAll(
+  nameless = page.evaluate("""() => [...document.querySelectorAll(
     'button, input, select, textarea, a[href], canvas, [tabindex="0"]'
   )].filter(x => x.checkVisibility() && !(
     x.innerText?.trim() || x.getAttribute('aria-label') || x.title ||
     x.labels?.length || x.getAttribute('aria-labelledby') ||
     x.querySelector('img[alt]:not([alt=""])')
-  )).map(x => x.outerHTML.slice(0, 300))''')
+  )).map(x => x.outerHTML.slice(0, 300))""")
   assert not nameless
 
 

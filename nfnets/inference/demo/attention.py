@@ -86,7 +86,7 @@ class Attention:
     return jax.make_jaxpr(self._forward)(self._params, self._state, images)
 
   def _logits_after(self, stage: int) -> Callable[..., jax.Array]:
-    """Returns (map, params, state) -> logits [classes], the rest of the network.
+    """Returns the rest of a network: (map, params, state) -> logits [K].
 
     It is the traced program with the map as one more input, in the place of the
     operation that makes it. The networks need not know, and XLA compiles only

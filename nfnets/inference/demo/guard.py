@@ -106,7 +106,9 @@ class Guard:
     self._per_minute = per_minute
     self._rate = Rate(per_minute)
 
-  async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+  async def __call__(
+    self, scope: Message, receive: Receive, send: Send
+  ) -> None:
     """Serves one request."""
     if scope['type'] == 'lifespan':
       await self._app(scope, receive, send)
@@ -128,7 +130,9 @@ class Guard:
     """Returns where to read the request from, or raises Refused."""
     if scope['type'] != 'http':
       raise Refused(403, 'Only HTTP is served here.')
-    headers = {k.decode('latin-1'): v.decode('latin-1') for k, v in scope['headers']}
+    headers = {
+      k.decode('latin-1'): v.decode('latin-1') for k, v in scope['headers']
+    }
     self._check_origin(headers)
     path = scope['path']
     if path.startswith(_FILE):
@@ -172,7 +176,7 @@ class Guard:
 
 
 async def _checked_message(receive: Receive) -> Receive:
-  """Reads a JSON message; refuses it if it has Gradio fetch a file elsewhere."""
+  """Reads a JSON message; refuses one that has Gradio fetch a file."""
   content, more = b'', True
   while more:
     part = await receive()

@@ -39,7 +39,7 @@ class Index:
       for i in range(0, len(embeddings), _ROWS)
     ]
     # Of what has no direction, the similarity is 0.
-    self._lengths = np.maximum(np.concatenate(lengths), 1e-30)
+    self._lengths = np.maximum(np.concatenate(lengths), 1e-15)
 
   def nearest(self, embedding: np.ndarray, k: int) -> list[Neighbour]:
     """Returns the k most similar images, the most similar first.
@@ -57,7 +57,7 @@ class Index:
         f'The embeddings have {own} numbers, and the network makes '
         f'{len(embedding)}.'
       )
-    length = max(float(np.linalg.norm(embedding)), 1e-30)
+    length = max(float(np.linalg.norm(embedding)), 1e-15)
     similarity = self._embeddings @ embedding / (self._lengths * length)
     k = min(k, len(similarity))
     found = np.argpartition(-similarity, k - 1)[:k]

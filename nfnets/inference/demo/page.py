@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from nfnets.inference import classes
+from nfnets.inference.demo import answers as answers_lib
 from nfnets.inference.demo import (
-  answers as answers_lib,
   neighbours,
   pictures,
   server,
@@ -25,14 +25,14 @@ _FOLDER = pathlib.Path(__file__).parent
 _NEIGHBOURS = 8
 _THUMBNAIL = 256
 _TABLE_THUMBNAIL = 64
-_ON_BUTTON = '''
+_ON_BUTTON = """
 element.addEventListener('click', event => {
   const button = event.target.closest('button');
   if (!button) return;
   props.value = button.dataset.number;
   trigger('click');
 });
-'''
+"""
 _ALERT = '<p class="alert">'
 _STAGES = [f'Stage {i + 1}, stride {2 ** (i + 1)}' for i in range(5)]
 
@@ -146,7 +146,7 @@ class Page:
       elem_id='status',
     )
     made['seen'] = gr.State()
-    with gr.Column(visible=False, elem_id='answer') as made['answer']:
+    with gr.Column(visible='hidden', elem_id='answer') as made['answer']:
       made['top'] = gr.Label(
         label='Most probable classes', show_heading=False, elem_id='top'
       )
@@ -169,7 +169,7 @@ class Page:
       made['neighbours'] = gr.HTML(
         elem_id='neighbours', visible=self._index is not None
       )
-    made['table'] = gr.HTML(elem_id='table', visible=False)
+    made['table'] = gr.HTML(elem_id='table', visible='hidden')
     return made
 
   def _connect(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
@@ -186,9 +186,7 @@ class Page:
       'api_visibility': 'private',
     }
     method = outputs['method']
-    inputs['image'].input(
-      self._on_image, [inputs['image'], method], **settings
-    )
+    inputs['image'].input(self._on_image, [inputs['image'], method], **settings)
     if 'examples' in inputs:
       inputs['examples'].click(
         self._on_example, [inputs['examples'], method], **settings
@@ -261,7 +259,7 @@ class Page:
     yield {
       out['status']: _status(f'{name}, {probability:.1%}.'),
       out['answer']: gr.update(visible=True),
-      out['table']: gr.update(visible=False),
+      out['table']: gr.update(visible='hidden'),
       out['seen']: seen,
       out['top']: {answers.names[i]: p for i, p in seen.top},
       out['label']: best,
@@ -271,9 +269,7 @@ class Page:
     if self._index is not None:
       yield {out['neighbours']: self._neighbours(self._index, seen)}
 
-  def _pictures(
-    self, seen: answers_lib.Seen, label: int, method: Any
-  ) -> str:
+  def _pictures(self, seen: answers_lib.Seen, label: int, method: Any) -> str:
     answers = self._answers
     if method not in answers.methods:
       method = answers.method
@@ -290,9 +286,7 @@ class Page:
   def _stages(self, seen: answers_lib.Seen) -> list[tuple[np.ndarray, str]]:
     return list(zip(self._answers.stages(seen), _STAGES, strict=True))
 
-  def _neighbours(
-    self, index: neighbours.Index, seen: answers_lib.Seen
-  ) -> str:
+  def _neighbours(self, index: neighbours.Index, seen: answers_lib.Seen) -> str:
     try:
       found = index.nearest(self._answers.embed(seen), _NEIGHBOURS)
     except ValueError as error:
@@ -314,7 +308,7 @@ class Page:
     payloads = payloads[: server.MAX_FILES]
     yield {
       **self._cleared(self._waiting()),
-      out['table']: gr.update(visible=False),
+      out['table']: gr.update(visible='hidden'),
     }
     rows, failed = [], 0
     for number, payload in enumerate(payloads):
@@ -341,8 +335,8 @@ class Page:
     out = self._out
     return {
       out['status']: _status(text, is_error),
-      out['answer']: gr.update(visible=False),
-      out['table']: gr.update(visible=False),
+      out['answer']: gr.update(visible='hidden'),
+      out['table']: gr.update(visible='hidden'),
       out['seen']: None,
     }
 
@@ -359,7 +353,9 @@ def _buttons(examples: Sequence[Example]) -> str:
   """Returns images to choose from, as HTML."""
   parts = []
   for number, example in enumerate(examples):
-    url = pictures.data_url(_thumbnail(uploads.read(pathlib.Path(example.path))))
+    url = pictures.data_url(
+      _thumbnail(uploads.read(pathlib.Path(example.path)))
+    )
     parts.append(
       f'<button type="button" data-number="{number}"><img alt="" src="{url}">'
       f'{html.escape(example.name)}</button>'
@@ -371,9 +367,7 @@ def _status(text: str, is_error: bool = False) -> str:
   return f'{_ALERT if is_error else "<p>"}{html.escape(text)}</p>'
 
 
-def _figures(
-  title: str, shown: Sequence[tuple[np.ndarray | None, str]]
-) -> str:
+def _figures(title: str, shown: Sequence[tuple[np.ndarray | None, str]]) -> str:
   """Returns pictures with their captions, as HTML."""
   parts = []
   for picture, caption in shown:
@@ -382,9 +376,7 @@ def _figures(
     if picture is not None:
       # The caption says it already.
       image = f'<img alt="" src="{pictures.data_url(picture)}">'
-    parts.append(
-      f'<figure>{image}<figcaption>{caption}</figcaption></figure>'
-    )
+    parts.append(f'<figure>{image}<figcaption>{caption}</figcaption></figure>')
   heading = f'<h2>{html.escape(title)}</h2>' if title else ''
   return f'{heading}<div class="figures">{"".join(parts)}</div>'
 

@@ -34,9 +34,7 @@ def enlarge(picture: np.ndarray, side: int) -> np.ndarray:
   return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def heat(
-  values: np.ndarray, side: int, is_smooth: bool = True
-) -> np.ndarray:
+def heat(values: np.ndarray, side: int, is_smooth: bool = True) -> np.ndarray:
   """Returns a map [h, w] in colours, from its least to its greatest value."""
   values = np.float32(values)
   span = np.ptp(values)
@@ -72,4 +70,6 @@ def data_url(picture: np.ndarray) -> str:
   """Returns a picture as a PNG that stands in a page itself."""
   content = io.BytesIO()
   Image.fromarray(picture).save(content, 'png')
-  return 'data:image/png;base64,' + base64.b64encode(content.getvalue()).decode()
+  return (
+    'data:image/png;base64,' + base64.b64encode(content.getvalue()).decode()
+  )
