@@ -30,6 +30,7 @@ after Ctrl-C or SIGTERM, 1 for a failure and 2 for a wrong command.
 def main(argv: list[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
   parser = command_line.make_parser('demo', _DESCRIPTION, _EPILOG)
+  command_line.add_runtime_arguments(parser)
   parser.add_argument(
     '--labels',
     metavar='FILE',
@@ -118,7 +119,7 @@ def _serve(
 ) -> None:
   """Shows the page until somebody ends it."""
   from nfnets.inference.demo import answers as answers_lib
-  from nfnets.inference.demo import examples, neighbours, page, server
+  from nfnets.inference.demo import neighbours, page, server
 
   index = None
   if args.embeddings:
@@ -130,7 +131,7 @@ def _serve(
     title=f'{args.weights} · {network.num_classes} classes · '
     f'{network.image_size} × {network.image_size} pixels · {network.runtime}, '
     f'{network.precision}',
-    examples=examples.of_run(args.weights, os.path.join(folder, 'examples')),
+    examples=_examples(args.weights, os.path.join(folder, 'examples')),
     index=index,
     images=args.images,
   ).build()
@@ -145,10 +146,27 @@ def _serve(
     close()
 
 
+def _examples(run: str, folder: str) -> Sequence[tuple[str, str]]:
+  """Returns test images of a run; without them, the page has none."""
+  try:
+    from nfnets.inference.demo import examples
+
+    return examples.of_run(run, folder)
+  except (ModuleNotFoundError, OSError, ValueError) as error:
+    print(f'There are no examples on the page: {error}', file=sys.stderr)
+    return ()
+
+
 def _names(labels: str | None, network: networks.Network) -> Sequence[str]:
   """Returns the names of the classes."""
   if labels is not None:
-    return classes.read_labels(labels)
+    names = classes.read_labels(labels)
+    if len(names) != network.num_classes:
+      raise ValueError(
+        f'{labels} has {len(names)} names, and the network has '
+        f'{network.num_classes} classes.'
+      )
+    return names
   if network.class_names:
     return network.class_names
   if network.num_classes == 1000:

@@ -1,18 +1,14 @@
 """The page in a browser, at the server that the command starts."""
 
-import contextlib
 import json
 import os
-import pathlib
 import re
-import shutil
 import signal
-import subprocess
-import sys
 import urllib.parse
 
 import bad_files
 import numpy as np
+import page_lib
 from PIL import Image
 import pytest
 import quick_lib
@@ -23,9 +19,6 @@ pytestmark = pytest.mark.slow
 sync_api = pytest.importorskip('playwright.sync_api')
 pytest.importorskip('gradio')
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
-_NAMES = ('chromium', 'chromium-browser', 'google-chrome')
-_CHROMIUM = next(filter(None, map(shutil.which, _NAMES)), None)
 _SECONDS = 30_000  # Milliseconds; compiling is part of the first answer.
 
 
@@ -62,43 +55,23 @@ def run(home):
   return folder
 
 
-@contextlib.contextmanager
-def serving(home, run, *args):
-  """Starts the command; yields its address and the process."""
-  for name in ('tmp', 'cwd'):
-    (home / name).mkdir(exist_ok=True)
-  process = subprocess.Popen(
-    [
-      *(sys.executable, '-m', 'nfnets.demo', f'--weights={run}', '--port=0'),
-      *args,
-    ],
-    cwd=home / 'cwd',
-    env={
-      **os.environ,
-      'PYTHONPATH': str(_ROOT),
-      'HOME': str(home),
-      'XDG_CACHE_HOME': str(home / 'cache'),
-      'TMPDIR': str(home / 'tmp'),
-      'PYTHONDONTWRITEBYTECODE': '1',
-    },
-    stdout=subprocess.PIPE,
-    text=True,
-  )
-  try:
-    line = process.stdout.readline()
-    yield re.match(r'(http://127\.0\.0\.1:\d+/) ', line)[1], process
-  finally:
-    process.kill()
-    process.wait()
-
-
 @pytest.fixture(scope='module')
 def server(home, run):
   """The address of the page."""
   collection = run / 'collection'
-  with serving(
-    *(home, run, f'--embeddings={run / "embeddings.npz"}'),
+  for name in ('tmp', 'cwd'):
+    (home / name).mkdir()
+  folders = {
+    'HOME': str(home),
+    'XDG_CACHE_HOME': str(home / 'cache'),
+    'TMPDIR': str(home / 'tmp'),
+  }
+  with page_lib.serving(
+    f'--weights={run}',
+    f'--embeddings={run / "embeddings.npz"}',
     f'--images={collection}',
+    cwd=home / 'cwd',
+    env=folders,
   ) as (url, process):
     yield url
     process.send_signal(signal.SIGINT)
@@ -113,14 +86,10 @@ def server(home, run):
 
 @pytest.fixture(scope='module')
 def browser():
-  if _CHROMIUM is None:
+  if page_lib.CHROMIUM is None:
     pytest.skip('there is no Chromium')
-  with sync_api.sync_playwright() as playwright:
-    browser = playwright.chromium.launch(
-      executable_path=_CHROMIUM, args=['--no-sandbox']
-    )
+  with page_lib.browsing() as browser:
     yield browser
-    browser.close()
 
 
 @pytest.fixture(scope='module')

@@ -2,7 +2,6 @@
 
 import io
 import os
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -16,14 +15,7 @@ from nfnets.inference.demo import uploads
 _MOST_READ = 200  # Records, in search of one of each class.
 
 
-class Example(NamedTuple):
-  """A file with an image, and the name of its class."""
-
-  path: str
-  name: str
-
-
-def of_run(run: str, folder: str, most: int = 10) -> list[Example]:
+def of_run(run: str, folder: str, most: int = 10) -> list[tuple[str, str]]:
   """Copies a few test images of a run, of different classes where it can.
 
   Args:
@@ -32,11 +24,13 @@ def of_run(run: str, folder: str, most: int = 10) -> list[Example]:
     most: how many.
 
   Returns:
-    The copies; none if it is no run's folder.
+    The copies and the names of their classes; none if it is no run's folder.
 
   Raises:
     ValueError: if the run's dataset cannot be read.
   """
+  if '://' in run and not paths.is_remote(run):
+    return []  # The name of something that is fetched.
   where = paths.path(run)
   if not paths.is_dir(where):
     where = where.parent
@@ -55,7 +49,7 @@ def of_run(run: str, folder: str, most: int = 10) -> list[Example]:
     path = os.path.join(folder, f'example_{number:02}.png')
     with open(path, 'wb') as file:
       file.write(content)
-    found.append(Example(path, classes.on_one_line(names[label])))
+    found.append((path, classes.on_one_line(names[label])))
   return found
 
 

@@ -19,7 +19,6 @@ from nfnets.inference.demo import (
   sketch,
   uploads,
 )
-from nfnets.inference.demo.examples import Example
 
 _FOLDER = pathlib.Path(__file__).parent
 _NEIGHBOURS = 8
@@ -57,7 +56,7 @@ class Page:
     folder: str,
     *,
     title: str,
-    examples: Sequence[Example] = (),
+    examples: Sequence[tuple[str, str]] = (),
     index: neighbours.Index | None = None,
     images: str = '',
   ):
@@ -67,7 +66,7 @@ class Page:
       answers: the network's.
       folder: where uploads are.
       title: what is said of the weights, in a line.
-      examples: images to begin with.
+      examples: images to begin with: paths, and names of their classes.
       index: a collection in which to look for similar images.
       images: the folder that the collection's paths start from.
     """
@@ -220,7 +219,7 @@ class Page:
   def _on_example(self, number: Any, method: Any) -> Iterator[dict]:
     if number not in map(str, range(len(self._examples))):
       raise gr.Error('There is no such example.')
-    path = self._examples[int(number)].path
+    path, _ = self._examples[int(number)]
     for update in self._show(lambda: uploads.read(pathlib.Path(path)), method):
       yield {**update, self._out['image']: path}
 
@@ -349,16 +348,14 @@ class Page:
     )
 
 
-def _buttons(examples: Sequence[Example]) -> str:
+def _buttons(examples: Sequence[tuple[str, str]]) -> str:
   """Returns images to choose from, as HTML."""
   parts = []
-  for number, example in enumerate(examples):
-    url = pictures.data_url(
-      _thumbnail(uploads.read(pathlib.Path(example.path)))
-    )
+  for number, (path, name) in enumerate(examples):
+    url = pictures.data_url(_thumbnail(uploads.read(pathlib.Path(path))))
     parts.append(
       f'<button type="button" data-number="{number}"><img alt="" src="{url}">'
-      f'{html.escape(example.name)}</button>'
+      f'{html.escape(name)}</button>'
     )
   return f'<h2>Examples</h2><div class="choices">{"".join(parts)}</div>'
 
