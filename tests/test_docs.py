@@ -25,6 +25,7 @@ _PAGES = (
   'docs/finetuning.md',
   'docs/inference.md',
   'docs/runtimes.md',
+  'docs/demo.md',
   'docs/looking.md',
   'docs/buckets.md',
   'docs/planning.md',

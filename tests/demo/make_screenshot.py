@@ -29,7 +29,7 @@ def main(run: str) -> None:
     process.send_signal(signal.SIGINT)
     process.wait()
   image = Image.open(io.BytesIO(content)).convert('RGB')
-  image.quantize(256).save(_OUTPUT, optimize=True)
+  image.save(_OUTPUT, optimize=True)
   print(_OUTPUT, f'{_OUTPUT.stat().st_size / 1e3:.0f} kB')
 
 
