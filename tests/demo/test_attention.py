@@ -73,7 +73,7 @@ def test_gradient_is_that_of_finite_differences():
   np.testing.assert_allclose(found[at], np.linalg.norm(slopes), rtol=0.02)
 
 
-@pytest.mark.parametrize('name', ['NF_RegNet', 'ResNet', 'FixUp_ResNet'])
+@pytest.mark.parametrize('name', ['ResNet', 'FixUp_ResNet'])
 def test_rest_of_a_network_makes_the_same_logits_of_any_map(name):
   model, params, forward = tiny(name)
   out = forward(params, IMAGES)

@@ -2,17 +2,15 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import html
-import io
 import pathlib
 from typing import Any
 
 import gradio as gr
 import numpy as np
-from PIL import Image
 
-from nfnets.inference import classes
 from nfnets.inference.demo import answers as answers_lib
 from nfnets.inference.demo import (
+  markup,
   neighbours,
   pictures,
   server,
@@ -22,17 +20,13 @@ from nfnets.inference.demo import (
 
 _FOLDER = pathlib.Path(__file__).parent
 _NEIGHBOURS = 8
-_THUMBNAIL = 256
 _TABLE_THUMBNAIL = 64
 _ON_BUTTON = """
 element.addEventListener('click', event => {
   const button = event.target.closest('button');
-  if (!button) return;
-  props.value = button.dataset.number;
-  trigger('click');
+  if (button) trigger('click', {number: button.dataset.number});
 });
 """
-_ALERT = '<p class="alert">'
 _STAGES = [f'Stage {i + 1}, stride {2 ** (i + 1)}' for i in range(5)]
 
 
@@ -116,7 +110,7 @@ class Page:
         )
         if self._examples:
           made['examples'] = gr.HTML(
-            html_template=_buttons(self._examples),
+            markup.buttons(self._examples),
             js_on_load=_ON_BUTTON,
             elem_id='examples',
           )
@@ -140,7 +134,7 @@ class Page:
     methods = self._answers.methods
     made = {}
     made['status'] = gr.HTML(
-      _status('Choose an image.'),
+      markup.status('Choose an image.'),
       js_on_load="element.setAttribute('aria-live', 'polite');",
       elem_id='status',
     )
@@ -187,9 +181,7 @@ class Page:
     method = outputs['method']
     inputs['image'].input(self._on_image, [inputs['image'], method], **settings)
     if 'examples' in inputs:
-      inputs['examples'].click(
-        self._on_example, [inputs['examples'], method], **settings
-      )
+      inputs['examples'].click(self._on_example, method, **settings)
     if 'sketch' in inputs:
       inputs['sketch'].input(
         self._on_sketch, [inputs['sketch'], method], **settings
@@ -212,11 +204,12 @@ class Page:
       for update in self._show(
         lambda: uploads.read(uploads.find(payload, self._folder)), method
       ):
-        if update.get(self._out['status'], '').startswith(_ALERT):
+        if update.get(self._out['status'], '').startswith(markup.ALERT):
           update[self._out['image']] = None  # A broken one says nothing.
         yield update
 
-  def _on_example(self, number: Any, method: Any) -> Iterator[dict]:
+  def _on_example(self, method: Any, event: gr.EventData) -> Iterator[dict]:
+    number = getattr(event, 'number', None)
     if number not in map(str, range(len(self._examples))):
       raise gr.Error('There is no such example.')
     path, _ = self._examples[int(number)]
@@ -232,13 +225,13 @@ class Page:
   def _on_choice(self, seen: Any, label: Any, method: Any) -> dict:
     out, answers = self._out, self._answers
     if seen is None:
-      return {out['status']: _status('Choose an image first.', True)}
+      return {out['status']: markup.status('Choose an image first.', True)}
     seen = answers_lib.Seen(*seen)
     if not isinstance(label, int) or not 0 <= label < len(answers.names):
-      return {out['status']: _status('There is no such class.', True)}
+      return {out['status']: markup.status('There is no such class.', True)}
     said = f'What speaks for {answers.names[label]}.'
     return {
-      out['status']: _status(said),
+      out['status']: markup.status(said),
       out['pictures']: self._pictures(seen, label, method),
     }
 
@@ -247,7 +240,7 @@ class Page:
   ) -> Iterator[dict]:
     """Yields what changes on the page, as it is known."""
     out, answers = self._out, self._answers
-    yield {out['status']: _status(self._waiting())}
+    yield {out['status']: markup.status(self._waiting())}
     try:
       seen = answers.see(read())
     except uploads.UploadError as error:
@@ -256,7 +249,7 @@ class Page:
     best, probability = seen.top[0]
     name = answers.names[best]
     yield {
-      out['status']: _status(f'{name}, {probability:.1%}.'),
+      out['status']: markup.status(f'{name}, {probability:.1%}.'),
       out['answer']: gr.update(visible=True),
       out['table']: gr.update(visible='hidden'),
       out['seen']: seen,
@@ -264,7 +257,7 @@ class Page:
       out['label']: best,
       out['pictures']: self._pictures(seen, best, method),
     }
-    yield {out['stages']: _figures('Its five stages', self._stages(seen))}
+    yield {out['stages']: markup.figures('Its five stages', self._stages(seen))}
     if self._index is not None:
       yield {out['neighbours']: self._neighbours(self._index, seen)}
 
@@ -274,7 +267,7 @@ class Page:
       method = answers.method
     name = answers.names[label]
     side = self._network.image_size
-    return _figures(
+    return markup.figures(
       '',
       [
         (seen.picture, f'What it saw: {side} × {side} pixels'),
@@ -294,11 +287,13 @@ class Page:
     for path, similarity in found:
       # Of the collection, which the person has who has started this.
       try:
-        picture = _thumbnail(uploads.read(pathlib.Path(self._images, path)))
+        picture = markup.thumbnail(
+          uploads.read(pathlib.Path(self._images, path))
+        )
       except uploads.UploadError:
         picture = None
       shown.append((picture, f'{path} ({similarity:.3f})'))
-    return _figures('The most similar images', shown)
+    return markup.figures('The most similar images', shown)
 
   def _on_files(self, payloads: Any) -> Iterator[dict]:
     out, answers = self._out, self._answers
@@ -326,14 +321,14 @@ class Page:
         done += f', {failed} without an answer' if failed else ''
         done += f'; the first {server.MAX_FILES} are taken' if cut else ''
       yield {
-        out['status']: _status(f'{done}.'),
-        out['table']: gr.update(value=_table(rows), visible=True),
+        out['status']: markup.status(f'{done}.'),
+        out['table']: gr.update(value=markup.table(rows), visible=True),
       }
 
   def _cleared(self, text: str, is_error: bool = False) -> dict:
     out = self._out
     return {
-      out['status']: _status(text, is_error),
+      out['status']: markup.status(text, is_error),
       out['answer']: gr.update(visible='hidden'),
       out['table']: gr.update(visible='hidden'),
       out['seen']: None,
@@ -346,63 +341,3 @@ class Page:
       'Looking at it … The first answer takes longer, while the network is '
       'compiled for this machine.'
     )
-
-
-def _buttons(examples: Sequence[tuple[str, str]]) -> str:
-  """Returns images to choose from, as HTML."""
-  parts = []
-  for number, (path, name) in enumerate(examples):
-    url = pictures.data_url(_thumbnail(uploads.read(pathlib.Path(path))))
-    parts.append(
-      f'<button type="button" data-number="{number}"><img alt="" src="{url}">'
-      f'{html.escape(name)}</button>'
-    )
-  return f'<h2>Examples</h2><div class="choices">{"".join(parts)}</div>'
-
-
-def _status(text: str, is_error: bool = False) -> str:
-  return f'{_ALERT if is_error else "<p>"}{html.escape(text)}</p>'
-
-
-def _figures(title: str, shown: Sequence[tuple[np.ndarray | None, str]]) -> str:
-  """Returns pictures with their captions, as HTML."""
-  parts = []
-  for picture, caption in shown:
-    caption = html.escape(caption)
-    image = '<div class="missing">not found</div>'
-    if picture is not None:
-      # The caption says it already.
-      image = f'<img alt="" src="{pictures.data_url(picture)}">'
-    parts.append(f'<figure>{image}<figcaption>{caption}</figcaption></figure>')
-  heading = f'<h2>{html.escape(title)}</h2>' if title else ''
-  return f'{heading}<div class="figures">{"".join(parts)}</div>'
-
-
-def _table(rows: Sequence[tuple[str, np.ndarray | None, Any]]) -> str:
-  """Returns names, pictures and classes or what is wrong, as HTML."""
-  parts = []
-  for name, picture, said in rows:
-    image = ''
-    if picture is not None:
-      image = f'<img alt="" src="{pictures.data_url(picture)}">'
-    if isinstance(said, str):
-      cells = f'<td colspan="3" class="alert">{html.escape(said)}</td>'
-    else:
-      cells = ''.join(
-        f'<td>{html.escape(label)}<br>{probability:.1%}</td>'
-        for label, probability in said
-      )
-    name = html.escape(classes.on_one_line(name))
-    parts.append(f'<tr><td>{image}</td><th scope="row">{name}</th>{cells}</tr>')
-  return (
-    '<table><thead><tr><th scope="col">Image</th><th scope="col">File</th>'
-    '<th scope="col">First</th><th scope="col">Second</th>'
-    f'<th scope="col">Third</th></tr></thead><tbody>{"".join(parts)}</tbody>'
-    '</table>'
-  )
-
-
-def _thumbnail(image: bytes | np.ndarray) -> np.ndarray:
-  if isinstance(image, bytes):
-    image = np.asarray(Image.open(io.BytesIO(image)).convert('RGB'))
-  return pictures.thumbnail(image, _THUMBNAIL)

@@ -88,9 +88,9 @@ def launch(
   Raises:
     ServerError: if nothing can be served there.
   """
+  port = _free_port(host, port)
   from starlette.middleware import Middleware
 
-  port = _free_port(host, port)
   local = is_loopback(host)
   hosts = {'127.0.0.1', 'localhost', '::1', host.strip('[]')}
   limits = Middleware(
