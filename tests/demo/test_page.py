@@ -177,7 +177,7 @@ def test_sketch_is_answered_and_cleared(page):
 
 
 def test_several_images_make_a_table(page):
-  page.get_by_role('tab', name='Several images').click()
+  page.get_by_role('tab', name='Several').click()
   files = [
     {'name': name, 'mimeType': 'image/png', 'buffer': content}
     for name, content in (

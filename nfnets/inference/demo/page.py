@@ -121,7 +121,7 @@ class Page:
             js_on_load=(_FOLDER / 'sketch.js').read_text('utf-8'),
             elem_id='sketch',
           )
-      with gr.Tab('Several images'):
+      with gr.Tab('Several'):
         made['files'] = gr.File(
           label=f'Up to {server.MAX_FILES} images',
           file_count='multiple',
