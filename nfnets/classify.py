@@ -86,7 +86,7 @@ def _classify(args: argparse.Namespace) -> int:
   if journal is not None and running.is_finished(args, journal):
     return 0
   source = arguments.open_source(args)
-  network = command_line.open_network(args)
+  network = command_line.open_network(args, arguments.are_many(args))
   if not network.num_classes:
     raise command_line.CommandError(
       f'{args.weights} has no last layer, so there are no classes. python -m '

@@ -50,7 +50,7 @@ def _embed(args: argparse.Namespace) -> int:
   if running.is_finished(args, journal):
     return 0
   source = arguments.open_source(args)
-  network = command_line.open_network(args)
+  network = command_line.open_network(args, arguments.are_many(args))
   command = running.Command(args, network, source, journal)
 
   def row(answer: Any) -> dict[str, Any]:
