@@ -225,3 +225,17 @@ def test_signals_end_the_command_with_a_word(
     'error: interrupted; the same command with --resume goes on with '
     f'{tmp_path / "x.npz"}\n'
   )
+
+
+def test_rows_whose_vectors_are_lost_are_computed_again(
+  run, pictures, tmp_path
+):
+  whole, output = tmp_path / 'whole.npz', tmp_path / 'x.npz'
+  run(embed.main, pictures, BATCH, f'--output={whole}')
+  args = embed.main, pictures, BATCH, f'--output={output}'
+  with stopped_at(9, 0.5):
+    run(*args)
+  os.truncate(tmp_path / 'x.npz.partial' / 'vectors-12.f32', 5 * 12 * 4 + 3)
+  _, _, err = run(*args, '--resume')
+  assert err.startswith('Goes on after 4 images.')
+  assert output.read_bytes() == whole.read_bytes()
