@@ -190,7 +190,7 @@ def choose(runtime: str, precision: str, threads: int | None) -> str:
   """Returns the runtime to take; see `open_network`."""
   chosen = choice.choose(runtime, precision)
   if threads is not None and (chosen == 'jax' or threads < 1):
-    raise ValueError(
+    raise RuntimeMissingError(
       'JAX takes all cores; a number of threads is for OpenVINO and ONNX '
       'Runtime.'
       if chosen == 'jax'
