@@ -13,7 +13,6 @@ import functools
 import sys
 from typing import Any
 
-from nfnets import imagenet
 from nfnets.inference import classes, command_line, networks
 from nfnets.inference.many import arguments
 
@@ -186,31 +185,19 @@ def _table(
 
 def _names(labels: str | None, network: networks.Network) -> Sequence[str]:
   """Returns the names of the classes."""
-  num_classes = network.num_classes
-  if labels is not None:
-    try:
-      names = classes.read_labels(labels)
-    except OSError as error:
-      message = f'{labels}: {error.strerror}'
-      raise command_line.CommandError(message, 2) from error
-    except ValueError as error:
-      raise command_line.CommandError(error, 2) from error
-    if len(names) != num_classes:
-      raise command_line.CommandError(
-        f'{labels} has {len(names)} names, and the network has {num_classes} '
-        'classes.',
-        2,
-      )
-    return names
-  if network.class_names:
-    return network.class_names
-  if num_classes == 1000:
-    return list(imagenet.classes().values())
-  print(
-    f'The {num_classes} classes have no names here; --labels=FILE gives them.',
-    file=sys.stderr,
-  )
-  return [f'class {label}' for label in range(num_classes)]
+  number, own = network.num_classes, network.class_names
+  if labels is None and not own and number != 1000:
+    print(
+      f'The {number} classes have no names here; --labels=FILE gives them.',
+      file=sys.stderr,
+    )
+  try:
+    return classes.names(number, own, labels)
+  except OSError as error:
+    message = f'{labels}: {error.strerror}'
+    raise command_line.CommandError(message, 2) from error
+  except ValueError as error:
+    raise command_line.CommandError(error, 2) from error
 
 
 def _check_classes(names: Sequence[str], network: networks.Network) -> None:

@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 
-from nfnets import imagenet
 from nfnets.inference import classes, command_line, networks
 
 _DESCRIPTION = """\
@@ -124,7 +123,10 @@ def _serve(
   index = None
   if args.embeddings:
     index = neighbours.load(args.embeddings, network.name)
-  answers = answers_lib.Answers(network, _names(args.labels, network))
+  names = classes.names(
+    network.num_classes, network.class_names, args.labels
+  )
+  answers = answers_lib.Answers(network, names)
   blocks = page.Page(
     answers,
     folder,
@@ -155,23 +157,6 @@ def _examples(run: str, folder: str) -> Sequence[tuple[str, str]]:
   except (ModuleNotFoundError, OSError, ValueError) as error:
     print(f'There are no examples on the page: {error}', file=sys.stderr)
     return ()
-
-
-def _names(labels: str | None, network: networks.Network) -> Sequence[str]:
-  """Returns the names of the classes."""
-  if labels is not None:
-    names = classes.read_labels(labels)
-    if len(names) != network.num_classes:
-      raise ValueError(
-        f'{labels} has {len(names)} names, and the network has '
-        f'{network.num_classes} classes.'
-      )
-    return names
-  if network.class_names:
-    return network.class_names
-  if network.num_classes == 1000:
-    return list(imagenet.classes().values())
-  return [f'class {label}' for label in range(network.num_classes)]
 
 
 if __name__ == '__main__':

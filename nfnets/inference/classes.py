@@ -1,12 +1,13 @@
 """The classes of a network: their names, and which are the most probable."""
 
+from collections.abc import Sequence
 import json
 import os
 import unicodedata
 
 import numpy as np
 
-from nfnets import paths
+from nfnets import imagenet, paths
 
 
 def top_classes(
@@ -31,6 +32,41 @@ def top_classes(
     for label in order
     if probabilities[label] >= threshold
   ]
+
+
+def names(
+  num_classes: int,
+  own: Sequence[str] | None = None,
+  labels: str | os.PathLike[str] | None = None,
+) -> Sequence[str]:
+  """Returns what the classes of a network are called.
+
+  Args:
+    num_classes: how many there are.
+    own: the names in its file of weights, if there are any.
+    labels: a file for `read_labels`, which is asked first.
+
+  Returns:
+    The names in the file, or else its own, or ImageNet's if there are 1000
+    classes; else 'class 0' and so on.
+
+  Raises:
+    OSError: if the file cannot be read.
+    ValueError: if it has something else, or not as many names.
+  """
+  if labels is not None:
+    found = read_labels(labels)
+    if len(found) != num_classes:
+      raise ValueError(
+        f'{labels} has {len(found)} names, and the network has {num_classes} '
+        'classes.'
+      )
+    return found
+  if own:
+    return own
+  if num_classes == 1000:
+    return list(imagenet.classes().values())
+  return [f'class {label}' for label in range(num_classes)]
 
 
 def on_one_line(name: str) -> str:

@@ -66,8 +66,7 @@ def check(path, network, size, sizes, tolerance=1e-5, **options):
   ('name', 'kwargs', 'num_classes'),
   [
     ('nfnet_f0', {}, 10),
-    ('timm/nfnet_f0', {}, 10),
-    pytest.param('nfnet_f0', {}, 0, marks=SLOW),
+    pytest.param('timm/nfnet_f0', {}, 10, marks=SLOW),
     pytest.param('nf_regnet_b0', {}, 10, marks=SLOW),
     pytest.param('nf_resnet50', {'width': 1}, 10, marks=SLOW),
     pytest.param('resnet50', {'width': 1}, 10, marks=SLOW),
