@@ -230,6 +230,7 @@ def test_an_image_that_is_damaged_is_named(tmp_path):
   assert '{{' not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_program_that_stops_in_the_middle_ends_quietly(imagenet, data_dir):
   code = (
     'from nfnets.data import dataset\n'

@@ -130,6 +130,7 @@ def thirty(make_folder):
   return make_folder(*(f'{x}/{i}.png' for x in ('a', 'b') for i in range(15)))
 
 
+@pytest.mark.slow
 def test_neither_processes_nor_resuming_nor_reading_change_a_pixel(
   thirty, monkeypatch
 ):

@@ -320,6 +320,7 @@ def test_augmentation_acts_after_mixing_or_before(imagenet, name, monkeypatch):
   assert (before['images'] != after['images']).any()
 
 
+@pytest.mark.slow
 def test_randaugment_has_a_seed_of_its_own_for_every_image(
   imagenet, monkeypatch
 ):

@@ -55,6 +55,7 @@ def test_tensorboard_gets_the_scalars(straight):
   assert tested == {6: pytest.approx(result.json['test_loss'])}
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_and_goes_on_ends_the_same(
   straight, run_command, tmp_path
 ):
@@ -117,6 +118,7 @@ def test_the_best_checkpoint_is_kept(straight, evaluated):
   assert os.listdir(straight[0] / 'best') == ['6']
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_can_be_one_program(run_command, tmp_path):
   result = run_command(
     *_SMALL,
@@ -192,6 +194,7 @@ def test_a_loss_that_is_not_finite_leaves_a_good_checkpoint(
     assert np.all(np.isfinite(array)), name
 
 
+@pytest.mark.slow
 def test_the_command_is_a_program(run_process, straight, tmp_path):
   """As people start it; its module is not also imported under its name."""
   result = run_process(

@@ -25,6 +25,7 @@ def _steps(n):
   return f'--training_steps={n}'
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends(start_command, tmp_path):
   args = (*_SMALL, _folder(tmp_path), _steps(100_000))
   process = start_command(*args, devices=4)

@@ -120,6 +120,7 @@ def test_the_summary_evaluates_the_run_and_not_the_weights_it_began_with(
   assert config.experiment_kwargs.config.weights == ''
 
 
+@pytest.mark.slow
 def test_a_run_on_a_terminal_ends_with_a_full_bar(run_command, tmp_path):
   screen = _Terminal()
   result = run_command(

@@ -92,6 +92,7 @@ def test_networks_of_timm_agree_with_jax(tmp_path, name):
     check(path, network, 33, (2,), runtime=runtime)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near(tmp_path):
   path, network = saved(tmp_path, 'nfnet_f0', 10, {'variant': 'tiny'})
   runtimes = ['jax']
