@@ -123,9 +123,7 @@ def _serve(
   index = None
   if args.embeddings:
     index = neighbours.load(args.embeddings, network.name)
-  names = classes.names(
-    network.num_classes, network.class_names, args.labels
-  )
+  names = classes.names(network.num_classes, network.class_names, args.labels)
   answers = answers_lib.Answers(network, names)
   blocks = page.Page(
     answers,

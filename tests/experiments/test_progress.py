@@ -9,6 +9,7 @@ import sys
 
 from absl import flags, logging
 import command_lib
+import pytest
 
 from experiments import command_line, configs, progress, summary
 from nfnets import weights as weights_lib
