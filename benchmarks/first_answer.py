@@ -50,7 +50,7 @@ for leaves in params.values():
       leaves[name] = np.float32(rng.uniform(0.5, 1.5))
 last = params['NFNet/~/linear']
 last['w'] = rng.normal(0, 0.02, last['w'].shape).astype(np.float32)
-weights.save_weights(sys.argv[1] + '/f0.npz', params)
+weights.save_weights(sys.argv[1] + '/f0.safetensors', params)
 tensors = weights.to_timm('dm_nfnet_f0', params)
 tensors = {key: np.ascontiguousarray(x) for key, x in tensors.items()}
 safetensors.numpy.save_file(tensors, sys.argv[1] + '/timm.safetensors')
@@ -95,7 +95,7 @@ def main() -> None:
       for runtime in args.runtimes.split(','):
         command = [
           *(sys.executable, '-m', 'nfnets.classify', str(image)),
-          *(f'--weights={name}/f0.npz', f'--runtime={runtime}'),
+          *(f'--weights={name}/f0.safetensors', f'--runtime={runtime}'),
           f'--precision={args.precision}',
         ]
         with tempfile.TemporaryDirectory(dir=folder) as cache:

@@ -131,6 +131,17 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+def has_modules(path: Path) -> bool:
+  """Returns whether names in a .safetensors file are those of Haiku's modules.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: if it is damaged.
+  """
+  with _opened(path):
+    return any('/' in name for name in safetensors_file.names(path))
+
+
 def read_metadata(path: Path) -> dict[str, Any]:
   """Reads what `save_weights` was given as metadata, and no weights.
 

@@ -39,7 +39,8 @@ def read_weights(name_or_path: files.Path) -> files.Weights:
   path = fetching.find(name_or_path)
   kind = files.recognize(path)
   tensors = {}
-  if kind in ('safetensors', 'torch_zip', 'torch_legacy'):
+  is_torch = kind in ('torch_zip', 'torch_legacy')
+  if is_torch or kind == 'safetensors' and not files.has_modules(path):
     tensors = files.load_tensors(path)
   if tensors and not any('/' in name for name in tensors):
     try:

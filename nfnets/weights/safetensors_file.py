@@ -46,6 +46,21 @@ def read(path: Path) -> dict[str, np.ndarray]:
   return arrays
 
 
+def names(path: Path) -> list[str]:
+  """Returns the names of the arrays.
+
+  Raises:
+    ValueError: if the file is damaged.
+  """
+  import safetensors
+
+  try:
+    with safetensors.safe_open(path, framework='numpy') as file:
+      return list(file.keys())
+  except safetensors.SafetensorError as error:
+    raise ValueError(_damaged(error)) from error
+
+
 def read_metadata(path: Path) -> bytes | None:
   """Reads what `write` was given as metadata; None if there was nothing.
 
