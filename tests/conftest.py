@@ -7,6 +7,7 @@ works in the tests below.
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 from store_lib import remote_folder, serving, store  # noqa: F401
@@ -17,6 +18,11 @@ os.environ['XLA_FLAGS'] = (
   '--xla_backend_optimization_level=0 '
   '--xla_force_host_platform_device_count=4 ' + os.environ.get('XLA_FLAGS', '')
 )
+
+# A shell has what it runs in the background ignore interrupts, which some tests
+# send, to processes that inherit it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Programs that took a while to compile are kept for the rest of the session,
 # also for the processes that tests start and for xdist's, which inherit the

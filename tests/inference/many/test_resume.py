@@ -216,15 +216,10 @@ def test_signals_end_the_command_with_a_word(
     time.sleep(0.5)  # This thread is not the one that gets it.
 
   network.preprocess = send
-  # Where tests run in the background of a shell, it is ignored.
-  found = signal.signal(signal.SIGINT, signal.default_int_handler)
-  try:
-    before = signal.getsignal(number)
-    with pytest.raises(Stopped, match=str(128 + number)):
-      run(embed.main, pictures, f'--output={tmp_path / "x.npz"}')
-    assert signal.getsignal(number) == before
-  finally:
-    signal.signal(signal.SIGINT, found)
+  before = signal.getsignal(number)
+  with pytest.raises(Stopped, match=str(128 + number)):
+    run(embed.main, pictures, f'--output={tmp_path / "x.npz"}')
+  assert signal.getsignal(number) == before
   err = capsys.readouterr().err
   assert err.endswith(
     'error: interrupted; the same command with --resume goes on with '
