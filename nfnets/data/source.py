@@ -6,7 +6,7 @@ import tensorflow_datasets as tfds
 
 from nfnets.data import image_files, records
 from nfnets.data.builders import find_split, image_and_label, title
-from nfnets.data.errors import DatasetError
+from nfnets.data.errors import DatasetError, ExampleError
 
 
 class Source:
@@ -61,6 +61,20 @@ class Source:
     if isinstance(self._records, image_files.ImageFiles):
       image = image_files.decode(image)
     return image, tf.cast(example[label], tf.int32)
+
+  def example(self, index: int) -> tuple[bytes | np.ndarray, int]:
+    """Returns one image, encoded or uint8 [H, W, C], and its label.
+
+    Raises:
+      DatasetError: As `read` does.
+      ExampleError: The example is damaged.
+    """
+    [record] = self.read(np.array([index]))
+    try:
+      image, label = self.parse(tf.constant(record))
+    except tf.errors.OpError as error:
+      raise ExampleError('the example cannot be read') from error
+    return image.numpy(), int(label)
 
   def where(self, index: int) -> str:
     """Says in words where an example is, for messages."""

@@ -5,11 +5,10 @@ import os
 
 import numpy as np
 from PIL import Image
-import tensorflow as tf
 
 from nfnets import paths
-from nfnets.data import builders, dataset, source
-from nfnets.inference import classes, report
+from nfnets.data import builders, dataset, errors, source
+from nfnets.inference import classes, runs
 from nfnets.inference.demo import uploads
 
 _MOST_READ = 200  # Records, in search of one of each class.
@@ -36,7 +35,7 @@ def of_run(run: str, folder: str, most: int = 10) -> list[tuple[str, str]]:
     where = where.parent
   if not paths.is_file(where / 'run.json'):
     return []
-  settings = report.read_run(where)['settings']
+  settings = runs.read_info(where)['settings']
   name = settings.get('which_dataset')
   if settings.get('fake_data') or not name:
     return []
@@ -60,16 +59,15 @@ def _choose(images: source.Source, most: int) -> list[tuple[int, bytes]]:
   count = min(images.num_examples, _MOST_READ)
   try:
     for index in np.linspace(0, images.num_examples - 1, count, dtype=int):
-      (record,) = images.read(np.array([index]))
       try:
-        image, label = (np.asarray(x) for x in images.parse(record))
+        image, label = images.example(int(index))
         content = _png(image)
-      except (tf.errors.OpError, uploads.UploadError):
-        continue  # It is damaged; there are others.
-      if int(label) not in found:
-        found[int(label)] = content
+      except (errors.ExampleError, uploads.UploadError):
+        continue  # There are others.
+      if label not in found:
+        found[label] = content
       elif len(others) < most:
-        others.append((int(label), content))
+        others.append((label, content))
       if len(found) == most:
         break
   finally:
@@ -77,10 +75,10 @@ def _choose(images: source.Source, most: int) -> list[tuple[int, bytes]]:
   return sorted((*found.items(), *others[: most - len(found)]))
 
 
-def _png(image: np.ndarray) -> bytes:
+def _png(image: bytes | np.ndarray) -> bytes:
   """Returns an image of a dataset as a file that every browser shows."""
-  if image.ndim == 0:
-    image = uploads.decode(image.item())
+  if isinstance(image, bytes):
+    image = uploads.decode(image)
     if isinstance(image, bytes):  # A JPEG.
       return image
   content = io.BytesIO()

@@ -54,15 +54,13 @@ def _read_file(path: str, label: int, check: bool) -> Labelled:
 
 
 def _read_example(examples: Any, index: int, check: bool) -> Labelled:
-  import tensorflow as tf
+  from nfnets.data.errors import ExampleError
 
   del check  # As in training and evaluation.
-  [record] = examples.read(np.array([index]))
   try:
-    image, label = examples.parse(tf.constant(record))
-  except tf.errors.OpError as error:
-    raise images.ImageError('the example cannot be read') from error
-  image = image.numpy()
+    image, label = examples.example(index)
+  except ExampleError as error:
+    raise images.ImageError(str(error)) from error
   if isinstance(image, np.ndarray) and image.shape[-1] == 1:
     image = np.repeat(image, 3, axis=-1)
-  return image, int(label)
+  return image, label
