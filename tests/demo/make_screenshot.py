@@ -3,10 +3,10 @@
 python tests/demo/make_screenshot.py runs/digits
 """
 
+import argparse
 import io
 import pathlib
 import signal
-import sys
 
 import page_lib
 from PIL import Image
@@ -15,7 +15,10 @@ _OUTPUT = pathlib.Path(__file__).parents[2] / 'docs' / 'demo.png'
 _EXAMPLE = 3
 
 
-def main(run: str) -> None:
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('run', metavar='RUN', help='folder of a run on digits')
+  run = parser.parse_args().run
   with page_lib.serving(f'--weights={run}') as (url, process):
     with page_lib.browsing() as browser:
       page = browser.new_page(viewport={'width': 1100, 'height': 900})
@@ -34,4 +37,4 @@ def main(run: str) -> None:
 
 
 if __name__ == '__main__':
-  main(*sys.argv[1:])
+  main()
