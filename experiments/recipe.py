@@ -12,6 +12,7 @@ import ml_collections
 import optax
 
 from experiments import derived
+from experiments import loss as loss_lib
 from experiments import step as step_lib
 import nfnets
 from nfnets import base, optim, zoo
@@ -316,7 +317,7 @@ def _open_dataset(config: ml_collections.ConfigDict) -> tuple[Any, int]:
 def _check(config: ml_collections.ConfigDict, num_devices: int) -> None:
   """Raises ConfigError for settings that are wrong by themselves."""
   for key, known in (
-    ('which_loss', step_lib.LOSSES),
+    ('which_loss', loss_lib.LOSSES),
     ('which_ema', step_lib.EMAS),
     ('eval_subset', ('test', 'valid')),
   ):

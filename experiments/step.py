@@ -5,9 +5,8 @@
 it is, on one device or in a test.
 """
 
-from collections.abc import Callable, Mapping
-import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import haiku as hk
 import jax
@@ -15,16 +14,12 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from experiments import gradients
+from experiments import loss as loss_lib
+from experiments.loss import Batch, Metrics
 import nfnets
-from nfnets import conv, optim, utils
+from nfnets import optim, utils
 
-Batch = Mapping[str, jax.Array]
-Metrics = dict[str, jax.Array]
-
-LOSSES = {
-  'softmax_cross_entropy': utils.softmax_cross_entropy,
-  'sigmoid_cross_entropy': utils.sigmoid_cross_entropy,
-}
 EMAS = {'tf1_ema': utils.ema_decay, 'ema': lambda step, decay: decay}
 
 
@@ -82,14 +77,6 @@ def init_train_state(
   )
 
 
-def _cast(tree: Any, dtype: jnp.dtype) -> Any:
-  """Casts the floating-point leaves."""
-  return jax.tree.map(
-    lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
-    tree,
-  )
-
-
 def _batch_first(
   images: jax.Array, config: ml_collections.ConfigDict
 ) -> jax.Array:
@@ -101,27 +88,6 @@ def _batch_first(
     config: the experiment's.
   """
   return jnp.transpose(images, (3, 0, 1, 2)) if config.transpose else images
-
-
-def _compute_dtype(is_bfloat16: bool) -> jnp.dtype:
-  return jnp.bfloat16 if is_bfloat16 else jnp.float32
-
-
-def _network_input(
-  model: nfnets.Model, images: jax.Array, dtype: jnp.dtype
-) -> jax.Array:
-  """Turns images of 0-255, uint8 or float32, into what the network takes."""
-  return model.normalize(images.astype(jnp.float32)).astype(dtype)
-
-
-def _targets(batch: Batch, num_classes: int) -> jax.Array:
-  """Returns the distributions over classes, float32 [B, K], of mixed labels."""
-  targets = jax.nn.one_hot(batch['labels'], num_classes)
-  if 'ratio' not in batch:
-    return targets
-  others = jax.nn.one_hot(batch['mix_labels'], num_classes)
-  ratio = batch['ratio'][:, None]
-  return ratio * targets + (1 - ratio) * others
 
 
 def make_train_step(
@@ -148,69 +114,13 @@ def make_train_step(
     and `ratio`, float32 [B], the share of the first label. Metrics are float32
     scalars, averaged over all devices.
   """
-  dtype = _compute_dtype(config.bfloat16)
-  loss_of = LOSSES[config.which_loss]
   decay_at = EMAS[config.which_ema]
-  is_trained = optim.choose(config.train_only)
+  gradient = gradients.make_gradient(
+    loss_lib.make_loss(model, config), config.accumulate_steps
+  )
 
   def mean(tree):
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
-
-  def loss_fn(params, state, batch, rng):
-    if config.train_only:
-      params = optim.stop_gradients(params, is_trained)
-    # Cast here, so that the gradients come back as float32.
-    out, new_state = model.apply(
-      _cast(params, dtype),
-      state,
-      rng,
-      _network_input(model, batch['images'], dtype),
-      is_training=True,
-    )
-    logits = out['logits'].astype(jnp.float32)
-    targets = _targets(batch, logits.shape[-1])
-    targets = utils.smooth_labels(targets, config.label_smoothing)
-    loss = jnp.mean(loss_of(logits, targets))
-    metrics = {'train_loss': loss}
-    for name, correct in utils.topk_correct(logits, batch['labels']).items():
-      metrics[name] = jnp.mean(correct)
-    new_state = jax.tree.map(
-      lambda x, old: x.astype(old.dtype), new_state, state
-    )
-    return loss, (new_state, metrics)
-
-  grad_fn = jax.grad(loss_fn, has_aux=True)
-
-  def gradient(params, state, batch, rng):
-    """Returns (gradient, (state, metrics)), means over this device's batch."""
-    parts = config.accumulate_steps
-    if parts == 1:
-      return grad_fn(params, state, batch, rng)
-
-    def add_part(total_and_state, batch_and_rng):
-      total, state = total_and_state
-      grads, (state, metrics) = grad_fn(params, state, *batch_and_rng)
-      total = jax.tree.map(lambda t, g: t + g / parts, total, grads)
-      return (total, state), metrics
-
-    with conv.in_loop():
-      (grads, state), metrics = jax.lax.scan(
-        add_part,
-        (jax.tree.map(jnp.zeros_like, params), state),
-        (
-          jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch),
-          jax.random.split(rng, parts),
-        ),
-      )
-    return grads, (state, jax.tree.map(jnp.mean, metrics))
-
-  def ascent_gradient(params, state, batch, rng):
-    """Returns the gradient on `config.sam_fraction` of this device's batch."""
-    parts = config.accumulate_steps
-    size = batch['labels'].shape[0]
-    size = parts * math.ceil(config.sam_fraction * size / parts)
-    batch = jax.tree.map(lambda x: x[:size], batch)
-    return gradient(params, state, batch, jax.random.fold_in(rng, 1))[0]
 
   def train_step(train_state, batch, rng):
     step, params = train_state.step, train_state.params
@@ -219,7 +129,12 @@ def make_train_step(
     if config.sam_rho:
       # Each device ascends by a part of its own batch; the average of their
       # descent gradients is the same everywhere.
-      ascent = ascent_gradient(params, train_state.state, batch, rng)
+      ascent, _ = gradient(
+        params,
+        train_state.state,
+        gradients.ascent_part(batch, config),
+        jax.random.fold_in(rng, 1),
+      )
       point = optim.sam_ascent(params, ascent, config.sam_rho)
     grads, (state, metrics) = gradient(point, train_state.state, batch, rng)
     grads = mean(grads)
@@ -288,18 +203,18 @@ def make_eval_step(
     `loss`, `top_1_acc`, `top_5_acc` and `num_examples`, float32 scalars. The
     batch's `mask` [B] is 0 for padding, which counts nothing.
   """
-  dtype = _compute_dtype(config.eval_bfloat16)
+  dtype = loss_lib.compute_dtype(config.eval_bfloat16)
 
   def eval_step(params, state, batch):
     images = _batch_first(batch['images'], config)
-    images = _network_input(model, images, dtype)
+    images = loss_lib.network_input(model, images, dtype)
     out, _ = model.apply(
-      _cast(params, dtype), state, None, images, is_training=False
+      loss_lib.cast(params, dtype), state, None, images, is_training=False
     )
     logits = out['logits'].astype(jnp.float32)
     targets = jax.nn.one_hot(batch['labels'], logits.shape[-1])
     values = {
-      'loss': LOSSES[config.which_loss](logits, targets),
+      'loss': loss_lib.LOSSES[config.which_loss](logits, targets),
       **utils.topk_correct(logits, batch['labels']),
       'num_examples': jnp.ones(logits.shape[:1]),
     }
