@@ -12,8 +12,7 @@ Process p of P takes the p-th slice of every global batch, so neither the
 number of processes nor the step that a run resumes from changes a single pixel.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-import itertools
+from collections.abc import Callable, Mapping
 import os
 from typing import Any
 
@@ -21,8 +20,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from nfnets.data import augmentation, mixing, preprocess
-from nfnets.data.batches import Batch, Batches
+from nfnets.data import augmentation, mixing, preprocess, sizes
+from nfnets.data.batches import Batches
 from nfnets.data.builders import (
   label_names,
   load_builder,
@@ -30,6 +29,7 @@ from nfnets.data.builders import (
   num_examples,
 )
 from nfnets.data.errors import DatasetError
+from nfnets.data.fake import fake_batches
 from nfnets.data.order import EpochOrder, Place
 from nfnets.data.source import Source
 from nfnets.data.stream import ExampleStream
@@ -102,11 +102,13 @@ def train_batches(
     ValueError: An argument is out of range, or the name of a preprocessing or
       an augmentation unknown.
   """
-  size = _image_size(image_size)
+  size = sizes.image_sides(image_size)
   process = preprocess.train_preprocessing(preprocessing, size)
   plan = augmentation.parse(augment_name)
   augment = augmentation.augmenter(plan, augment_kwargs)
-  local = _local_batch_size(global_batch_size, process_index, process_count)
+  local = sizes.local_batch_size(
+    global_batch_size, process_index, process_count
+  )
   if not 0 <= seed < 2**31:
     raise ValueError(f'The seed has to be in [0, 2**31), not {seed}.')
   if first_step < 0:
@@ -201,9 +203,11 @@ def eval_batches(
     ValueError: An argument is out of range, or the name of a preprocessing
       unknown.
   """
-  size = _image_size(image_size)
+  size = sizes.image_sides(image_size)
   preprocess.check_eval_mode(preprocessing)
-  local = _local_batch_size(global_batch_size, process_index, process_count)
+  local = sizes.local_batch_size(
+    global_batch_size, process_index, process_count
+  )
   source = Source(builder, split)
   whole, rest = divmod(source.num_examples, global_batch_size)
   num_batches = whole + (rest > 0)
@@ -242,85 +246,6 @@ def eval_batches(
     return _finish(dataset, local, transpose, stream.parallel_reads)
 
   return Batches(stream, local, build)
-
-
-def fake_batches(
-  *,
-  image_size: int | tuple[int, int],
-  num_classes: int,
-  global_batch_size: int,
-  num_batches: int | None = None,
-  seed: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
-  augment_name: str = '',
-  augment_before_mix: bool = False,
-  transpose: bool = False,
-) -> Iterator[Batch]:
-  """One random batch again and again, to measure or test without data.
-
-  Args:
-    image_size: Side in pixels, or (height, width).
-    num_classes: Labels are drawn from [0, num_classes).
-    global_batch_size: The examples per batch over all processes.
-    num_batches: None for training batches without end, or the number of
-      evaluation batches.
-    seed: Decides on the contents, together with process_index.
-    process_index: This process's number, in [0, process_count).
-    process_count: The number of processes that share each batch.
-    augment_name: As for `train_batches`; decides on what a batch holds.
-    augment_before_mix: As for `train_batches`.
-    transpose: Whether images come as HWCN instead of NHWC.
-
-  Returns:
-    An iterator of batches as `train_batches` makes them, or as `eval_batches`
-    does (with nothing masked) if num_batches is given.
-
-  Raises:
-    ValueError: An argument is out of range.
-  """
-  local = _local_batch_size(global_batch_size, process_index, process_count)
-  rng = np.random.default_rng([seed, process_index])
-  shape = (local, *_image_size(image_size), 3)
-  plan = augmentation.parse(augment_name)
-  is_training = num_batches is None
-  if is_training and augmentation.gives_uint8(plan, augment_before_mix):
-    images = rng.integers(256, size=shape, dtype=np.uint8)
-  else:
-    images = 255 * rng.random(shape, np.float32)
-  if transpose:
-    images = np.ascontiguousarray(images.transpose(1, 2, 3, 0))
-  labels = rng.integers(num_classes, size=local, dtype=np.int32)
-  batch = {'images': images, 'labels': labels}
-  if is_training and plan.mixes:
-    batch['mix_labels'] = np.roll(labels, 1)
-    batch['ratio'] = rng.random(local, np.float32)
-  if not is_training:
-    batch['mask'] = np.ones(local, np.float32)
-  return _repeat(batch, num_batches)
-
-
-def _image_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
-  size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-  if len(size) != 2 or min(size) < 1:
-    raise ValueError(
-      'The image size has to be a number of pixels or (height, width), not '
-      f'{image_size}.'
-    )
-  return size
-
-
-def _local_batch_size(
-  global_batch_size: int, process_index: int, process_count: int
-) -> int:
-  if not 0 <= process_index < process_count:
-    raise ValueError(f'There is no process {process_index} of {process_count}.')
-  if global_batch_size < 1 or global_batch_size % process_count:
-    raise ValueError(
-      f'The global batch size {global_batch_size} has to be a multiple of '
-      f'the number of processes, {process_count}.'
-    )
-  return global_batch_size // process_count
 
 
 def _seed(place: Place, use: int | None = None) -> tf.Tensor:
@@ -371,9 +296,3 @@ def _finish(
   cores = os.cpu_count() or 1
   options.threading.private_threadpool_size = cores + parallel_reads
   return dataset.with_options(options).prefetch(2)
-
-
-def _repeat(batch: Batch, num_batches: int | None) -> Iterator[Batch]:
-  steps = itertools.count() if num_batches is None else range(num_batches)
-  for _ in steps:
-    yield dict(batch)

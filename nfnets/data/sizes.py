@@ -1,0 +1,26 @@
+"""Sizes that are arguments of what makes batches."""
+
+
+def image_sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
+  """Returns (height, width), or raises ValueError."""
+  size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+  if len(size) != 2 or min(size) < 1:
+    raise ValueError(
+      'The image size has to be a number of pixels or (height, width), not '
+      f'{image_size}.'
+    )
+  return size
+
+
+def local_batch_size(
+  global_batch_size: int, process_index: int, process_count: int
+) -> int:
+  """Returns this process's share of a batch, or raises ValueError."""
+  if not 0 <= process_index < process_count:
+    raise ValueError(f'There is no process {process_index} of {process_count}.')
+  if global_batch_size < 1 or global_batch_size % process_count:
+    raise ValueError(
+      f'The global batch size {global_batch_size} has to be a multiple of '
+      f'the number of processes, {process_count}.'
+    )
+  return global_batch_size // process_count
