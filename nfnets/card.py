@@ -30,8 +30,7 @@ def main(argv: list[str] | None = None) -> int:
   parser = command_line.make_parser(
     'card', _DESCRIPTION, _EPILOG, weights_required=False
   )
-  parser.add_argument('run', nargs='?', metavar='RUN', help='folder of a run')
-  command_line.add_data_arguments(parser)
+  command_line.add_run_or_data(parser)
   parser.add_argument(
     '--output',
     metavar='FOLDER',
@@ -47,23 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     action='store_true',
     help='replace a README.md that is something else',
   )
-  parser.add_argument(
-    '--batch_size',
-    type=command_line.positive,
-    default=32,
-    metavar='N',
-    help='how many images go through the network together (32)',
-  )
+  command_line.add_batch_size(parser, 32)
   args = parser.parse_args(argv)
-  others = [
-    f'--{name}'
-    for name in ('weights', 'data', 'data_dir', 'model', 'image_size')
-    if getattr(args, name) is not None
-  ]
-  if args.run is not None and others:
-    parser.error(f'RUN has its own settings; {", ".join(others)} cannot be set')
-  if args.run is None and args.weights is None:
-    parser.error('RUN is needed, or --weights')
+  command_line.check_run_or_data(parser, args, ('weights',))
   if args.recorded and args.data is not None:
     parser.error('--data is for an evaluation, and --recorded makes none')
   return command_line.run(_card, args)

@@ -49,13 +49,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument(
     '--seed', type=_seed, default=0, help='decides on the draws (0)'
   )
-  parser.add_argument(
-    '--batch_size',
-    type=command_line.positive,
-    default=32,
-    metavar='N',
-    help='how many images go through the network together (32)',
-  )
+  command_line.add_batch_size(parser, 32)
   parser.add_argument(
     '--output',
     metavar='FILE',

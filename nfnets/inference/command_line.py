@@ -126,6 +126,44 @@ def add_data_arguments(
   )
 
 
+def add_batch_size(parser: argparse.ArgumentParser, default: int) -> None:
+  """Adds the argument `--batch_size`."""
+  parser.add_argument(
+    '--batch_size',
+    type=positive,
+    default=default,
+    metavar='N',
+    help=f'how many images go through the network together ({default})',
+  )
+
+
+def add_run_or_data(parser: argparse.ArgumentParser) -> None:
+  """Adds RUN, and what stands in its place for weights that are no run's."""
+  parser.add_argument('run', nargs='?', metavar='RUN', help='folder of a run')
+  add_data_arguments(parser)
+
+
+def check_run_or_data(
+  parser: argparse.ArgumentParser,
+  args: argparse.Namespace,
+  without_run: tuple[str, ...],
+) -> None:
+  """Ends the command where RUN and what it settles are both given, or neither.
+
+  Args:
+    parser: has `add_run_or_data`.
+    args: what it parsed.
+    without_run: the arguments that are needed where there is no RUN.
+  """
+  names = ('weights', 'data', 'data_dir', 'model', 'image_size')
+  others = [f'--{n}' for n in names if getattr(args, n) is not None]
+  if args.run is not None and others:
+    parser.error(f'RUN has its own settings; {", ".join(others)} cannot be set')
+  if args.run is None and any(getattr(args, n) is None for n in without_run):
+    needed = ' and '.join(f'--{n}' for n in without_run)
+    parser.error(f'RUN is needed, or {needed}')
+
+
 def run(
   command: Callable[[argparse.Namespace], int], args: argparse.Namespace
 ) -> int:

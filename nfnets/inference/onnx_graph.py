@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import jax
@@ -20,7 +20,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 from nfnets import base, conv
-from nfnets.inference import networks, onnx_ops
+from nfnets.inference import onnx_ops
+
+if TYPE_CHECKING:
+  from nfnets.inference import networks
 
 # MIGraphX documents up to 19. Newer operators, such as Gelu, are out.
 OPSET = 18
@@ -64,7 +67,7 @@ class GraphError(Exception):
 
 
 def write(
-  network: networks.Network,
+  network: 'networks.Network',
   path: str,
   float16: bool = False,
   outputs: Sequence[str] | None = None,
@@ -133,7 +136,7 @@ def check(path: str) -> None:
 
 
 def _build(
-  network: networks.Network,
+  network: 'networks.Network',
   float16: bool,
   outputs: Sequence[str],
   size: tuple[int, int],
@@ -235,7 +238,7 @@ def _named_average_pool():
 
 def _describe(
   graph: onnx.ModelProto,
-  network: networks.Network,
+  network: 'networks.Network',
   float16: bool,
   outputs: Sequence[str],
 ) -> None:

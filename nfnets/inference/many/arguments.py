@@ -42,13 +42,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     metavar='DIR',
     help="where TFDS's datasets are (TFDS's own default)",
   )
-  parser.add_argument(
-    '--batch_size',
-    type=command_line.positive,
-    default=8,
-    metavar='N',
-    help='how many images go through the network together (8)',
-  )
+  command_line.add_batch_size(parser, 8)
 
 
 def add_output(
