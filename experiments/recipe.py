@@ -102,6 +102,7 @@ class Recipe:
       'global_batch_size': config.train_batch_size,
       'augment_name': config.augment_name,
       'augment_before_mix': config.augment_before_mix,
+      'augmentation_multiplicity': config.augmentation_multiplicity,
       'transpose': config.transpose,
       **(processes or _processes()),
     }
@@ -346,6 +347,7 @@ def _check(config: ml_collections.ConfigDict, num_devices: int) -> None:
     'image_size',
     'eval_image_size',
     'accumulate_steps',
+    'augmentation_multiplicity',
     'layer_decay',
   ):
     if config[key] <= 0:

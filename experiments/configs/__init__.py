@@ -15,7 +15,15 @@ _HERE = pathlib.Path(__file__).parent
 FILE = str(_HERE / 'by_name.py')
 
 
-_FINETUNE = ('finetune', 'finetune:f4+', 'finetune:2023')
+# Recipes for networks by name: their files, and names to show.
+_STAGES = ('finetune', 'pretrain')
+_SHOWN = (
+  'finetune',
+  'finetune:f4+',
+  'finetune:2023',
+  'pretrain:f4+',
+  'pretrain:2023',
+)
 
 
 def _files() -> dict[str, str]:
@@ -31,8 +39,8 @@ def _files() -> dict[str, str]:
 
 
 def names() -> list[str]:
-  """Returns the names: models, without `nfnet_`, F6+SAM, and fine-tuning."""
-  return [*_files(), 'f6:sam', *_FINETUNE]
+  """Returns the names: models, without `nfnet_`, F6+SAM, and other stages."""
+  return [*_files(), 'f6:sam', *_SHOWN]
 
 
 def load(name: str) -> ml_collections.ConfigDict:
@@ -48,11 +56,11 @@ def load(name: str) -> ml_collections.ConfigDict:
   """
   full, is_small = name.removesuffix(':small'), name.endswith(':small')
   recipe, _, argument = full.partition(':')
-  file = {**_files(), 'finetune': 'finetune'}.get(recipe)
+  file = {**_files(), **{stage: stage for stage in _STAGES}}.get(recipe)
   if file and (
     full == recipe
     or (file, argument) == ('nfnet', 'sam')
-    or (file == 'finetune' and argument)
+    or (file in _STAGES and argument)
   ):
     path, argument = _HERE / f'{file}.py', full
   elif recipe.endswith('.py'):
@@ -209,6 +217,9 @@ def get_base(name: str, model: str) -> ml_collections.ConfigDict:
   experiment.augment_name = ''
   # Whether RandAugment or AutoAugment come before mixing; published is after.
   experiment.augment_before_mix = False
+  # How many times each image is in its batch, cropped, mixed and augmented each
+  # time anew; it is read once, and train_batch_size counts it once.
+  experiment.augmentation_multiplicity = 1
   # Quirks of the published augmentation; see nfnets/data/autoaugment.py.
   experiment.augment_kwargs = ml_collections.ConfigDict(
     {'wrap_solarize': True, 'constant_grey': True}

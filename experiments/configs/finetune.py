@@ -11,7 +11,8 @@ the dataset, and the learning rate is what measured best (docs/finetuning.md);
 without weights it trains from scratch. The others are what was published on
 ImageNet: `f4+` and other variants as in arXiv 2102.06171, 89.2 % for F4 and F4+
 pre-trained on JFT-300M; `2023` as in arXiv 2310.16764, 90.3 % for F7+
-pre-trained on JFT-4B. Those weights are not public.
+pre-trained on JFT-4B, 90.4 % with four augmentations of each image
+(`--augmentation_multiplicity=4`). Those weights are not public.
 """
 
 from experiments import configs

@@ -72,12 +72,14 @@ class Workload:
   def flops_per_image(self) -> float:
     """Operations that an update needs for an image, an addition being one.
 
-    Forward, and backward twice as many; SAM's ascent does so for a part of the
-    images. What is computed again is not needed.
+    Forward, and backward twice as many, as many times as the image is in its
+    batch; SAM's ascent does so for a part of the images. What is computed again
+    is not needed.
     """
     config = self.recipe.config
     ascent = config.sam_fraction if config.sam_rho else 0
-    return 6 * self.macs * (1 + ascent)
+    copies = config.augmentation_multiplicity
+    return 6 * self.macs * copies * (1 + ascent)
 
   @functools.cached_property
   def activations(self) -> int:
@@ -90,8 +92,9 @@ class Workload:
     model, config = self.recipe.model, self.recipe.config
     dtype = jnp.bfloat16 if config.bfloat16 else jnp.float32
     side = config.image_size
+    rows = self.batch * config.augmentation_multiplicity
     images = jax.ShapeDtypeStruct(
-      (self.batch // config.accumulate_steps, side, side, 3), dtype
+      (rows // config.accumulate_steps, side, side, 3), dtype
     )
     params = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, dtype), self.state.params
@@ -206,6 +209,7 @@ def _shares(ours, devices: int | None, batch: int | None) -> tuple[int, int]:
 
 def _train_batch(ours, size: int) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns a batch as `nfnets.data.dataset.train_batches` gives it."""
+  size *= ours.augmentation_multiplicity
   plan = augmentation.parse(ours.augment_name)
   is_uint8 = augmentation.gives_uint8(plan, ours.augment_before_mix)
   dtype = jnp.uint8 if is_uint8 else jnp.float32

@@ -109,14 +109,15 @@ def read(
   if built.builder is None:
     raise recipe.ConfigError('fake_data is set: there is nothing to see.')
   batch_size = ours.train_batch_size
-  if num_images > batch_size:
+  copies = ours.augmentation_multiplicity
+  if num_images > batch_size * copies:
     raise recipe.ConfigError(
       f'--images={num_images} is more than the batch has; train_batch_size is '
       f'{batch_size}.'
     )
   # The first of as many processes as leave it just enough of the batch: the
   # rest of it is not even decoded.
-  share = num_images
+  share = -(-num_images // copies)
   while batch_size % share:
     share += 1
   with built.train_batches(

@@ -7,7 +7,10 @@ example perm_e[q % N] of epoch e = q // N, with perm_e a permutation that
 follows from (seed, e). What happens to an example follows from (seed, e, its
 index). Batches may straddle two epochs; nothing is dropped or repeated. With
 mixup or CutMix an image is made from two: position q from those at 2 q and
-2 q + 1 of that sequence, so a batch reads 2 B examples.
+2 q + 1 of that sequence, so a batch reads 2 B examples. With an augmentation
+multiplicity of k, each of the B becomes k images, next to each other: what
+happens to the copies follows from their numbers, too, and the first is what it
+would be alone.
 Process p of P takes the p-th slice of every global batch, so neither the
 number of processes nor the step that a run resumes from changes a single pixel.
 """
@@ -48,6 +51,8 @@ __all__ = [
 
 # What a place's own seed is folded with, beside what `preprocess` uses.
 _MIXING, _AUGMENTING = 2, 3
+# And the numbers of the second copy and of those after it.
+_COPIES = 4
 
 
 def train_batches(
@@ -64,6 +69,7 @@ def train_batches(
   augment_name: str = '',
   augment_before_mix: bool = False,
   augment_kwargs: Mapping[str, Any] | None = None,
+  augmentation_multiplicity: int = 1,
   skip_corrupt: bool = False,
   transpose: bool = False,
 ) -> Batches:
@@ -85,17 +91,20 @@ def train_batches(
       two images that mixup or CutMix takes, instead of on the result.
     augment_kwargs: Keyword arguments of `autoaugment.rand_augment` or
       `autoaugment.auto_augment`.
+    augmentation_multiplicity: k, how many times each example is in its batch,
+      differently cropped, mixed and augmented (Hoffer et al., arXiv 1901.09335;
+      Fort et al., arXiv 2105.13343). It is read and decoded once.
     skip_corrupt: Whether an image that cannot be decoded is replaced by the
       next one of the split, instead of being an error.
     transpose: Whether images come as HWCN instead of NHWC.
 
   Returns:
     An iterator of {'images': [b, H, W, 3] (or [H, W, 3, b]) in 0-255, 'labels':
-    int32 [b]}, with b = B / process_count. Images are uint8 if RandAugment or
-    AutoAugment made them, which is a quarter of the bytes to send to a device,
-    and float32 otherwise. With mixup or CutMix there are also 'mix_labels',
-    int32 [b], and 'ratio', float32 [b]: the target is ratio * onehot(labels) +
-    (1 - ratio) * onehot(mix_labels).
+    int32 [b]}, with b = k * B / process_count. Images are uint8 if RandAugment
+    or AutoAugment made them, which is a quarter of the bytes to send to a
+    device, and float32 otherwise. With mixup or CutMix there are also
+    'mix_labels', int32 [b], and 'ratio', float32 [b]: the target is ratio *
+    onehot(labels) + (1 - ratio) * onehot(mix_labels).
 
   Raises:
     DatasetError: The split is unknown, empty or damaged.
@@ -103,6 +112,9 @@ def train_batches(
       an augmentation unknown.
   """
   size = sizes.image_sides(image_size)
+  copies = sizes.positive(
+    'augmentation_multiplicity', augmentation_multiplicity
+  )
   process = preprocess.train_preprocessing(preprocessing, size)
   plan = augmentation.parse(augment_name)
   augment = augmentation.augmenter(plan, augment_kwargs)
@@ -125,28 +137,34 @@ def train_batches(
     # Epochs are far below 2**32.
     return Place(epochs + (int(seed) << 32), indices, positions)
 
-  def load(record: tf.Tensor, place: Place) -> tuple[tf.Tensor, tf.Tensor]:
+  def read(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     image, label = source.parse(record)
-    return process(image, _seed(place)), label
+    return (preprocess.decode(image) if copies > 1 else image), label
 
-  def example(
-    records: tf.Tensor, places: Place, _: tf.Tensor
+  def load(record: tf.Tensor, place: Place) -> tf.Tensor:
+    return process(read(record)[0], _seed(place))
+
+  def make(
+    images: list[tf.Tensor],
+    labels: list[tf.Tensor],
+    places: list[Place],
+    copy: tf.Tensor | None = None,
   ) -> dict[str, tf.Tensor]:
-    images, labels = [], []
-    for i in range(group):
-      place = places.at(i)
-      image, label = load(records[i], place)
-      if augment_each:
-        image = augment(image, _seed(place, _AUGMENTING))
-      images.append(image)
-      labels.append(label)
+    images = [
+      process(image, _seed(place, copy))
+      for image, place in zip(images, places, strict=True)
+    ]
+    seeds = [_seed(place, copy, _AUGMENTING) for place in places]
+    if augment_each:
+      images = [*map(augment, images, seeds)]
     if not plan.mixes:
       return {'images': images[0], 'labels': labels[0]}
-    place = places.at(0)  # The first image decides.
-    use_mixup = place.position % 2 == 0
-    image, ratio = mixing.mix(*images, plan, _seed(place, _MIXING), use_mixup)
+    first = places[0]  # Which decides.
+    use_mixup = (first.position + (0 if copy is None else copy)) % 2 == 0
+    seed = _seed(first, copy, _MIXING)
+    image, ratio = mixing.mix(*images, plan, seed, use_mixup)
     if not augment_each:
-      image = augment(image, _seed(place, _AUGMENTING))
+      image = augment(image, seeds[0])
     return {
       'images': image,
       'labels': labels[0],
@@ -154,12 +172,28 @@ def train_batches(
       'ratio': ratio,
     }
 
+  def example(
+    records: tf.Tensor, places: Place, _: tf.Tensor
+  ) -> dict[str, tf.Tensor]:
+    each = [places.at(i) for i in range(group)]
+    images, labels = zip(*(read(records[i]) for i in range(group)), strict=True)
+    if copies == 1:
+      return make(images, labels, each)
+    traced_once = tf.function(make, autograph=False)
+    numbers = tf.unstack(tf.range(copies, dtype=tf.int64))
+    made = [traced_once(images, labels, each, number) for number in numbers]
+    return {key: tf.stack([one[key] for one in made]) for key in made[0]}
+
   endless = np.iinfo(np.int64).max
   stream = ExampleStream(source, endless, locate, load, skip_corrupt)
 
   def build(step: int) -> tf.data.Dataset:
     dataset = _map(example, stream.dataset(step * local * group, group))
-    return _finish(dataset, local, transpose, stream.parallel_reads)
+    if copies > 1:
+      dataset = dataset.rebatch(local * copies, drop_remainder=True)
+    else:
+      dataset = dataset.batch(local, drop_remainder=True)
+    return _finish(dataset, transpose, stream.parallel_reads)
 
   return Batches(stream, local * group, build, int(first_step))
 
@@ -243,14 +277,20 @@ def eval_batches(
     num_filling = num_batches * local - max(start, num_local)
     rest = tf.data.Dataset.from_tensors(filling).repeat(num_filling)
     dataset = dataset.concatenate(rest)
-    return _finish(dataset, local, transpose, stream.parallel_reads)
+    dataset = dataset.batch(local, drop_remainder=True)
+    return _finish(dataset, transpose, stream.parallel_reads)
 
   return Batches(stream, local, build)
 
 
-def _seed(place: Place, use: int | None = None) -> tf.Tensor:
+def _seed(
+  place: Place, copy: tf.Tensor | None = None, use: int | None = None
+) -> tf.Tensor:
   """The seed, int64 [2], for one use of randomness at a place."""
   seed = tf.stack([place.epoch_seed, place.index])
+  if copy is not None:
+    folded = tf.random.fold_in(seed, _COPIES + copy)
+    seed = tf.where(copy > 0, folded, seed)
   if use is None:
     return seed
   return tf.random.fold_in(seed, tf.constant(use, tf.int64))
@@ -275,13 +315,9 @@ def _map(function: Callable, dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def _finish(
-  dataset: tf.data.Dataset,
-  batch_size: int,
-  transpose: bool,
-  parallel_reads: int,
+  dataset: tf.data.Dataset, transpose: bool, parallel_reads: int
 ) -> tf.data.Dataset:
-  """Batches the examples and sets the options of the whole pipeline."""
-  dataset = dataset.batch(batch_size, drop_remainder=True)
+  """Transposes batches and sets the options of the whole pipeline."""
   if transpose:
     dataset = dataset.map(
       lambda batch: (

@@ -20,6 +20,7 @@ def fake_batches(
   process_count: int = 1,
   augment_name: str = '',
   augment_before_mix: bool = False,
+  augmentation_multiplicity: int = 1,
   transpose: bool = False,
 ) -> Iterator[Batch]:
   """One random batch again and again, to measure or test without data.
@@ -35,6 +36,7 @@ def fake_batches(
     process_count: The number of processes that share each batch.
     augment_name: As for `train_batches`; decides on what a batch holds.
     augment_before_mix: As for `train_batches`.
+    augmentation_multiplicity: As for `train_batches`.
     transpose: Whether images come as HWCN instead of NHWC.
 
   Returns:
@@ -48,7 +50,10 @@ def fake_batches(
     global_batch_size, process_index, process_count
   )
   rng = np.random.default_rng([seed, process_index])
-  shape = (local, *sizes.image_sides(image_size), 3)
+  copies = sizes.positive(
+    'augmentation_multiplicity', augmentation_multiplicity
+  )
+  shape = (local * copies, *sizes.image_sides(image_size), 3)
   plan = augmentation.parse(augment_name)
   is_training = num_batches is None
   if is_training and augmentation.gives_uint8(plan, augment_before_mix):
@@ -58,10 +63,11 @@ def fake_batches(
   if transpose:
     images = np.ascontiguousarray(images.transpose(1, 2, 3, 0))
   labels = rng.integers(num_classes, size=local, dtype=np.int32)
+  labels = np.repeat(labels, copies)
   batch = {'images': images, 'labels': labels}
   if is_training and plan.mixes:
-    batch['mix_labels'] = np.roll(labels, 1)
-    batch['ratio'] = rng.random(local, np.float32)
+    batch['mix_labels'] = np.roll(labels, copies)
+    batch['ratio'] = rng.random(len(labels), np.float32)
   if not is_training:
     batch['mask'] = np.ones(local, np.float32)
   return _repeat(batch, num_batches)

@@ -80,6 +80,20 @@ def preprocess_eval(
   return image[top : top + size[0], left : left + size[1]]
 
 
+def decode(image_bytes: bytes | tf.Tensor) -> tf.Tensor:
+  """Decodes a whole image, for several crops of it.
+
+  Args:
+    image_bytes: An encoded image, or uint8 [H, W, 1 or 3].
+
+  Returns:
+    uint8 [H, W, 3]. Where a JPEG's colours have half the size, pixels at the
+    border of a crop are made from what lies beyond it, too, unlike where the
+    crop alone is decoded.
+  """
+  return _decode_window(_as_image(image_bytes), _whole_window)
+
+
 def train_preprocessing(
   mode: str, image_size: tuple[int, int]
 ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:

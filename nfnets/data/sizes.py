@@ -24,3 +24,10 @@ def local_batch_size(
       f'the number of processes, {process_count}.'
     )
   return global_batch_size // process_count
+
+
+def positive(name: str, value: int) -> int:
+  """Returns a whole number of at least 1, or raises ValueError."""
+  if value != int(value) or value < 1:
+    raise ValueError(f'{name} has to be a whole number from 1 on, not {value}.')
+  return int(value)

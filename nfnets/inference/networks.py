@@ -8,7 +8,9 @@ read when they are first asked for.
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+import importlib
 import logging
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from nfnets.inference.runtimes import (
   RuntimeMissingError,
   choice,
   graph_runner,
+  graphs,
 )
 from nfnets.weights import fetching
 
@@ -228,6 +231,10 @@ def on_graph(
     path: the file of weights, or what else `nfnets.weights.find` takes.
     settings: what else `opened` depends on; JSON values.
   """
+  if graphs.is_empty():
+    # What makes a graph is imported while the file is read.
+    module = 'nfnets.weights.opening'
+    threading.Thread(target=importlib.import_module, args=[module]).start()
   digest = fetching.digest(fetching.find(path))
   # A name of the hub says whose weights they are, a path does not.
   is_name = path.startswith(('timm/', 'hf://'))

@@ -20,7 +20,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from nfnets import base, conv
-from nfnets.inference import onnx_ops
+from nfnets.inference import onnx_constants, onnx_ops
 
 if TYPE_CHECKING:
   from nfnets.inference import networks
@@ -177,15 +177,17 @@ def _information(name: str, shape: Sequence[Any]) -> onnx.ValueInfoProto:
 
 
 def _write_constants(
-  constants: Mapping[str, np.ndarray], path: str, separate: bool
+  constants: Mapping[str, onnx_constants.Known], path: str, separate: bool
 ) -> list[onnx.TensorProto]:
   """Returns constants as tensors; writes the large ones to a second file."""
+  computed = onnx_constants.compute([*constants.values()])
+  arrays = zip(constants, computed, strict=True)
   if not separate:
-    return [numpy_helper.from_array(x, name) for name, x in constants.items()]
+    return [numpy_helper.from_array(x, name) for name, x in arrays]
   location = f'{os.path.basename(path)}.data'
   tensors = []
   with open(f'{path}.data', 'wb') as file:
-    for name, array in constants.items():
+    for name, array in arrays:
       if array.nbytes < _SMALL:
         tensors.append(numpy_helper.from_array(array, name))
         continue

@@ -3,17 +3,20 @@
 Only what the networks of this project use is known. A value of four axes has
 its channels second in the graph, [B, C, H, W], wherever it comes from, so there
 is no change of layout but at the input and for outputs. What depends on weights
-alone is computed at once.
+alone becomes a constant.
 """
 
 import collections
 from collections.abc import Callable, Sequence
+import functools
 import math
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper
+
+from nfnets.inference import onnx_constants
 
 # A function of the model of which the tracer is to see nothing but its name.
 AVERAGE_POOL = 'nfnets_average_pool'
@@ -43,6 +46,10 @@ _NUMPY = {
   'sub': np.subtract,
 }
 _SAME = ('copy', 'copy_p', 'stop_gradient')
+
+
+def _float16(array: np.ndarray) -> np.ndarray:
+  return np.ascontiguousarray(np.clip(array, -65504, 65504), np.float16)
 
 
 class UnknownError(Exception):
@@ -81,7 +88,7 @@ class Builder:
       float16: whether to compute in float16, all but means.
     """
     self.nodes: list[onnx.NodeProto] = []
-    self.constants: dict[str, np.ndarray] = {}
+    self.constants: dict[str, onnx_constants.Known] = {}
     self.float16 = float16
     self._outputs: dict[str, str] = {}
     self._small: dict[Any, str] = {}
@@ -96,13 +103,15 @@ class Builder:
     self.nodes.append(helper.make_node(kind, inputs, [out], out, **attributes))
     return Value(out, shape)
 
-  def constant(self, array: np.ndarray) -> str:
+  def constant(self, array: onnx_constants.Known) -> str:
     """Adds a constant as it is; returns its name."""
-    array = np.ascontiguousarray(array).reshape(np.shape(array))
-    if self.float16 and array.dtype == np.float32:
-      array = np.float16(np.clip(array, -65504, 65504))
+    form, dtype = np.ascontiguousarray, array.dtype
+    if self.float16 and dtype == np.float32:
+      form, dtype = _float16, np.float16
+    shape = array.shape
+    array = onnx_constants.apply(form, [array], dtype).reshape(shape)
     key = None
-    if array.size < 100:
+    if isinstance(array, np.ndarray) and array.size < 100:
       key = (array.dtype.str, array.shape, array.tobytes())
       if key in self._small:
         return self._small[key]
@@ -113,13 +122,13 @@ class Builder:
       self._small[key] = name
     return name
 
-  def name(self, x: Value | np.ndarray) -> str:
+  def name(self, x: Value | onnx_constants.Known) -> str:
     """Returns the name of a value in the graph."""
     if isinstance(x, Sum):
       raise UnknownError('reduce_sum')
     if isinstance(x, Value):
       return x.name
-    x = np.asarray(x)
+    x = onnx_constants.known(x)
     return self.constant(x.transpose(_CHANNELS_SECOND) if x.ndim == 4 else x)
 
   def input(self, name: str, shape: Sequence[Any]) -> Value:
@@ -171,7 +180,8 @@ class Builder:
       return args
     known = not any(isinstance(x, Value) for x in args)
     if known and kind in _NUMPY:
-      return [_NUMPY[kind](*args)]
+      dtype = eqn.outvars[0].aval.dtype
+      return [onnx_constants.apply(_NUMPY[kind], args, dtype)]
     if kind in _ELEMENTWISE:
       names = [self.name(x) for x in args]
       return [self.node(_ELEMENTWISE[kind], names, shape)]
@@ -185,12 +195,12 @@ class Builder:
     for axis, size in zip(broadcast_dimensions, np.shape(x), strict=True):
       target[axis] = size
     if not isinstance(x, Value):
-      return np.reshape(x, target)
+      return onnx_constants.known(x).reshape(target)
     return x if len(x.shape) == len(shape) else self._reshape(target, x)
 
   def _reshape(self, shape, x, /, **_):
     if not isinstance(x, Value):
-      return np.reshape(x, shape)
+      return onnx_constants.known(x).reshape(shape)
     if len(x.shape) == 4 and any(n != 1 for n in x.shape[1:3]):
       raise UnknownError('reshape')
     sizes = [n if isinstance(n, int) else -1 for n in shape]
@@ -205,11 +215,11 @@ class Builder:
   def _transpose(self, shape, x, permutation):
     if isinstance(x, Value):
       raise UnknownError('transpose')
-    return np.transpose(x, permutation)
+    return onnx_constants.known(x).transpose(permutation)
 
   def _integer_pow(self, shape, x, y):
     if not isinstance(x, Value):
-      return x**y
+      return onnx_constants.apply(lambda x: x**y, [x], x.dtype)
     if y != 2:
       raise UnknownError('integer_pow')
     return self.node('Mul', [self.name(x)] * 2, shape)
@@ -227,7 +237,7 @@ class Builder:
   def _convert_element_type(self, shape, x, /, new_dtype, **_):
     if isinstance(x, Value):
       raise UnknownError('convert_element_type')
-    return np.asarray(x, new_dtype)
+    return onnx_constants.apply(lambda x: x.astype(new_dtype), [x], new_dtype)
 
   def _erfc(self, shape, x):
     erf = self.node('Erf', [self.name(x)], shape)
@@ -235,7 +245,8 @@ class Builder:
 
   def _reduce_sum(self, shape, x, axes, **_):
     if not isinstance(x, Value):
-      return np.sum(x, axes, np.float32)
+      total = functools.partial(np.sum, axis=axes, dtype=np.float32)
+      return onnx_constants.apply(total, [x], np.float32, shape)
     if len(x.shape) != 4 or tuple(axes) != (1, 2):
       raise UnknownError('reduce_sum')
     return Sum(x, tuple(axes), shape)
@@ -275,7 +286,7 @@ class Builder:
     plain = tuple(range(len(lhs)))
     if not four and tuple(lhs) != plain:
       name = self.node('Transpose', [name], x.shape, perm=lhs).name
-    kernel = np.transpose(kernel, rhs)
+    kernel = onnx_constants.known(kernel).transpose(rhs)
     conv = self.node(
       'Conv',
       [name, self.constant(kernel)],
@@ -374,5 +385,6 @@ class Builder:
     width = kernel.shape[0 if maker.op_type == 'Conv' else 1]
     if self.constants[bias].size != width:
       return None
-    maker.input.append(self.constant(self.constants[bias].ravel()))
+    bias = self.constants[bias]
+    maker.input.append(self.constant(bias.reshape((bias.size,))))
     return maker

@@ -368,7 +368,11 @@ def test_arguments_reach_the_augmentation(imagenet, monkeypatch):
 def test_fake_batches_look_like_real_ones(imagenet, name, before, monkeypatch):
   for function in ('rand_augment', 'auto_augment'):
     monkeypatch.setattr(autoaugment, function, threshold)
-  kwargs = {'augment_name': name, 'augment_before_mix': before}
+  kwargs = {
+    'augment_name': name,
+    'augment_before_mix': before,
+    'augmentation_multiplicity': 2 if before else 1,
+  }
   (real,) = take(1, imagenet, 'train', **kwargs)
   fakes = dataset.fake_batches(num_classes=1000, **(SETTINGS | kwargs))
   fake = next(fakes)

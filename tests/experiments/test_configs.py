@@ -184,6 +184,7 @@ def test_every_recipe_is_in_the_tables():
   names = configs.names()
   assert len(set(names)) == len(names)
   others = {'digits', 'finetune', 'finetune:f4+', 'finetune:2023'}
+  others |= {'pretrain:f4+', 'pretrain:2023'}
   assert set(names) - set(_PUBLISHED) == others
   unlisted = set(_PUBLISHED) - set(names)
   assert all(name.endswith(':sam') for name in unlisted)
@@ -245,6 +246,22 @@ def test_published_fine_tuning(
   }
   assert ours.optimizer.kwargs.weight_decay == 1e-5
   assert (ours.sam_rho, ours.use_ema, ours.which_ema) == (0.05, True, 'tf1_ema')
+
+
+@pytest.mark.parametrize(
+  'name, model', [('pretrain:f4+', 'nfnet_f4+'), ('pretrain:2023', 'nfnet_f7+')]
+)
+def test_published_pre_training(name, model):
+  ours = configs.load(name).experiment_kwargs.config
+  assert (ours.model, ours.train_batch_size, ours.image_size) == (
+    model,
+    4096,
+    224,
+  )
+  assert (ours.train_preproc, ours.augment_name) == ('crop_flip', '')
+  assert (ours.lr, ours.lr_scale_by_bs, ours.use_ema) == (1.6, False, False)
+  assert ours.optimizer.name == 'sgd_agc'
+  assert ours.optimizer.kwargs.weight_decay == 1e-6
 
 
 def test_the_f0_schedule_is_the_published_one():

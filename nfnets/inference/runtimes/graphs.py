@@ -86,6 +86,14 @@ def folder() -> pathlib.Path:
   return pathlib.Path(cache).expanduser() / 'nfnets' / 'graphs'
 
 
+def is_empty() -> bool:
+  """Returns whether there are no entries."""
+  try:
+    return not any(folder().iterdir())
+  except OSError:
+    return True
+
+
 def find(name: str) -> Graph | None:
   """Returns an entry; None if there is none, or it is not what was written."""
   path = folder() / name

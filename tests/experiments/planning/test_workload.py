@@ -83,6 +83,7 @@ def test_what_does_not_go_together_is_refused(
     {},
     {'augment_name': 'cutmix_mixup_randaugment_405'},
     {'augment_name': 'mixup', 'transpose': True},
+    {'augmentation_multiplicity': 2},
   ],
 )
 def test_programs_take_what_the_pipeline_gives(settings):
@@ -97,7 +98,10 @@ def test_programs_take_what_the_pipeline_gives(settings):
     'process_count': 1,
   }
   train = dataset.fake_batches(
-    global_batch_size=4, augment_name=ours.augment_name, **kwargs
+    global_batch_size=4,
+    augment_name=ours.augment_name,
+    augmentation_multiplicity=ours.augmentation_multiplicity,
+    **kwargs,
   )
   evaluation = dataset.fake_batches(
     global_batch_size=work.eval_batch, num_batches=1, **kwargs
