@@ -1,5 +1,6 @@
 """Tests of batches that hold each example several times."""
 
+import collections
 import itertools
 
 from conftest import assert_same, joined_processes, make_dataset
@@ -8,7 +9,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from nfnets.data import dataset
+from nfnets.data import dataset, preprocess
 
 COPIES = 3
 SETTINGS = {'image_size': (24, 20), 'global_batch_size': 6, 'seed': 3}
@@ -57,6 +58,10 @@ def test_every_copy_is_mixed_in_its_own_way_from_the_same_two(png):
   pairs = np.stack([batch['labels'], batch['mix_labels']]).reshape(2, 6, COPIES)
   assert (pairs == pairs[..., :1]).all()
   assert len(set(batch['ratio'])) == 6 * COPIES
+  # The share of a box of CutMix is a number of pixels.
+  pixels = batch['ratio'].reshape(6, COPIES) * 24 * 20
+  is_mixup = np.abs(pixels - np.round(pixels)) > 1e-3
+  assert (is_mixup == (np.indices((6, COPIES)).sum(0) % 2 == 0)).all()
 
 
 def test_processes_and_resuming_change_nothing(imagenet):
@@ -70,18 +75,26 @@ def test_processes_and_resuming_change_nothing(imagenet):
 
 
 def test_an_example_is_decoded_once(imagenet, monkeypatch):
-  decoders = []
-  decode = tf.io.decode_and_crop_jpeg
+  calls = collections.Counter()
 
-  def counted(*args, **kwargs):
-    decoders.append(args)
-    return decode(*args, **kwargs)
+  def count(module, name):
+    function = getattr(module, name)
 
-  monkeypatch.setattr(tf.io, 'decode_and_crop_jpeg', counted)
-  take(1, imagenet, copies=1)
-  alone = len(decoders)  # How often the pipeline's functions are traced.
-  take(1, imagenet)
-  assert len(decoders) == 2 * alone > 0
+    def counted(*args, **kwargs):
+      def add():
+        calls[name] += 1
+        return np.int64(0)
+
+      with tf.control_dependencies([tf.numpy_function(add, [], tf.int64)]):
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, counted)
+
+  count(tf.io, 'decode_and_crop_jpeg')
+  count(preprocess, 'random_window')
+  take(2, imagenet)
+  # Not exactly three times as many: some are read ahead, and not yet cropped.
+  assert calls['random_window'] > 2 * calls['decode_and_crop_jpeg'] > 20
 
 
 def test_a_jpeg_that_is_decoded_whole_gives_nearly_the_same_crops(imagenet):
