@@ -72,6 +72,7 @@ def test_jpegs_are_what_the_model_makes_of_them(run, photos):
     assert top['probability'] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_tables_tell_the_same_as_json(run, photos, tmp_path):
   labels = tmp_path / 'labels.txt'
   labels.write_text('\n'.join(f'digit {i}' for i in range(10)))
@@ -90,6 +91,7 @@ def test_tables_tell_the_same_as_json(run, photos, tmp_path):
   assert out.splitlines() == lines
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_batch(run, photos):
   alone = [
     json.loads(run('--json', path)[1]) for path in sorted(photos.iterdir())

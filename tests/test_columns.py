@@ -70,6 +70,7 @@ def network():
     yield apply, reference_params.reference_params(shapes)
 
 
+@pytest.mark.slow
 def test_a_network_of_joined_columns_is_the_same(network):
   apply, params = network
   images = reference_params.reference_images(2, 32, 32)

@@ -60,6 +60,7 @@ def test_bfloat16_stays_bfloat16(name):
 
 
 @pytest.mark.parametrize('name', ['NFNet', 'NF_RegNet', 'ResNet'])
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32(name):
   params, exact = evaluated(name)
   transformed = make(name)

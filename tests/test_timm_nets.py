@@ -138,6 +138,7 @@ def test_efficient_channel_attention_sees_the_neighbours(channels, size):
   assert golden_lib.rel_l2(net.apply(params, x), expected) < 1e-5
 
 
+@pytest.mark.slow
 def test_new_branches_are_closed_and_new_kernels_spread_as_in_timm():
   model = nfnets.create_model('timm/test_nfnet')
   init = jax.jit(model.init, compiler_options=golden_lib.QUICK)

@@ -68,6 +68,7 @@ def digest():
 
 
 @pytest.mark.parametrize('compiled', [False, True])
+@pytest.mark.slow
 def test_operations_agree_with_the_published_ones(compiled):
   image, cases = golden_cases()
   assert len(cases) == 31
@@ -282,6 +283,7 @@ def test_a_seed_draws_the_centre_of_a_cutout_anywhere():
   ],
   ids=['rand_augment', 'auto_augment'],
 )
+@pytest.mark.slow
 def test_results_are_the_chosen_operations_one_after_another(
   augment, shape, choose, published
 ):

@@ -269,6 +269,7 @@ def test_a_shard_that_breaks_while_training_is_named(sharded, capfd):
   assert 'Traceback' not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_iterator_that_is_dropped_gives_its_threads_and_files_back(imagenet):
   def resources():
     gc.collect()

@@ -67,6 +67,7 @@ def impatient(monkeypatch):
   monkeypatch.setattr(bucket_files, '_DELAYS', (0.1, 0.5))
 
 
+@pytest.mark.slow
 def test_batches_are_those_from_the_disk_also_when_resumed(imagenet, remote):
   with train(imagenet) as batches:
     expected = take(batches, 6)
@@ -117,6 +118,7 @@ def test_reading_outlasts_a_disturbance_and_says_so(
   assert [text.split(' (')[0] for text in said] == ['The store fails']
 
 
+@pytest.mark.slow
 def test_a_store_that_stays_down_is_an_error(store, remote, impatient):
   with train(remote) as batches:
     store.disturb('503', 100)

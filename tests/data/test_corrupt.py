@@ -105,6 +105,7 @@ def test_the_next_image_stands_in_for_an_unreadable_one(
 @pytest.mark.parametrize(
   ('augment_name', 'step'), [('', 4), ('', 8), ('cutmix', 5)]
 )
+@pytest.mark.slow
 def test_a_run_that_is_resumed_leaves_out_the_same(
   damaged, straight, augment_name, step
 ):
@@ -141,6 +142,7 @@ def test_what_is_left_out_is_told_once_and_counted(damaged, monkeypatch):
     assert 'Invalid JPEG data' in warning
 
 
+@pytest.mark.slow
 def test_evaluation_masks_what_it_leaves_out(whole, damaged):
   kwargs = {
     'image_size': 16,

@@ -113,6 +113,7 @@ def test_layers_are_chosen_one_by_one():
 
 
 @pytest.mark.parametrize('wrap', [True, False])
+@pytest.mark.slow
 def test_autoaugment_chooses_from_its_policy_with_its_probabilities(wrap):
   outcomes = collections.Counter()
   for row in np.reshape(POLICY.split(), (25, 2, 3)):

@@ -57,6 +57,7 @@ def gelu(x):
   return 1.7015043497085571 * 0.5 * x * (1 + np.tanh(z))
 
 
+@pytest.mark.slow
 def test_gradient_is_that_of_finite_differences():
   model, params, forward = tiny('NFNet')
   label, at, step = 7, (11, 20), 0.02

@@ -29,6 +29,7 @@ def test_a_step_without_its_last_file_is_none(remote_folder):
   assert {name.split('/')[0] for name in names} - {''} == {'3', '6'}
 
 
+@pytest.mark.slow
 def test_damage_is_noticed(remote_folder):
   _save(remote_folder, [3])
   folder = f'{remote_folder}/latest/3'

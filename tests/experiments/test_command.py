@@ -150,6 +150,7 @@ def test_a_failure_of_training_ends_both(run_command, tmp_path):
   assert result.output == ''
 
 
+@pytest.mark.slow
 def test_another_model_does_not_overwrite_the_checkpoint(straight, run_command):
   folder, _ = straight
   before = sorted(os.listdir(folder / 'latest'))
@@ -167,6 +168,7 @@ def test_another_model_does_not_overwrite_the_checkpoint(straight, run_command):
   assert sorted(os.listdir(folder / 'latest')) == before
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_leaves_a_good_checkpoint(
   run_command, tmp_path, monkeypatch
 ):

@@ -40,6 +40,7 @@ def test_sigterm_saves_and_ends(start_command, tmp_path):
   assert max(steps) == last['step'] < 100_000
 
 
+@pytest.mark.slow
 def test_a_second_sigterm_ends_at_once(start_command, tmp_path):
   """Even while the first step is compiled."""
   process = start_command(

@@ -94,6 +94,7 @@ def trained(tmp_path_factory, data_dir):
 @pytest.mark.parametrize(
   'which, suffix', [('ema', 'npz'), ('raw', 'safetensors')]
 )
+@pytest.mark.slow
 def test_extracted_weights_evaluate_as_the_checkpoint_did(
   which, suffix, trained, data_dir, tmp_path, monkeypatch, capsys
 ):
@@ -128,6 +129,7 @@ def test_extracted_weights_evaluate_as_the_checkpoint_did(
   assert os.listdir() == [output]  # No folder of results.
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_can_be_taken(trained, tmp_path, capsys):
   run = tmp_path / 'run'
   shutil.copytree(trained.folder / 'latest' / '1', run / 'best' / '1')
@@ -258,6 +260,7 @@ def _start(config):
     (0, 'has no last layer; it got a new one for 10 classes.'),
   ],
 )
+@pytest.mark.slow
 def test_training_starts_from_the_weights_but_for_another_head(
   num_classes, message, data_dir, tmp_path, caplog
 ):
@@ -282,6 +285,7 @@ def test_training_starts_from_the_weights_but_for_another_head(
   assert message is None or lines[1].endswith(f'{path} {message}')
 
 
+@pytest.mark.slow
 def test_training_began_with_the_weights(trained):
   latest = trained.folder / 'latest'
   for which in ('raw', 'ema'):
@@ -291,6 +295,7 @@ def test_training_began_with_the_weights(trained):
   assert not np.array_equal(after.params[_HEAD]['w'], trained.given[_HEAD]['w'])
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_checkpoint_and_not_from_weights(
   trained, caplog
 ):
@@ -363,6 +368,7 @@ def test_weights_that_do_not_fit_are_one_line(
   assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_evaluation_of_weights_ends_with_one_line_of_json(
   run_command, tmp_path_factory, tmp_path
 ):

@@ -374,6 +374,7 @@ def test_commands_say_in_one_line_what_is_wrong(server, capsys):
   ]
 
 
+@pytest.mark.slow
 def test_load_takes_any_number_of_classes(server):
   _, released = quick_lib.digits()
   head = 'NFNet/~/linear'

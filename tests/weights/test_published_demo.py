@@ -6,6 +6,7 @@ import golden_lib
 import haiku as hk
 import jax
 import numpy as np
+import pytest
 import quick_lib
 import reference_params
 
@@ -15,6 +16,7 @@ import nfnets.utils
 quickly_compiled = quick_lib.quickly_compiled
 
 
+@pytest.mark.slow
 def test_steps_of_the_demo_give_the_golden_outputs(tmp_path):
   tree = golden_lib.reference_tree(golden_lib.transform('NFNet/F0'))
   path = tmp_path / 'F0_haiku.npz'

@@ -110,6 +110,7 @@ def test_the_share_of_the_peak_counts_what_is_needed_once(compiler, run_plan):
   )
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_made_to_fit(compiler, run_plan):
   result = run_plan('--device=tpu_v3')
   assert result.status == 0, result.log
@@ -132,6 +133,7 @@ def test_what_does_not_fit_is_made_to_fit(compiler, run_plan):
   assert len(compiler.plans) == 1 + 4 + 1 + 1
 
 
+@pytest.mark.slow
 def test_the_largest_batch_is_found(compiler, run_plan):
   result = run_plan('--device=tpu_v3', '--batch=8', '--search')
   assert result.status == 0, result.log

@@ -55,6 +55,7 @@ def test_the_command_draws_a_png_and_ends_with_json(run, tmp_path):
     ('mixup_randaugment_205', np.uint8, 33, 64),
   ],
 )
+@pytest.mark.slow
 def test_images_are_those_that_training_takes(
   data_dir, monkeypatch, augment_name, dtype, num_images, share
 ):
