@@ -3,19 +3,16 @@
 from collections.abc import Callable
 import statistics
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnxruntime
-
-if TYPE_CHECKING:
-  from nfnets.inference import networks
 
 _NUM_INPUTS = 10
 _BATCH = 3
 
 
-def compare(network: 'networks.Network', path: str) -> dict[str, float]:
+def compare(network: Any, path: str) -> dict[str, float]:
   """Runs ten random inputs, one by one, and a batch of some of them.
 
   Args:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 import jax
@@ -21,9 +21,6 @@ from onnx import helper, numpy_helper
 
 from nfnets import base, conv
 from nfnets.inference import onnx_constants, onnx_ops
-
-if TYPE_CHECKING:
-  from nfnets.inference import networks
 
 # MIGraphX documents up to 19. Newer operators, such as Gelu, are out.
 OPSET = 18
@@ -67,7 +64,7 @@ class GraphError(Exception):
 
 
 def write(
-  network: 'networks.Network',
+  network: Any,
   path: str,
   float16: bool = False,
   outputs: Sequence[str] | None = None,
@@ -80,7 +77,7 @@ def write(
   size; the outputs are float32.
 
   Args:
-    network: a network; its weights may be folded.
+    network: a `networks.Network`; its weights may be folded.
     path: where to; next to it there will be a second file, `{path}.data`, if
       the weights are too many for one.
     float16: whether to compute in float16, all but means over the image.
@@ -136,7 +133,7 @@ def check(path: str) -> None:
 
 
 def _build(
-  network: 'networks.Network',
+  network: Any,
   float16: bool,
   outputs: Sequence[str],
   size: tuple[int, int],
@@ -240,7 +237,7 @@ def _named_average_pool():
 
 def _describe(
   graph: onnx.ModelProto,
-  network: 'networks.Network',
+  network: Any,
   float16: bool,
   outputs: Sequence[str],
 ) -> None:
