@@ -19,6 +19,7 @@ _DIMENSION_NUMBERS = ('NHWC', 'HWIO', 'NHWC')
 LOWERINGS = ('auto', 'plain', 'split', 'columns')
 _lowering = 'auto'
 _in_loop = False
+_of_examples = False
 
 
 @contextlib.contextmanager
@@ -78,6 +79,25 @@ def in_loop() -> Iterator[None]:
     _in_loop = previous
 
 
+@contextlib.contextmanager
+def of_examples() -> Iterator[None]:
+  """Says that `jax.vmap` takes gradients of one example each here.
+
+  Then a kernel's gradients are a convolution with a group for each example,
+  which XLA's CPU backend is as slow at as at other groups. Here, the 'split'
+  lowering writes them as matrix products, one for each pixel of the kernel.
+
+  Yields:
+    Nothing.
+  """
+  global _of_examples
+  previous, _of_examples = _of_examples, True
+  try:
+    yield
+  finally:
+    _of_examples = previous
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv_with_gradients(x, w, stride, padding, rate):
   """Convolves, with gradients that are [B, H, W, C] by [kh, kw, C, K], too."""
@@ -118,6 +138,8 @@ def _conv_backward(stride, padding, rate, residuals, grad):
     rhs_dilation=rate,
     dimension_numbers=_DIMENSION_NUMBERS,
   )
+  if _of_examples:
+    return grad_x, _products(x, w, grad, stride, for_w, rate)
   # The images of the batch are the channels that are summed over.
   grad_w = lax.conv_general_dilated(
     x.transpose(3, 1, 2, 0),
@@ -128,6 +150,27 @@ def _conv_backward(stride, padding, rate, residuals, grad):
     dimension_numbers=_DIMENSION_NUMBERS,
   )
   return grad_x, grad_w.transpose(1, 2, 0, 3)
+
+
+def _products(x, w, grad, stride, padding, rate):
+  """Returns the gradient of a kernel, its pixels one by one."""
+  x = lax.pad(
+    x,
+    jnp.zeros((), x.dtype),
+    ((0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)),
+  )
+  height, width = (
+    (n - 1) * s + 1 for n, s in zip(grad.shape[1:3], stride, strict=True)
+  )
+  rows = []
+  for i in range(w.shape[0]):
+    for j in range(w.shape[1]):
+      top, left = i * rate[0], j * rate[1]
+      part = x[
+        :, top : top + height : stride[0], left : left + width : stride[1]
+      ]
+      rows.append(jnp.einsum('nhwc,nhwk->ck', part, grad))
+  return jnp.stack(rows).reshape(w.shape)
 
 
 _conv_with_gradients.defvjp(_conv_forward, _conv_backward)
@@ -162,7 +205,7 @@ def conv2d(
   split = chosen() == 'split'
 
   def plain(x, w, groups):
-    if split and _in_loop:
+    if split and (_in_loop or _of_examples):
       return _conv_with_gradients(x, w, stride, padding, rate)
     return lax.conv_general_dilated(
       x,
