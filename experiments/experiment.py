@@ -32,6 +32,7 @@ from experiments import (
   initial_weights,
   jaxline_compat,
   preemption,
+  privacy,
   processes,
   progress,
   recipe,
@@ -157,6 +158,7 @@ def run(
     weights = _weights_to_start_from(config, built)
   if not config.training_steps:
     config.training_steps = built.num_steps
+  _plan_privacy(config, built, begun)
   logging.info(
     '%d steps of %d images (%d for training) on %d %s device(s) of %d '
     'process(es); results in %s',
@@ -169,7 +171,9 @@ def run(
     config.checkpoint_dir,
   )
   folder = run_folder.RunFolder(config, built, command)
-  reporter = progress.Reporter(config.training_steps, ours.train_batch_size)
+  reporter = progress.Reporter(
+    config.training_steps, ours.train_batch_size, built.privacy
+  )
   jaxline_compat.log_train_metrics_with(reporter.log)
   make = functools.partial(trainer.Experiment, recipe=built, reporter=reporter)
   if mode == 'eval':
@@ -222,8 +226,28 @@ def _weights_to_start_from(config, built) -> weights_lib.Weights | None:
 
 
 def _has_checkpoint(config) -> bool:
+  return _last_checkpoint(config) is not None
+
+
+def _last_checkpoint(config) -> int | None:
   folder = paths.path(config.checkpoint_dir) / 'latest'
-  return checkpoint_files.latest_step(folder) is not None
+  return checkpoint_files.latest_step(folder)
+
+
+def _plan_privacy(config, built, begun) -> None:
+  """Has training end where its budget of privacy does."""
+  wanted = config.training_steps
+  try:
+    privacy.plan(config, built.privacy, begun, _last_checkpoint(config) or 0)
+  except ValueError as error:
+    raise recipe.ConfigError(str(error)) from error
+  if config.training_steps < wanted:
+    logging.info(
+      'The budget of epsilon, %g, is spent after %d of %d steps.',
+      built.privacy.budget,
+      config.training_steps,
+      wanted,
+    )
 
 
 def _train_and_test(make, config, built, reporter, folder) -> dict[str, Any]:
@@ -282,7 +306,8 @@ def _train(make, config, reporter) -> tuple[dict[str, Any], trainer.Experiment]:
   state = checkpointer.get_experiment_state('latest')
   step = int(state.global_step)
   stopped = step < config.training_steps
-  last = {**writer.last, 'step': step, 'stopped_by_sigterm': stopped}
+  last = {**writer.last, **reporter.known(step)}
+  last = {**last, 'step': step, 'stopped_by_sigterm': stopped}
   return last, state.experiment_module
 
 

@@ -15,6 +15,7 @@ from jaxline import platform
 import numpy as np
 import tqdm
 
+from experiments import privacy
 from nfnets import paths
 
 # The metrics, in words, and how they are written.
@@ -28,6 +29,7 @@ _SHOWN = (
   ('data_wait', 'waiting', '{:.0%}'),
   ('images_skipped', 'bad images', '{:.0f}'),
   ('updates_skipped', 'bad updates', '{:.0f}'),
+  ('epsilon', 'epsilon', '{:.3g}'),
 )
 # A terminal has 80 columns.
 _IN_BAR = ('train_loss', 'top_1_acc', 'images_per_second')
@@ -36,16 +38,30 @@ _IN_BAR = ('train_loss', 'top_1_acc', 'images_per_second')
 class Reporter:
   """Shows training on a terminal as a bar, elsewhere as a line per interval."""
 
-  def __init__(self, training_steps: int, batch_size: int):
+  def __init__(
+    self,
+    training_steps: int,
+    batch_size: int,
+    private: privacy.Privacy | None = None,
+  ):
     """Starts with nothing to show.
 
     Args:
       training_steps: the step at which training ends.
       batch_size: images per step, over all devices.
+      private: tells epsilon and delta, where training is private.
     """
     self._training_steps = training_steps
     self._batch_size = batch_size
+    self._private = private
     self._bar: tqdm.tqdm | None = None
+
+  def known(self, step: int) -> dict[str, float]:
+    """Returns what is known of a step without making it."""
+    if self._private is None:
+      return {}
+    epsilon = self._private.epsilon(step)
+    return {'epsilon': epsilon, 'delta': self._private.delta}
 
   def log(self, step: int, scalars: dict[str, Any]) -> None:
     """Logs one line on the first host, unless there is a bar."""
@@ -57,11 +73,12 @@ class Reporter:
     )
 
   def with_speed(self, step: int, scalars: dict[str, Any]) -> dict[str, float]:
-    """Adds images per second and the seconds that are left.
+    """Adds images per second, the seconds that are left and what is `known`.
 
     At a run's first step there is no speed yet, and nothing is added.
     """
     scalars = {k: np.asarray(v).item() for k, v in scalars.items()}
+    scalars.update(self.known(step))
     speed = scalars['steps_per_sec']
     if speed > 0:
       scalars['images_per_second'] = speed * self._batch_size

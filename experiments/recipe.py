@@ -8,11 +8,13 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
-from experiments import derived
+from experiments import derived, gradients
 from experiments import loss as loss_lib
+from experiments import privacy as privacy_lib
 from experiments import step as step_lib
 import nfnets
 from nfnets import base, optim, zoo
@@ -23,6 +25,8 @@ from nfnets.weights import shapes
 _FAKE_EXAMPLES = 10_000
 # Their classes, where num_classes is left open.
 _FAKE_CLASSES = 10
+# What a setting can call them by.
+_INITIALIZERS = {'zeros': jnp.zeros, 'ones': jnp.ones}
 # Batches of fake data that an evaluation takes.
 _FAKE_EVAL_BATCHES = 2
 
@@ -43,6 +47,7 @@ class Recipe:
     builder: TFDS's; None for fake data.
     num_examples: of an epoch of training.
     data_seed: decides on the order of the examples and on what happens to them.
+    privacy: what private training tells of an example; None if it is not.
   """
 
   config: ml_collections.ConfigDict
@@ -52,6 +57,7 @@ class Recipe:
   builder: Any
   num_examples: int
   data_seed: int
+  privacy: privacy_lib.Privacy | None = None
 
   @property
   def num_steps(self) -> int:
@@ -175,19 +181,31 @@ def build(
     derived.fill_in_model(config)
   except ValueError as error:
     raise ConfigError(str(error)) from error
-  _check(config, num_devices or jax.device_count())
+  num_devices = num_devices or jax.device_count()
+  _check(config, num_devices)
   builder, num_examples = _open_dataset(config)
   model = create_model(config)
-  _check_layers(config, model)
+  _check_layers(config, model, num_devices)
   schedule = create_schedule(config, num_examples / config.train_batch_size)
+  data_seed = int(jax.random.randint(init_rng, (), 0, 2**31 - 1))
+  optimizer = create_optimizer(config, schedule)
+  try:
+    # Of random images, an epoch may be less than a batch.
+    at_least = 0 if builder else config.train_batch_size
+    private = privacy_lib.make(config, max(num_examples, at_least))
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  if private:
+    optimizer = optax.chain(private.noise(data_seed), optimizer)
   return Recipe(
     config=config,
     model=model,
     schedule=schedule,
-    optimizer=create_optimizer(config, schedule),
+    optimizer=optimizer,
     builder=builder,
     num_examples=num_examples,
-    data_seed=int(jax.random.randint(init_rng, (), 0, 2**31 - 1)),
+    data_seed=data_seed,
+    privacy=private,
   )
 
 
@@ -203,12 +221,15 @@ def create_model(
   Raises:
     ConfigError: if there is no such network, or no such argument of it.
   """
+  kwargs = dict(config.model_kwargs)
+  if kwargs.get('skipinit_gain') in _INITIALIZERS:
+    kwargs['skipinit_gain'] = _INITIALIZERS[kwargs['skipinit_gain']]
   try:
     return zoo.create_model(
       config.model,
       config.num_classes if num_classes is None else num_classes,
       remat=config.remat,
-      **config.model_kwargs,
+      **kwargs,
     )
   except (TypeError, ValueError) as error:
     raise ConfigError(f'model or model_kwargs: {error}') from error
@@ -270,15 +291,21 @@ def create_optimizer(
 
 
 def _check_layers(
-  config: ml_collections.ConfigDict, model: nfnets.Model
+  config: ml_collections.ConfigDict, model: nfnets.Model, num_devices: int
 ) -> None:
-  """Raises ConfigError if there are no such layers to train."""
+  """Raises ConfigError for what the network's layers do not allow."""
+  if not config.train_only and not config.clip_per_example:
+    return
+  params, state = shapes.of_model(model)
   if config.train_only:
-    params, _ = shapes.of_model(model)
     try:
       optim.choose(config.train_only)(params)
     except ValueError as error:
       raise ConfigError(f'train_only: {error}') from error
+  try:
+    gradients.check(config, state, num_devices)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
 
 
 def _processes() -> dict[str, int]:

@@ -52,6 +52,11 @@ class RunFolder:
     if isinstance(built.builder, folders.Folder):
       settings['which_dataset'] = built.builder.root  # From any folder.
     of_run = command_line.leaves(config)
+    # Of all updates, whichever the best weights come to be of: that these are
+    # the best tells of later ones, too.
+    self._privacy = {}
+    if built.privacy:
+      self._privacy['privacy'] = built.privacy.facts(config.training_steps)
     self._info = {
       'command': command,
       'settings': settings,
@@ -64,6 +69,7 @@ class RunFolder:
       'started': datetime.datetime.now()
       .astimezone()
       .isoformat(timespec='seconds'),
+      **self._privacy,
     }
 
   def begin(self) -> None:
@@ -121,6 +127,7 @@ class RunFolder:
         'train_preprocessing': config.train_preproc,
         'trained_on': config.which_dataset,
         'step': step,
+        **self._privacy,
         **facts,
       },
     )

@@ -115,9 +115,8 @@ def make_train_step(
     scalars, averaged over all devices.
   """
   decay_at = EMAS[config.which_ema]
-  gradient = gradients.make_gradient(
-    loss_lib.make_loss(model, config), config.accumulate_steps
-  )
+  loss_fn = loss_lib.make_loss(model, config)
+  gradient = gradients.make_gradient(loss_fn, config)
 
   def mean(tree):
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
@@ -165,8 +164,8 @@ def make_train_step(
     metrics['learning_rate'] = jnp.asarray(schedule(step), jnp.float32)
     metrics['grad_norm'] = optax.tree.norm(grads)
     clipped = optax.tree.get(opt_state, 'fraction_clipped', None)
-    if clipped is not None:
-      metrics['fraction_clipped'] = clipped
+    if clipped is not None:  # That of examples' gradients says more.
+      metrics.setdefault('fraction_clipped', clipped)
     new = TrainState(
       step + 1,
       params,

@@ -23,6 +23,8 @@ _SHOWN = (
   'finetune:2023',
   'pretrain:f4+',
   'pretrain:2023',
+  'nf_resnet50:private',
+  'digits:private',
 )
 
 
@@ -39,7 +41,7 @@ def _files() -> dict[str, str]:
 
 
 def names() -> list[str]:
-  """Returns the names: models, without `nfnet_`, F6+SAM, and other stages."""
+  """Returns the names: models, without `nfnet_`, and others with a colon."""
   return [*_files(), 'f6:sam', *_SHOWN]
 
 
@@ -47,9 +49,10 @@ def load(name: str) -> ml_collections.ConfigDict:
   """Returns the config of that name, without changes.
 
   Args:
-    name: one of `names()`, any NFNet-F with `:sam` after it, or the path of a
-      config file, with an optional `:argument`. With `:small` at the end, the
-      recipe is made small enough to look around on two cores.
+    name: one of `names()`, any NFNet-F with `:sam` after it or NF-ResNet with
+      `:private`, or the path of a config file, with an optional `:argument`.
+      With `:small` at the end, the recipe is made small enough to look around
+      on two cores.
 
   Raises:
     ValueError: if there is none; the message lists the names.
@@ -59,7 +62,7 @@ def load(name: str) -> ml_collections.ConfigDict:
   file = {**_files(), **{stage: stage for stage in _STAGES}}.get(recipe)
   if file and (
     full == recipe
-    or (file, argument) == ('nfnet', 'sam')
+    or _ARGUMENTS.get(file) == argument
     or (file in _STAGES and argument)
   ):
     path, argument = _HERE / f'{file}.py', full
@@ -79,6 +82,10 @@ def load(name: str) -> ml_collections.ConfigDict:
   if is_small:
     _make_small(config)
   return config
+
+
+# By file, what may stand after the colon.
+_ARGUMENTS = {'nfnet': 'sam', 'nf_resnet': 'private', 'digits': 'private'}
 
 
 def _make_small(config: ml_collections.ConfigDict) -> None:
@@ -103,6 +110,7 @@ def _make_small(config: ml_collections.ConfigDict) -> None:
     experiment.model_kwargs.update(changes)
   experiment.image_size = experiment.eval_image_size = 32
   experiment.train_batch_size = experiment.eval_batch_size = 16
+  experiment.per_example.chunk = 0
   experiment.fake_data = True
 
 
@@ -280,6 +288,21 @@ def get_base(name: str, model: str) -> ml_collections.ConfigDict:
   # Parts that each device's batch is computed in, one after the other: less
   # memory, the same gradient.
   experiment.accumulate_steps = 1
+  # Whether each example's own gradient is clipped before the mean is taken: by
+  # 'unit', as in AGC, or by the 'norm' of all of it; '' is not at all.
+  experiment.clip_per_example = ''
+  # clipping is the largest ratio of the norms of a unit's gradient and weights,
+  # and eps the least norm of these; or clipping is the largest norm. chunk is
+  # how many examples' gradients each device has at once; 0 is all of a part.
+  experiment.per_example = ml_collections.ConfigDict(
+    {'clipping': 0.01, 'eps': 1e-3, 'chunk': 0}
+  )
+  # Differentially private training, with clip_per_example=norm: the deviation
+  # of the noise in a sum of clipped gradients, in units of the clipping; delta;
+  # and the epsilon at which training ends; docs/private.md.
+  experiment.private = ml_collections.ConfigDict(
+    {'noise_multiplier': 0.0, 'delta': 0.0, 'epsilon': 0.0}
+  )
   # How many of the first blocks are computed again in the backward pass, or
   # True for all: less memory, more time; experiments/tools/plan.py finds out.
   experiment.remat = ml_collections.FieldReference(False, field_type=object)

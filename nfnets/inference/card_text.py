@@ -19,6 +19,7 @@ from nfnets.weights import fetching, hub
 _SHOWN_CLASSES = 20  # The others are folded up.
 # What GitHub's Markdown would take for more than text.
 _SPECIAL = re.compile(r'[\\`*{}\[\]<>&|#~!$]|\b_|_\b')
+_SEED = re.compile(r'(random_seed[= ])\S+')
 _DATASETS = {'imagenet2012': 'imagenet-1k'}  # Names of the hub.
 
 
@@ -63,6 +64,7 @@ def make(
     _usage(metadata),
     _preprocessing(metadata),
     _training(metadata, info),
+    _privacy(metadata),
     _limits(metadata, measured),
     _license(base),
   ]
@@ -275,6 +277,8 @@ def _training(metadata: Mapping[str, Any], info: Mapping[str, Any]) -> str:
   command = info.get('command') or ''
   if isinstance(command, list):
     command = shlex.join(command)
+  if 'privacy' in metadata:  # Who knows the seed can take the noise away.
+    command = _SEED.sub(r'\1…', command)
   if command:
     lines += ['', '```', _code(command), '```']
   if settings := dict(info.get('settings', {})):
@@ -286,6 +290,29 @@ def _training(metadata: Mapping[str, Any], info: Mapping[str, Any]) -> str:
       *('```', '', '</details>'),
     ]
   return '\n'.join(lines)
+
+
+def _privacy(metadata: Mapping[str, Any]) -> str:
+  if 'privacy' not in metadata:
+    return ''
+  facts = metadata['privacy']
+  return (
+    '## Privacy\n\nTraining was differentially private (DP-SGD, '
+    '[arXiv 1607.00133](https://arxiv.org/abs/1607.00133)): '
+    f'**ε = {facts["epsilon"]:.3g}** at δ = {facts["delta"]:g} for adding or '
+    f'removing one image, after {facts["steps"]:,} updates on batches of '
+    f'{facts["batch_size"]:,} of {facts["num_examples"]:,}, the gradient of '
+    f'each clipped to a norm of {facts["clipping"]:g}, with a noise multiplier '
+    f'of {facts["noise_multiplier"]:g}.\n\n'
+    'This ε is that of Poisson sampling, each image being in each batch by a '
+    'draw of its own, while batches were parts of shuffled epochs: it is '
+    'usual to state it so, and not proved '
+    '([arXiv 2403.17673](https://arxiv.org/abs/2403.17673)). What is proved, '
+    'for any order and for leaving out what one image contributes, is '
+    f'ε ≤ {facts["epsilon_of_any_order"]:.3g}. Both are of this training '
+    'alone, not of other runs on the same images, and hold as long as the seed '
+    'of the noise is secret.'
+  )
 
 
 def _limits(metadata: Mapping[str, Any], measured: Measured | None) -> str:

@@ -11,6 +11,7 @@ A dict of JSON values. These keys have a meaning, and all may be missing:
   preprocessing      of evaluation, as `preprocess_eval` names it
   train_preprocessing
   mean, std          [3] each, of the channels in 0-255
+  privacy            {name: number} of private training, as PRIVACY names them
 
 Others are carried along: `step`, `accuracy`, what it was trained on.
 """
@@ -37,6 +38,12 @@ _FIELDS = {
   'mean': 'mean',
   'std': 'std',
 }
+# Epsilon for Poisson-sampled batches and for any order of epochs, and how the
+# weights were trained.
+PRIVACY = (
+  *('epsilon', 'epsilon_of_any_order', 'delta', 'noise_multiplier', 'clipping'),
+  *('batch_size', 'num_examples', 'steps'),
+)
 # How training computes, which is the same network.
 _NOT_OF_THE_NETWORK = ('remat',)
 
@@ -187,6 +194,14 @@ def _are_names(x: Any) -> bool:
   return isinstance(x, list) and all(isinstance(name, str) for name in x)
 
 
+def _is_privacy(x: Any) -> bool:
+  return (
+    isinstance(x, dict)
+    and set(x) == set(PRIVACY)
+    and all(type(value) in (int, float) for value in x.values())
+  )
+
+
 _RULES = {
   'model': (_is_text, 'a name'),
   'model_kwargs': (lambda x: isinstance(x, dict), 'a dictionary'),
@@ -198,4 +213,5 @@ _RULES = {
   'train_preprocessing': (_is_text, 'a name'),
   'mean': (_are_numbers(-_MAX_STATISTIC), 'three numbers'),
   'std': (_are_numbers(1e-3), 'three numbers above 0'),
+  'privacy': (_is_privacy, 'numbers called ' + ', '.join(PRIVACY)),
 }
