@@ -28,9 +28,12 @@ class NoiseState(NamedTuple):
   """State of `add_noise`.
 
   Attributes:
+    noise_key: uint32 data of the key of all updates, here so that runs which
+      differ in it share a compiled program.
     updates_noised: int32 scalar, the number of updates.
   """
 
+  noise_key: jax.Array
   updates_noised: jax.Array
 
 
@@ -91,14 +94,20 @@ class Privacy:
 
   def last_step(self, most: int) -> int:
     """Returns how many updates the budget allows, up to `most`."""
-    if self.epsilon(most) <= self.budget:
+    if self._is_within(most):
       return most
     low, high = 0, most  # Too few, or just right; too many.
     while high - low > 1:
       middle = (low + high) // 2
-      is_within = self.epsilon(middle) <= self.budget
-      low, high = (middle, high) if is_within else (low, middle)
+      if self._is_within(middle):
+        low = middle
+      else:
+        high = middle
     return low
+
+  def _is_within(self, steps: int) -> bool:
+    epsilon = self.epsilon(steps)
+    return epsilon <= self.budget and math.isfinite(epsilon)
 
   def noise(self, seed: int) -> optax.GradientTransformation:
     """Returns what adds the noise to the mean over a batch."""
@@ -125,8 +134,8 @@ def _loss_of_one_update(noise_multiplier: float, sampling: float):
     from dp_accounting.pld import privacy_loss_distribution
   except ModuleNotFoundError as error:
     raise ValueError(
-      f'private: {error.name} is not installed, which reckons epsilon; pip '
-      'install ".[private]" in the folder of this project.'
+      'private: dp-accounting is not installed, which reckons epsilon; '
+      'pip install ".[private]" in the folder of this project.'
     ) from error
   return privacy_loss_distribution.from_gaussian_mechanism(
     noise_multiplier,
@@ -164,9 +173,9 @@ def make(
   for key in ('noise_multiplier', 'epsilon'):
     if not private[key] > 0:
       raise ValueError(
-        f'private.{key} is {private[key]}; it must be positive, or both that '
-        'and the other 0 for training that is not private. '
-        '--private.epsilon=inf is without a budget.'
+        f'private.{key} is {private[key]}; it must be positive, as without '
+        'noise or a budget (inf is a large one) nothing is private. Both 0 is '
+        'training that is not meant to be.'
       )
   if private.noise_multiplier < _LEAST_NOISE:
     raise ValueError(
@@ -216,8 +225,8 @@ def add_noise(
 
   So that all devices add the same, once to the mean over all of them, and a run
   that goes on adds what it would have added. The noise is that of
-  `optax.add_noise`, whose state has a key that changes, which checkpoints would
-  have to hold. `optax.contrib.differentially_private_aggregate` adds it to the
+  `optax.add_noise`, whose own state is no array that a checkpoint can hold.
+  `optax.contrib.differentially_private_aggregate` adds it to the
   gradients of all examples, which are never in one place here.
 
   Args:
@@ -227,14 +236,15 @@ def add_noise(
 
   def init_fn(params):
     del params
-    return NoiseState(jnp.zeros((), jnp.int32))
+    return NoiseState(jax.random.key_data(key), jnp.zeros((), jnp.int32))
 
   def update_fn(updates, state, params=None):
-    noise = optax.add_noise(
-      standard_deviation**2, 0.0, jax.random.fold_in(key, state.updates_noised)
+    key_now = jax.random.fold_in(
+      jax.random.wrap_key_data(state.noise_key), state.updates_noised
     )
+    noise = optax.add_noise(standard_deviation**2, 0.0, key_now)
     updates, _ = noise.update(updates, noise.init(params))
-    return updates, NoiseState(state.updates_noised + 1)
+    return updates, NoiseState(state.noise_key, state.updates_noised + 1)
 
   return optax.GradientTransformation(init_fn, update_fn)
 
@@ -266,7 +276,8 @@ def plan(
     made = f'the {steps_made} made so far' if steps_made else 'the first'
     raise ValueError(
       f'private.epsilon is {privacy.budget}, and after {made} it is '
-      f'{spent:.4g}: a larger budget, more noise or smaller batches are needed.'
+      f'{spent:.4g}: a larger budget or delta, more noise or smaller batches '
+      'are needed.'
     )
   config.training_steps = last
 

@@ -29,6 +29,7 @@ _PAGES = (
   'docs/looking.md',
   'docs/buckets.md',
   'docs/planning.md',
+  'docs/private.md',
   'docs/benchmarks.md',
   'docs/design.md',
 )

@@ -1,6 +1,7 @@
 """Tests of the recipes against the published values."""
 
 import jax
+import jax.numpy as jnp
 from jaxline import base_config
 import numpy as np
 import pytest
@@ -264,6 +265,27 @@ def test_published_pre_training(name, model):
   assert ours.optimizer.kwargs.weight_decay == 1e-6
 
 
+def test_published_private_training(monkeypatch):
+  monkeypatch.setattr(recipe, '_FAKE_EXAMPLES', _IMAGENET_EXAMPLES - 10_000)
+  ours = configs.load('nf_resnet50:private').experiment_kwargs.config
+  assert (ours.which_dataset, ours.eval_subset) == ('imagenet2012', 'valid')
+  assert ours.augmentation_multiplicity == 4
+  assert (ours.train_preproc, ours.augment_name) == ('crop_flip', '')
+  ours.fake_data = True
+  built = recipe.build(ours, jax.random.key(0))
+  assert (built.num_steps, ours.train_batch_size) == (71_589, 16_384)
+  assert float(built.schedule(0)) == float(built.schedule(70_000)) == 4
+  assert (ours.clip_per_example, ours.per_example.clipping) == ('norm', 1)
+  private = built.privacy
+  assert (private.noise_multiplier, private.delta) == (2.5, 8e-7)
+  assert private.budget == 8 and private.num_examples == 1_271_167
+  assert (ours.which_ema, ours.ema_decay) == ('tf1_ema', 0.99999)
+  assert ours.label_smoothing == 0 and not ours.optimizer.kwargs
+  kwargs = ours.model_kwargs
+  assert (kwargs.stochdepth_rate, kwargs.drop_rate) == (0, 0)
+  assert built.model.overrides['skipinit_gain'] is jnp.ones
+
+
 def test_the_f0_schedule_is_the_published_one():
   ours = configs.load('f0').experiment_kwargs.config
   schedule = recipe.create_schedule(ours, _IMAGENET_EXAMPLES / 4096)
@@ -285,7 +307,11 @@ def test_learning_rate_follows_the_batch_but_for_nf_regnets():
 
 
 @pytest.mark.parametrize(
-  'name', ['f9', 'resnet50:sam', 'digits:sam', 'f6:', 'f6:sum', 'f6:sam:sam']
+  'name',
+  [
+    *('f9', 'resnet50:sam', 'digits:sam', 'f6:', 'f6:sum', 'f6:sam:sam'),
+    *('resnet50:private', 'f0:private', 'digits:privat'),
+  ],
 )
 def test_an_unknown_recipe_is_answered_with_the_names(name):
   with pytest.raises(ValueError) as error:

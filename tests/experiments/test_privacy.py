@@ -97,7 +97,7 @@ def test_noise_follows_from_seed_and_update():
   first, state = update(params, noise.init(params))
   second, _ = update(params, state)
   again, _ = update(params, noise.init(params))
-  other, _ = _privacy().noise(seed=2).update(params, noise.init(params))
+  other, _ = update(params, _privacy().noise(seed=2).init(params))
   np.testing.assert_array_equal(first['w'], again['w'])
   for different in (second, other):
     assert (

@@ -82,6 +82,43 @@ def test_results_of_training_do_where_there_are_no_others():
   assert 'Not measured yet' in rendered(card_text.make(metadata()))
 
 
+PRIVACY = {
+  'epsilon': 7.5336,
+  'epsilon_of_any_order': 229.2,
+  'delta': 8e-7,
+  'noise_multiplier': 2.5,
+  'clipping': 1.0,
+  'batch_size': 16384,
+  'num_examples': 1271167,
+  'steps': 71589,
+}
+
+
+def test_private_training_says_what_it_assumes_and_not_its_seed():
+  info = {'command': 'x --random_seed=815 --config.random_seed 816 --lr=4'}
+  shown = rendered(card_text.make(metadata(privacy=PRIVACY), info))
+  for text in (
+    'ε = 7.53',
+    'δ = 8e-07',
+    '71,589 updates',
+    '16,384 of 1,271,167',
+  ):
+    assert text in shown
+  assert 'Poisson' in shown and 'ε ≤ 229' in shown
+  assert '815' not in shown and '816' not in shown and '--lr=4' in shown
+  shown = rendered(card_text.make(metadata(), info))
+  assert 'rivacy' not in shown and '815' in shown
+
+
+@pytest.mark.parametrize(
+  'wrong', [{'epsilon': 1.0}, {**PRIVACY, 'steps': 'x'}, {**PRIVACY, 'a': 1}]
+)
+def test_metadata_on_privacy_are_all_there_or_none(wrong):
+  with pytest.raises(ValueError, match='privacy is not numbers called epsilon'):
+    weights.metadata.encode(metadata(privacy=wrong))
+  weights.metadata.encode(metadata(privacy=PRIVACY))
+
+
 def test_names_are_shown_as_they_are():
   names = pictures_lib.NAMES
   counts = measures.by_class(np.arange(10), np.arange(10), 10)
