@@ -7,7 +7,13 @@ from nfnets.optim.agc import (
 )
 from nfnets.optim.layers import choose, scale_layers, stop_gradients, train_only
 from nfnets.optim.per_example import per_example_adaptive_grad_clip
-from nfnets.optim.recipe import clip_mask, decay_mask, make_optimizer, sgd_agc
+from nfnets.optim.recipe import (
+  clip_mask,
+  clipped_layers,
+  decay_mask,
+  make_optimizer,
+  sgd_agc,
+)
 from nfnets.optim.sam import sam, sam_ascent, sam_descent
 from nfnets.optim.schedules import warmup_cosine
 
@@ -16,6 +22,7 @@ __all__ = [
   'adaptive_grad_clip',
   'choose',
   'clip_mask',
+  'clipped_layers',
   'decay_mask',
   'make_optimizer',
   'per_example_adaptive_grad_clip',

@@ -1,6 +1,6 @@
-"""Fine-tuning: which layers are trained, and how far each of them moves."""
+"""Layers by name: which are trained, or clipped, and how far each one moves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import fnmatch
 import re
 from typing import Any
@@ -31,35 +31,79 @@ def choose(names: str) -> Mask:
   Args:
     names: parts of the path of a parameter, such as 'nf_block_3', 'conv1' or
       'gain', with `*` and `?` as in file names, and with commas between them;
-      'last' is the last linear layer. A parameter is chosen where any fits.
+      'last' is the last linear layer, 'stem' what comes before the blocks, and
+      'stage1' to 'stage4' are the blocks of a stage. A parameter is chosen
+      where any fits, unless one with `!` in front does; with these alone, all
+      others are.
 
   Returns:
     A function that raises ValueError where one of them fits no parameter.
   """
   patterns = [name.strip() for name in names.split(',')]
 
-  def fits(pattern: str, keys) -> bool:
-    module, name = path(keys)
-    if pattern == 'last':
-      return is_last_layer(module)
-    parts = [*module.replace('/~', '').split('/'), name]
-    return any(fnmatch.fnmatchcase(part, pattern) for part in parts)
-
   def mask(params):
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    chosen = [
-      [fits(pattern, keys) for keys, _ in leaves] for pattern in patterns
-    ]
-    for pattern, found in zip(patterns, chosen, strict=True):
+    paths = [path(keys) for keys, _ in leaves]
+    stages = _stages(module for module, _ in paths)
+    chosen = [all(pattern.startswith('!') for pattern in patterns)] * len(paths)
+    # What is left out comes last, wherever it stands.
+    for pattern in sorted(patterns, key=lambda p: p.startswith('!')):
+      name = pattern.removeprefix('!')
+      found = [_fits(name, *p, stages) for p in paths]
       if not any(found):
-        layers = dict.fromkeys(_layer(path(keys)[0]) for keys, _ in leaves)
+        layers = dict.fromkeys(_layer(module) for module, _ in paths)
         raise ValueError(
-          f'{pattern!r} fits no parameter. There are the layers last, '
-          f'{", ".join(layers)}, and parts of these.'
+          f'{name!r} fits no parameter. There are the layers last, '
+          f'{", ".join(layers)}, stem, '
+          f'{", ".join(f"stage{n}" for n in sorted(set(stages.values())))}, '
+          'and parts of these.'
         )
-    return jax.tree.unflatten(treedef, map(any, zip(*chosen, strict=True)))
+      taken = name == pattern
+      chosen = [
+        taken if fits else before
+        for fits, before in zip(found, chosen, strict=True)
+      ]
+    return jax.tree.unflatten(treedef, chosen)
 
   return mask
+
+
+def _fits(pattern: str, module: str, name: str, stages: dict[int, int]) -> bool:
+  """Tells whether a pattern of `choose` is about this parameter."""
+  if pattern == 'last':
+    return is_last_layer(module)
+  if pattern == 'stem':
+    return _is_stem(module)
+  if pattern == f'stage{stages.get(_block(module))}':
+    return True
+  parts = [*module.replace('/~', '').split('/'), name]
+  return any(fnmatch.fnmatchcase(part, pattern) for part in parts)
+
+
+def _stages(modules: Iterable[str]) -> dict[int, int]:
+  """Returns {number of a block: its stage, from 1}.
+
+  A stage begins where the shortcut has a convolution.
+  """
+  begins = {}
+  for module in modules:
+    block = _block(module)
+    if block is not None:
+      is_shortcut = module.endswith('conv_shortcut')
+      begins[block] = begins.get(block, False) or is_shortcut
+  stage, stages = 0, {}
+  for block in sorted(begins):
+    stage += begins[block] or not stage
+    stages[block] = stage
+  return stages
+
+
+def depth(module: str) -> tuple[int, int]:
+  """Returns what modules are sorted by, from the input to the output."""
+  block = _block(module)
+  if block is not None:
+    return 1, block
+  return (0 if _is_stem(module) else 2), 0
 
 
 def train_only(

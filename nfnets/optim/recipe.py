@@ -38,6 +38,26 @@ def clip_mask(params: optax.Params) -> Any:
   return jax.tree_util.tree_map_with_path(clips, params)
 
 
+def clipped_layers(names: str, params: optax.Params) -> Mask:
+  """Returns a function from parameters to bools: which AGC is to clip.
+
+  Args:
+    names: as `choose` takes them; '' are those of the paper, `clip_mask`.
+    params: all of the network's, or their shapes. The function takes a part of
+      them, too, as an optimizer of some layers sees it.
+
+  Raises:
+    ValueError: if one of the names fits no parameter.
+  """
+  if not names:
+    return clip_mask
+  chosen = jax.tree.leaves_with_path(layers.choose(names)(params))
+  clipped = {layers.path(keys) for keys, clips in chosen if clips}
+  return lambda tree: jax.tree.map_with_path(
+    lambda keys, _: layers.path(keys) in clipped, tree
+  )
+
+
 def sgd_agc(
   learning_rate: optax.ScalarOrSchedule,
   momentum: float = 0.9,

@@ -20,7 +20,8 @@ def warmup_cosine(
     end: the last rate.
 
   Returns:
-    A function from the step, from 0, to the rate.
+    A function from the step, from 0, to the rate; as a second argument it takes
+    another peak, which may be an array.
 
   Raises:
     ValueError: if the warm-up is not shorter than the whole.
@@ -30,7 +31,7 @@ def warmup_cosine(
       f'A warm-up of {warmup_steps} steps does not fit into {total_steps}.'
     )
 
-  def schedule(step):
+  def schedule(step, peak=peak):
     step = jnp.asarray(step, jnp.float32)
     part = (step - warmup_steps) / (total_steps - warmup_steps)
     cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(part, 0, 1)))

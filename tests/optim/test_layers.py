@@ -1,4 +1,4 @@
-"""Which layers are trained, and how far each of them moves."""
+"""Which layers are trained or clipped, and how far each of them moves."""
 
 import golden_lib
 import jax
@@ -52,6 +52,45 @@ _TREE = {
 )
 def test_layers_are_chosen_by_parts_of_their_names(names, expected):
   assert _chosen(names, _TREE) == expected
+
+
+_STAGES = {
+  'Net/~/initial_conv': ('w',),
+  'Net/~/nf_block/~/conv0': ('w',),
+  'Net/~/nf_block/~/conv_shortcut': ('w',),
+  'Net/~/nf_block_1': ('skip_gain',),
+  'Net/~/nf_block_2/~/conv_shortcut': ('w',),
+  'Net/~/nf_block_10/~/conv_shortcut': ('w',),
+  'Net/~/final_conv': ('w',),
+  'Net/~/linear': ('w',),
+}
+
+
+@pytest.mark.parametrize(
+  'names, expected',
+  [
+    ('stem', {'initial_conv'}),
+    ('stage1', {'nf_block/~/conv0', 'nf_block/~/conv_shortcut', 'nf_block_1'}),
+    ('stage3, last', {'nf_block_10/~/conv_shortcut', 'linear'}),
+    ('nf_block*, !conv_shortcut', {'nf_block/~/conv0', 'nf_block_1'}),
+    (
+      '!stage2, nf_block*, !stage1',
+      {'nf_block_10/~/conv_shortcut'},
+    ),
+    ('!stem,!nf_block*', {'final_conv', 'linear'}),
+  ],
+)
+def test_stages_begin_at_shortcuts_and_layers_can_be_left_out(names, expected):
+  found = _chosen(names, _STAGES)
+  assert {path.rpartition('/')[0] for path in found} == {
+    f'Net/~/{module}' for module in expected
+  }
+
+
+def test_what_is_clipped_of_a_part_of_the_layers_is_known_by_name():
+  part = {k: v for k, v in _ones(_STAGES).items() if 'nf_block_2' in k}
+  mask = optim.clipped_layers('!stage1', _ones(_STAGES))(part)
+  assert jax.tree.leaves(mask) == [True]
 
 
 @pytest.mark.parametrize('names', ['nf_block_2', 'last,', 'conv'])
