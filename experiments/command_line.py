@@ -5,7 +5,8 @@ Any setting may be given by its own name: `--train_batch_size=64` stands for
 `--checkpoint_dir=runs/x` for `--config.checkpoint_dir=runs/x`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+import contextlib
 import difflib
 import pathlib
 import sys
@@ -90,6 +91,37 @@ def _check_places(config: ml_collections.ConfigDict) -> None:
         paths.path(place)
       except paths.PathError as error:
         raise UsageError(f'--{setting}: {error}') from error
+
+
+def change(
+  config: ml_collections.ConfigDict, settings: Mapping[str, Any]
+) -> None:
+  """Changes settings, which are named as on the command line.
+
+  Args:
+    config: JAXline's, which is changed.
+    settings: {name: value}; arguments of the network and of the optimizer, such
+      as `model_kwargs.width`, may be new.
+
+  Raises:
+    UsageError: if there is no such setting, or it is of another type.
+  """
+  for name, value in settings.items():
+    key = _ALIASES.get(name, name)
+    is_ours = key.partition('.')[0] in config.experiment_kwargs.config
+    path = f'config.{_OURS}.{key}' if is_ours else f'config.{key}'
+    parent, _, last = path.rpartition('.')
+    if _is_setting(config, path):
+      unlocked = contextlib.nullcontext()
+    elif parent.endswith(('.model_kwargs', '.optimizer.kwargs')):
+      unlocked = config.unlocked()
+    else:
+      raise UsageError(_no_setting(name, config))
+    try:
+      with unlocked:
+        _get(config, parent)[last] = value
+    except (TypeError, ValueError) as error:
+      raise UsageError(f'{name} cannot be {value!r}: {error}') from error
 
 
 def is_given(setting: str) -> bool:

@@ -3,6 +3,7 @@
 python experiments/experiment.py --config=NAME [--SETTING=value ...]
 """
 
+from collections.abc import Callable
 import functools
 import json
 import pathlib
@@ -34,6 +35,7 @@ from experiments import (
   preemption,
   privacy,
   processes,
+  programs,
   progress,
   recipe,
   run_folder,
@@ -132,7 +134,10 @@ def main(argv: list[str]) -> int:
 
 
 def run(
-  config: ml_collections.ConfigDict, mode: str, command: str = ''
+  config: ml_collections.ConfigDict,
+  mode: str,
+  command: str = '',
+  make_programs: Callable[..., programs.Programs] = programs.make,
 ) -> dict[str, Any]:
   """Trains, evaluates, or both.
 
@@ -140,6 +145,7 @@ def run(
     config: JAXline's; `training_steps` of 0 is set to the recipe's.
     mode: 'train', 'eval' or 'train_eval_multithreaded'.
     command: the command line, for the record.
+    make_programs: `programs.make`, or a `programs.Shared` of several runs.
 
   Returns:
     The last metrics and where the results are.
@@ -175,7 +181,12 @@ def run(
     config.training_steps, ours.train_batch_size, built.privacy
   )
   jaxline_compat.log_train_metrics_with(reporter.log)
-  make = functools.partial(trainer.Experiment, recipe=built, reporter=reporter)
+  make = functools.partial(
+    trainer.Experiment,
+    recipe=built,
+    reporter=reporter,
+    make_programs=make_programs,
+  )
   if mode == 'eval':
     last = _evaluate(make, config, folder)
   else:

@@ -5,6 +5,7 @@ Training, evaluation, the tools and the benchmarks all use the `Recipe` that
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,13 +13,14 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from experiments import derived, gradients
+from experiments import derived, gradients, step_numbers
 from experiments import loss as loss_lib
 from experiments import privacy as privacy_lib
 from experiments import step as step_lib
 import nfnets
 from nfnets import base, optim, zoo
 from nfnets.data import augmentation, builders, dataset, preprocess
+from nfnets.optim import layers
 from nfnets.weights import shapes
 
 # Images that an epoch of fake data counts.
@@ -240,14 +242,15 @@ def create_schedule(
 ) -> optax.Schedule:
   """Builds the learning rate schedule that the settings describe.
 
+  Returns:
+    A function from the step, and from another peak where one is given.
+
   Raises:
     ConfigError: if there is no such schedule, or its times do not fit.
   """
-  peak = config.lr
-  if config.lr_scale_by_bs:
-    peak *= config.train_batch_size / 256
+  peak = step_numbers.peak_learning_rate(config)
   if config.lr_schedule.name == 'constant':
-    return optax.constant_schedule(peak)
+    return lambda _, peak=peak: peak
   if config.lr_schedule.name != 'warmup_cosine':
     raise ConfigError(
       f'lr_schedule.name is {config.lr_schedule.name!r}; it must be '
@@ -272,15 +275,27 @@ def create_optimizer(
   Raises:
     ConfigError: if there is no such optimizer, or no such argument of it.
   """
-  try:
-    optimizer = optim.make_optimizer(
-      config.optimizer.name, schedule, **config.optimizer.kwargs
+  kwargs = dict(config.optimizer.kwargs)
+  if config.clip_layers:
+    kwargs['clipping_mask'] = _clipping_mask(config)
+
+  def make(peak=None, clipping=None, weight_decay=None):
+    given = {'clipping': clipping, 'weight_decay': weight_decay}
+    return optim.make_optimizer(
+      config.optimizer.name,
+      schedule if peak is None else functools.partial(schedule, peak=peak),
+      **{**kwargs, **{k: v for k, v in given.items() if v is not None}},
     )
+
+  try:
+    optimizer = make()
   except (TypeError, ValueError) as error:
     raise ConfigError(
       f'optimizer: {error} A config file can set other arguments, with '
       "optimizer = {'name': ..., 'kwargs': {...}}."
     ) from error
+  if config.numbers_as_arguments:
+    optimizer = optax.inject_hyperparams(make)(**step_numbers.of(config))
   if config.train_only:
     optimizer = optim.train_only(optimizer, optim.choose(config.train_only))
   if config.layer_decay != 1 or config.lr_head:
@@ -288,6 +303,20 @@ def create_optimizer(
     scale = optim.scale_layers(config.layer_decay, last)
     optimizer = optax.chain(optimizer, scale)
   return optim.sam(optimizer, config.sam_rho) if config.sam_rho else optimizer
+
+
+def _clipping_mask(config: ml_collections.ConfigDict) -> layers.Mask:
+  """Returns which parameters are clipped, of `clip_layers`."""
+  if config.optimizer.name != 'sgd_agc':
+    raise ConfigError(
+      f'clip_layers is {config.clip_layers!r}, but the optimizer '
+      f'{config.optimizer.name!r} clips no layers; sgd_agc does.'
+    )
+  params, _ = shapes.of_model(create_model(config))
+  try:
+    return optim.clipped_layers(config.clip_layers, params)
+  except ValueError as error:
+    raise ConfigError(f'clip_layers: {error}') from error
 
 
 def _check_layers(

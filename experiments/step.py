@@ -161,7 +161,10 @@ def make_train_step(
       )
 
     metrics = mean(metrics)
-    metrics['learning_rate'] = jnp.asarray(schedule(step), jnp.float32)
+    rate = schedule(step)
+    if config.numbers_as_arguments:
+      rate = schedule(step, optax.tree.get(opt_state, 'peak'))
+    metrics['learning_rate'] = jnp.asarray(rate, jnp.float32)
     metrics['grad_norm'] = optax.tree.norm(grads)
     clipped = optax.tree.get(opt_state, 'fraction_clipped', None)
     if clipped is not None:  # That of examples' gradients says more.

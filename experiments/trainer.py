@@ -6,7 +6,6 @@
 import collections
 from collections.abc import Callable, Mapping
 import contextlib
-import functools
 import math
 import sys
 import threading
@@ -21,17 +20,15 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from experiments import jaxline_compat, preemption, progress
+from experiments import jaxline_compat, preemption, progress, step_numbers
+from experiments import programs as programs_lib
 from experiments import recipe as recipe_lib
 from experiments import step as step_lib
 from nfnets import weights as weights_lib
 
-_AXIS = jaxline_compat.AXIS
 # Steps that the host may be ahead of the devices: enough that these never wait,
 # few enough that not many batches take up memory.
 _STEPS_AHEAD = 3
-# Names the part of a batch by which hosts tell each other to end.
-_STOP = 'stop'
 
 # Two programs of several devices must not be started in different orders.
 _dispatch_lock = threading.Lock()
@@ -39,20 +36,6 @@ _dispatch_lock = threading.Lock()
 
 class NonFiniteError(RuntimeError):
   """Training has come to numbers that are not finite."""
-
-
-def _with_stop(train_step):
-  """Has the devices of all hosts agree on whether one of them shall end."""
-
-  def step(train_state, batch, rng):
-    batch = dict(batch)
-    stop = batch.pop(_STOP, None)
-    train_state, metrics = train_step(train_state, batch, rng)
-    if stop is not None:
-      metrics[_STOP] = jax.lax.pmax(stop, _AXIS)
-    return train_state, metrics
-
-  return step
 
 
 class Experiment(experiment.AbstractExperiment):
@@ -70,6 +53,9 @@ class Experiment(experiment.AbstractExperiment):
     notice: preemption.Notice | None = None,
     weights: weights_lib.Weights | None = None,
     validate: Callable[['Experiment', int], None] | None = None,
+    make_programs: Callable[
+      [recipe_lib.Recipe], programs_lib.Programs
+    ] = programs_lib.make,
   ):
     """Compiles nothing yet; in training, makes the first parameters.
 
@@ -85,6 +71,7 @@ class Experiment(experiment.AbstractExperiment):
         `config.weights` is the command.
       validate: is called in training with this and the number of steps made,
         before the next step and after the last; None never stops for that.
+      make_programs: `programs.make`, or a `programs.Shared`.
 
     Raises:
       recipe.ConfigError: for settings that are wrong.
@@ -95,29 +82,10 @@ class Experiment(experiment.AbstractExperiment):
     self._recipe = recipe or recipe_lib.build(config, init_rng)
     self._is_training = mode == 'train'
     self._reporter = reporter
-    self._init = functools.partial(
-      step_lib.init_train_state,
-      self._recipe.model,
-      self._recipe.optimizer,
-      config.use_ema,
-    )
+    self._programs = make_programs(self._recipe)
     if self._is_training:
       self._train_state = jaxline_compat.bcast_local_devices(
-        jax.jit(self._init)(init_rng, weights)
-      )
-      self._train_step = jax.pmap(
-        _with_stop(
-          step_lib.make_train_step(
-            self._recipe.model,
-            self._recipe.optimizer,
-            self._recipe.schedule,
-            config,
-            _AXIS,
-          )
-        ),
-        axis_name=_AXIS,
-        donate_argnums=0,
-        out_axes=(0, None),
+        self._with_numbers(self._programs.init(init_rng, weights))
       )
     elif weights is not None:
       self._train_state = jaxline_compat.bcast_local_devices(
@@ -131,11 +99,6 @@ class Experiment(experiment.AbstractExperiment):
           skipped=0,
         )
       )
-    self._eval_step = jax.pmap(
-      step_lib.make_eval_step(self._recipe.model, config, _AXIS),
-      axis_name=_AXIS,
-      out_axes=None,
-    )
     self._batches = None
     self._next_batch = None
     # The numbers of the steps that the devices are at, with their metrics.
@@ -156,7 +119,8 @@ class Experiment(experiment.AbstractExperiment):
 
   def abstract_snapshot(self) -> dict[str, Any]:
     """Returns shapes and dtypes of what a checkpoint of this holds."""
-    return {'train_state': jax.eval_shape(self._init, jax.random.PRNGKey(0))}
+    init = programs_lib.init_function(self._recipe)
+    return {'train_state': jax.eval_shape(init, jax.random.PRNGKey(0))}
 
   # Training.
 
@@ -210,7 +174,7 @@ class Experiment(experiment.AbstractExperiment):
     if len(self._in_flight) == _STEPS_AHEAD:
       self._finish_oldest_step()
     with _dispatch_lock:
-      self._train_state, metrics = self._train_step(
+      self._train_state, metrics = self._programs.train_step(
         self._train_state, self._next_batch, rng
       )
     self._global_step += 1
@@ -235,7 +199,7 @@ class Experiment(experiment.AbstractExperiment):
       **metrics,
       'data_wait': self._seconds_waited / (now - self._started),
     }
-    metrics.pop(_STOP, None)
+    metrics.pop(programs_lib.STOP, None)
     if self.config.skip_corrupt and not self.config.fake_data:
       metrics['images_skipped'] = self._batches.num_skipped
     return metrics
@@ -257,11 +221,21 @@ class Experiment(experiment.AbstractExperiment):
         )
     return snapshot
 
+  def restore_from_snapshot(self, snapshot_state: Mapping[str, Any]) -> None:
+    """Takes what a checkpoint holds, with the numbers of the settings."""
+    state = self._with_numbers(snapshot_state['train_state'])
+    super().restore_from_snapshot({**snapshot_state, 'train_state': state})
+
+  def _with_numbers(self, state: step_lib.TrainState) -> step_lib.TrainState:
+    """Sets the numbers in a state on the host to those of the settings."""
+    opt_state = step_numbers.set_in(state.opt_state, self.config)
+    return state._replace(opt_state=opt_state)
+
   def _finish_oldest_step(self) -> None:
     """Waits for the oldest step under way and looks at what it gave."""
     step, metrics = self._in_flight.popleft()
     metrics = {k: float(v) for k, v in metrics.items()}
-    if metrics.get(_STOP):
+    if metrics.get(programs_lib.STOP):
       # All hosts have seen this step by the time they come to that one, but
       # one that has just written a checkpoint has seen it sooner.
       self._last_step = min(self._last_step, step + _STEPS_AHEAD)
@@ -353,7 +327,7 @@ class Experiment(experiment.AbstractExperiment):
       outputs = {}
       for prefix, (params, state) in weights.items():
         with _dispatch_lock:
-          sums_of = self._eval_step(params, state, batch)
+          sums_of = self._programs.eval_step(params, state, batch)
         outputs.update({prefix + k: v for k, v in sums_of.items()})
       in_flight.append(outputs)
       if len(in_flight) == _STEPS_AHEAD:
@@ -393,5 +367,5 @@ class Experiment(experiment.AbstractExperiment):
     parts = {name: split(name, x) for name, x in batch.items()}
     if self._is_training and jax.process_count() > 1:
       stop = self._notice is not None and self._notice.is_set()
-      parts[_STOP] = np.full(n, stop, np.float32)
+      parts[programs_lib.STOP] = np.full(n, stop, np.float32)
     return jaxline_compat.shard_local_devices(parts)

@@ -281,6 +281,12 @@ def get_base(name: str, model: str) -> ml_collections.ConfigDict:
       },
     }
   )
+  # Layers that sgd_agc clips, by names as in train_only, and stem, or stage1 to
+  # stage4; `!` in front leaves out, `*` is all; '' is all but the last kernel.
+  experiment.clip_layers = ''
+  # Whether lr, weight_decay and clipping are arguments of the compiled step,
+  # and not constants in it, so that runs in one process can share it.
+  experiment.numbers_as_arguments = False
   # Length of SAM's ascent; 0 is without SAM.
   experiment.sam_rho = 0.0
   # The part of each device's batch that SAM's ascent takes.
