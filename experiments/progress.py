@@ -15,7 +15,7 @@ from jaxline import platform
 import numpy as np
 import tqdm
 
-from experiments import privacy
+from experiments import layer_log, privacy
 from nfnets import paths
 
 # The metrics, in words, and how they are written.
@@ -67,7 +67,7 @@ class Reporter:
     """Logs one line on the first host, unless there is a bar."""
     if self._bar is not None or jax.process_index():
       return
-    scalars = self.with_speed(step, scalars)
+    scalars = self.with_speed(step, _without_layers(scalars))
     logging.info(
       'step %d/%d  %s', step, self._training_steps, '  '.join(_show(scalars))
     )
@@ -100,7 +100,7 @@ class Reporter:
     """Moves the bar."""
     if self._bar is None:
       return
-    scalars = self.with_speed(step, scalars)
+    scalars = self.with_speed(step, _without_layers(scalars))
     # What is left stands in the bar already.
     shown = _show({k: v for k, v in scalars.items() if k in _IN_BAR})
     self._bar.set_postfix_str('  '.join(shown), refresh=False)
@@ -112,6 +112,11 @@ class Reporter:
       self._bar.update(step - self._bar.n)
       self._bar.close()
       self._bar = None
+
+
+def _without_layers(scalars: dict[str, Any]) -> dict[str, Any]:
+  """Leaves out the hundreds of numbers that nobody reads in a line."""
+  return {k: v for k, v in scalars.items() if k != layer_log.NAME}
 
 
 def _show(scalars: dict[str, float]) -> list[str]:
@@ -151,11 +156,14 @@ class Writer:
 
   def write_scalars(self, global_step: int, scalars: dict[str, Any]) -> None:
     """Writes one point of each curve."""
+    layers = scalars.get(layer_log.NAME)
+    scalars = _without_layers(scalars)
     if self._reporter is not None:
       scalars = self._reporter.with_speed(global_step, scalars)
     scalars = {k: np.asarray(v).item() for k, v in scalars.items()}
     if self._tensorboard is not None:
-      self._tensorboard.write_scalars(global_step, scalars)
+      curves = dict(layers.scalars()) if layers is not None else {}
+      self._tensorboard.write_scalars(global_step, {**scalars, **curves})
     if self._copying is not None:
       self._copying.begin()
     self.last = {'step': int(global_step), **scalars}

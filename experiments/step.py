@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from experiments import gradients
+from experiments import gradients, layer_log
 from experiments import loss as loss_lib
 from experiments.loss import Batch, Metrics
 import nfnets
@@ -112,7 +112,8 @@ def make_train_step(
     batch holds `images` of 0-255, uint8 or float32 (see `_batch_first`), and
     `labels`, int32 [B]; where images are mixed also `mix_labels`, int32 [B],
     and `ratio`, float32 [B], the share of the first label. Metrics are float32
-    scalars, averaged over all devices.
+    scalars, averaged over all devices; with `config.log_layers`, `layers` are
+    `layer_log.Layers`.
   """
   decay_at = EMAS[config.which_ema]
   loss_fn = loss_lib.make_loss(model, config)
@@ -169,6 +170,10 @@ def make_train_step(
     clipped = optax.tree.get(opt_state, 'fraction_clipped', None)
     if clipped is not None:  # That of examples' gradients says more.
       metrics.setdefault('fraction_clipped', clipped)
+    if config.log_layers:
+      metrics[layer_log.NAME] = layer_log.measure(
+        train_state.params, grads, opt_state, config
+      )
     new = TrainState(
       step + 1,
       params,

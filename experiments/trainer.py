@@ -20,7 +20,13 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from experiments import jaxline_compat, preemption, progress, step_numbers
+from experiments import (
+  jaxline_compat,
+  layer_log,
+  preemption,
+  progress,
+  step_numbers,
+)
 from experiments import programs as programs_lib
 from experiments import recipe as recipe_lib
 from experiments import step as step_lib
@@ -234,7 +240,7 @@ class Experiment(experiment.AbstractExperiment):
   def _finish_oldest_step(self) -> None:
     """Waits for the oldest step under way and looks at what it gave."""
     step, metrics = self._in_flight.popleft()
-    metrics = {k: float(v) for k, v in metrics.items()}
+    metrics = {k: float(v) for k, v in metrics.items() if k != layer_log.NAME}
     if metrics.get(programs_lib.STOP):
       # All hosts have seen this step by the time they come to that one, but
       # one that has just written a checkpoint has seen it sooner.

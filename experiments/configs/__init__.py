@@ -287,6 +287,9 @@ def get_base(name: str, model: str) -> ml_collections.ConfigDict:
   # Whether lr, weight_decay and clipping are arguments of the compiled step,
   # and not constants in it, so that runs in one process can share it.
   experiment.numbers_as_arguments = False
+  # Whether curves tell of each layer how long its gradient is beside its
+  # weights, and how much of it is clipped.
+  experiment.log_layers = False
   # Length of SAM's ascent; 0 is without SAM.
   experiment.sam_rho = 0.0
   # The part of each device's batch that SAM's ascent takes.

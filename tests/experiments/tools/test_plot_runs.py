@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import tensorflow as tf
 
 from experiments.tools import plot_runs
@@ -41,3 +42,26 @@ def test_a_folder_without_a_run_is_named(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(sys, 'argv', ['plot_runs.py', str(tmp_path / 'x')])
   assert plot_runs.main() == 1
   assert f'no training run in {tmp_path}/x' in capsys.readouterr().err
+
+
+def test_layers_are_drawn_from_the_input_on_where_a_run_has_them(tmp_path):
+  names = ['stem', 'nf_block/conv0', 'nf_block_10/conv0', 'linear']
+  writer = tf.summary.create_file_writer(str(tmp_path / 'a' / 'train'))
+  with writer.as_default():
+    for i, name in enumerate(names):
+      for step in (5, 10):
+        tf.summary.scalar(f'layers_max_ratio/{i:03d} {name}', i * step, step)
+  writer.close()
+  _write(tmp_path / 'b' / 'train', [(1, 5.0), (2, 4.0)])
+  picture = plot_runs.make_picture([tmp_path / 'a', tmp_path / 'b'])
+  heat_maps = [
+    ax for part in picture.subfigs[1:] for ax in part.axes if ax.collections
+  ]
+  picture.canvas.draw()
+  assert [len(part.axes) for part in picture.subfigs] == [2, 2]
+  ax = heat_maps[0]
+  assert [t.get_text() for t in ax.get_yticklabels()] == names
+  assert ax.yaxis_inverted()
+  np.testing.assert_array_equal(
+    ax.collections[0].get_array().reshape(4, 2), np.outer(range(4), [5, 10])
+  )
