@@ -278,7 +278,7 @@ class NFBlock(hk.Module):
     super().__init__(name=name)
     self.in_ch, self.out_ch = in_ch, out_ch
     self.stride = stride
-    self.beta = beta
+    self.alpha, self.beta = _ALPHA, beta
     self.activation, gamma = _ACTIVATIONS[row['activation']]
 
     width = bottleneck * (in_ch if row['inverted'] else out_ch)
@@ -336,4 +336,4 @@ class NFBlock(hk.Module):
       branch = 2 * self.last_gate(branch) * branch
 
     out = self.stoch_depth(branch, is_training)
-    return shortcut + out * _ALPHA, branch
+    return shortcut + out * self.alpha, branch
