@@ -6,7 +6,7 @@ nothing of this: attributes of what they are built of are set, and calls of
 their modules intercepted.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import dataclasses
 import functools
@@ -70,6 +70,7 @@ class Changes:
   order: str = _ORDERS[0]
 
 
+_DEFAULTS = dataclasses.asdict(Changes())
 HELP = {
   'activation': f'one of {", ".join(_ACTIVATIONS)}',
   'scaled_activations': 'yes, or no for activations without their gamma',
@@ -93,16 +94,21 @@ class Named(NamedTuple):
   def __str__(self) -> str:
     """Returns the text that `parse` takes."""
     parts = [self.name]
-    for field in dataclasses.fields(Changes):
-      value = getattr(self.changes, field.name)
-      if value != field.default:
+    for key, default in _DEFAULTS.items():
+      value = getattr(self.changes, key)
+      if value != default:
         text = f'{value:g}' if isinstance(value, float) else str(value)
-        parts.append(f'{field.name}={"no" if value is False else text}')
+        parts.append(f'{key}={"no" if value is False else text}')
     return ':'.join(parts)
 
 
-def parse(text: str) -> Named:
+def parse(text: str, options: Mapping[str, str] | None = None) -> Named:
   """Returns the network that a text names.
+
+  Args:
+    text: a name of the zoo and, after colons, changes.
+    options: more changes, which come first and are left out where a network
+      does not take them.
 
   Raises:
     ChangeError: for what is no change, or not one of this network.
@@ -111,22 +117,20 @@ def parse(text: str) -> Named:
   name, *parts = text.split(':')
   zoo.get_entry(name)
   named = Named(name)
-  for part in parts:
-    key, _, value = part.partition('=')
-    named = change(named, key, value)
-  for part in parts:  # One may make room for another.
-    key, _, _ = part.partition('=')
+  for key, value in (options or {}).items():
+    named = _change(named, key, value)
+  own = [part.partition('=') for part in parts]
+  for key, _, value in own:
+    named = _change(named, key, value)
+  for key, _, _ in own:
     if not takes(named, key):
       raise ChangeError(f'{text}: this network has no {key} to change.')
-  return named
+  others = {key: _DEFAULTS[key] for key in _DEFAULTS if not takes(named, key)}
+  return named._replace(changes=dataclasses.replace(named.changes, **others))
 
 
-def change(named: Named, key: str, value: str) -> Named:
-  """Returns a network with one more change, whether it takes that or not.
-
-  Raises:
-    ChangeError: for an unknown key, or a value that is not one for it.
-  """
+def _change(named: Named, key: str, value: str) -> Named:
+  """Returns a network with one more change, whether it takes that or not."""
   if key not in HELP:
     known = ', '.join(HELP)
     raise ChangeError(f'There is no change {key!r}; there are {known}.')
