@@ -20,8 +20,9 @@ from nfnets.inference import command_line, networks
 
 _EPILOG = """\
 A network is a name of nfnets.list_models() and, after colons, what is changed
-in it, such as nf_resnet50:weight_standardization=no:alpha=1. What can be changed
-is below, from --activation on; as an option it is for all networks that have it.
+in it, such as nf_resnet50:weight_standardization=no:alpha=1. What can be
+changed is below, from --activation on; an option is for all networks that have
+such a part.
 
 The numbers are written beside the picture, with .csv for its suffix: a row for
 each block. The last line of standard output is JSON.
@@ -44,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--input',
     default=_NOISE,
     metavar='noise|DATASET',
-    help='what is sent through them: pixels from N(0, 1), or training images of '
-    'a folder or a prepared dataset of TFDS (noise)',
+    help='what is sent through them: pixels from N(0, 1), or training images '
+    'of a folder or a prepared dataset of TFDS (noise)',
   )
   parser.add_argument(
     '--data_dir',
