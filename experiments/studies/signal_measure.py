@@ -1,6 +1,8 @@
 """Means and variances of a network's signal, block by block."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+import functools
+from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
@@ -77,7 +79,7 @@ def measure(
   transformed = hk.transform_with_state(forward)
   rng, kernels = jax.random.split(jax.random.key(seed))
   with signal_networks.intercepting(model, changes):
-    params, state = weights or transformed.init(rng, images)
+    params, state = weights or (_new_params(forward, images, rng), {})
     params = signal_networks.set_params(
       model, changes, params, kernels, is_new=weights is None
     )
@@ -102,3 +104,29 @@ def measure(
     )
 
   return [row(i) for i in range(len(blocks) + 1)]
+
+
+def _new_params(
+  forward: Callable[[jax.Array], Any], images: jax.Array, rng: jax.Array
+) -> hk.MutableParams:
+  """Returns new parameters, without computing the network as `init` does.
+
+  The network tells their shapes and initializers when it is traced.
+  """
+  made = {}
+
+  def look(next_creator, shape, dtype, init, context):
+    module, _, name = context.full_name.rpartition('/')
+    made.setdefault(module, {})[name] = functools.partial(init, shape, dtype)
+    return next_creator(shape, dtype, init)
+
+  def trace(images):
+    with hk.custom_creator(look):
+      forward(images)
+
+  jax.eval_shape(hk.transform_with_state(trace).init, rng, images)
+
+  def new():
+    return {m: {k: f() for k, f in x.items()} for m, x in made.items()}
+
+  return hk.transform(new).apply({}, rng)

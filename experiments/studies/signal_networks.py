@@ -214,12 +214,13 @@ def gamma(name: str) -> float:
   """Returns by how much `base.nonlinearities` scales an activation."""
   if name == 'gelu_erf':
     name = 'gelu'
-  x = jnp.linspace(-3.0, 3.0, 64)
-  scaled, plain = (
-    jnp.linalg.norm(base.get_nonlinearity(name, is_scaled)(x))
-    for is_scaled in (True, False)
-  )
-  return float(scaled / plain)
+  with jax.ensure_compile_time_eval():  # Also where a network is traced.
+    x = jnp.linspace(-3.0, 3.0, 64)
+    scaled, plain = (
+      jnp.linalg.norm(base.get_nonlinearity(name, is_scaled)(x))
+      for is_scaled in (True, False)
+    )
+    return float(scaled / plain)
 
 
 def build(model: zoo.Model, changes: Changes) -> hk.Module:
