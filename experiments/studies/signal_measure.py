@@ -10,6 +10,8 @@ import jax
 from experiments.studies import signal_networks, signal_rule
 from nfnets import resnet, zoo
 
+_MOST_COMPILED = 60  # Blocks; for more, see `measure`.
+
 
 class Weights(NamedTuple):
   """Parameters and state, {module: {name: array}}."""
@@ -54,9 +56,10 @@ def measure(
 ) -> list[Row]:
   """Sends images through a network; returns a row for the stem and each block.
 
-  Operation by operation instead of as one program: most of hundreds of blocks
-  are alike, and to compile them takes many times as long as to compute them.
-  BatchNorm takes the statistics of these images, and nothing is dropped.
+  Deep networks are computed operation by operation instead of as one program:
+  most blocks are alike, and to compile hundreds of them takes many times as
+  long as to compute them. BatchNorm takes the statistics of these images, and
+  nothing is dropped.
 
   Args:
     named: the network.
@@ -70,20 +73,23 @@ def measure(
 
   def forward(images):
     net = signal_networks.build(model, changes)
-    return net(images, is_training=has_norm, return_metrics=True)
+    outputs = net(images, is_training=has_norm, return_metrics=True)
+    return {name: x for name, x in outputs.items() if 'avg_' in name}
 
   def describe():
     return signal_rule.describe(signal_networks.build(model, changes))
 
   blocks, _ = hk.transform_with_state(describe).apply({}, {}, None)
-  transformed = hk.transform_with_state(forward)
+  apply = hk.transform_with_state(forward).apply
+  if len(blocks) <= _MOST_COMPILED:
+    apply = jax.jit(apply)
   rng, kernels = jax.random.split(jax.random.key(seed))
   with signal_networks.intercepting(model, changes):
     params, state = weights or (_new_params(forward, images, rng), {})
     params = signal_networks.set_params(
       model, changes, params, kernels, is_new=weights is None
     )
-    found, _ = transformed.apply(params, state, None, images)
+    found, _ = apply(params, state, None, images)
   expected = [
     signal_rule.Expected(1.0 if signal_networks.has_rule(model) else None),
     *signal_rule.expect(named, model, blocks, params),

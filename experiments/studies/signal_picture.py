@@ -24,7 +24,7 @@ _PANELS = (
   ('res_avg_var', 'expected_res_var', "branch's channel variance"),
 )
 # An axis is logarithmic if what is drawn spans more than this.
-_SPAN = 30
+_SPAN = 200
 _LEAST = 1e-8  # Of the largest value; what is less is beyond float32.
 _DPI = 100
 
@@ -72,9 +72,9 @@ def draw(networks: Sequence[Sequence[Row]], output: paths.Name) -> None:
       ax.margins(x=0.02)
     shown = [name, expected] if expected else [name]
     _set_scale(panels[0], [getattr(row, x) for row in all_rows for x in shown])
-    panels[0].set_ylabel(title)
+    panels[0].set_ylabel(title, fontsize=9)
   for ax in grid[-1]:
-    ax.set_xlabel('block')
+    ax.set_xlabel('block', fontsize=9)
     ax.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
   picture.legend(
     handles=[
