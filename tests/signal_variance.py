@@ -28,7 +28,7 @@ def _draw_params(transformed, seed):
   return golden_lib.with_leaves(golden_lib.init_shapes(transformed), value)
 
 
-def _leave_out_what_the_analysis_does(monkeypatch):
+def leave_out_what_the_analysis_does(monkeypatch):
   """Replaces pooling by its stride, and zero padding by wrapping around.
 
   The analysis ignores that means of pixels have less variance, that maxima
@@ -52,7 +52,7 @@ def _leave_out_what_the_analysis_does(monkeypatch):
 
 def check(monkeypatch, model, alpha, **kwargs):
   """Checks a network of DEPTHS blocks, to 10 %."""
-  _leave_out_what_the_analysis_does(monkeypatch)
+  leave_out_what_the_analysis_does(monkeypatch)
   transformed = golden_lib.transform(model, 10, alpha=alpha, **kwargs)
   num_blocks = sum(DEPTHS)
 

@@ -85,7 +85,7 @@ def measure(
     apply = jax.jit(apply)
   rng, kernels = jax.random.split(jax.random.key(seed))
   with signal_networks.intercepting(model, changes):
-    params, state = weights or (_new_params(forward, images, rng), {})
+    params, state = weights or (new_params(forward, images, rng), {})
     params = signal_networks.set_params(
       model, changes, params, kernels, is_new=weights is None
     )
@@ -112,7 +112,7 @@ def measure(
   return [row(i) for i in range(len(blocks) + 1)]
 
 
-def _new_params(
+def new_params(
   forward: Callable[[jax.Array], Any], images: jax.Array, rng: jax.Array
 ) -> hk.MutableParams:
   """Returns new parameters, without computing the network as `init` does.

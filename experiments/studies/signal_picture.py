@@ -1,7 +1,6 @@
 """The picture of how signals propagate: three measures by depth."""
 
 from collections.abc import Iterable, Sequence
-import itertools
 import math
 import pathlib
 from typing import Any
@@ -44,7 +43,6 @@ def draw(networks: Sequence[Sequence[Row]], output: paths.Name) -> None:
   columns: dict[tuple[int, ...], list[int]] = {}
   for i, rows in enumerate(networks):
     columns.setdefault(tuple(row.stage for row in rows), []).append(i)
-  all_rows = list(itertools.chain.from_iterable(networks))
   styles = [
     {
       'color': _COLORS[i % len(_COLORS)],
@@ -57,21 +55,21 @@ def draw(networks: Sequence[Sequence[Row]], output: paths.Name) -> None:
     layout='constrained',
   )
   grid = picture.subplots(
-    len(_PANELS), len(columns), sharex='col', sharey='row', squeeze=False
+    len(_PANELS), len(columns), sharex='col', squeeze=False
   )
   for panels, (name, expected, title) in zip(grid, _PANELS, strict=True):
     for ax, members in zip(panels, columns.values(), strict=True):
       for row in networks[members[0]]:
         if row.transition:
           ax.axvline(row.block, zorder=0, **_TRANSITION)
+      shown = []
       for i in members:
-        _plot(ax, networks[i], name, linewidth=1.8, **styles[i])
+        shown += _plot(ax, networks[i], name, linewidth=1.8, **styles[i])
       for i in members if expected else ():
-        _plot(ax, networks[i], expected, **_EXPECTED)
+        shown += _plot(ax, networks[i], expected, **_EXPECTED)
       ax.tick_params(labelsize=8)
       ax.margins(x=0.02)
-    shown = [name, expected] if expected else [name]
-    _set_scale(panels[0], [getattr(row, x) for row in all_rows for x in shown])
+      _set_scale(ax, shown)
     panels[0].set_ylabel(title, fontsize=9)
   for ax in grid[-1]:
     ax.set_xlabel('block', fontsize=9)
@@ -94,17 +92,20 @@ def draw(networks: Sequence[Sequence[Row]], output: paths.Name) -> None:
     picture.savefig(file, dpi=_DPI, format=suffix)
 
 
-def _plot(ax: axes.Axes, rows: Sequence[Row], name: str, **style: Any) -> None:
-  """Draws one measure by depth, where there is one."""
+def _plot(
+  ax: axes.Axes, rows: Sequence[Row], name: str, **style: Any
+) -> list[float]:
+  """Draws one measure by depth; returns the values that there are."""
   points = [(row.block, getattr(row, name)) for row in rows]
   points = [(x, y) for x, y in points if y is not None]
-  if points:
-    ax.plot(*zip(*points, strict=True), **style)
+  blocks, values = [x for x, _ in points], [y for _, y in points]
+  ax.plot(blocks, values, **style)
+  return values
 
 
-def _set_scale(ax: axes.Axes, values: Iterable[float | None]) -> None:
+def _set_scale(ax: axes.Axes, values: Iterable[float]) -> None:
   """Starts an axis at 0, or makes it logarithmic if its values span much."""
-  shown = [y for y in values if y is not None and 0 < y < math.inf]
+  shown = [y for y in values if 0 < y < math.inf]
   if shown and max(shown) > _SPAN * min(shown):
     ax.set_yscale('log')
     ax.set_ylim(bottom=0.7 * max(min(shown), _LEAST * max(shown)))
