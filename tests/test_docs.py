@@ -30,6 +30,7 @@ _PAGES = (
   'docs/buckets.md',
   'docs/planning.md',
   'docs/private.md',
+  'docs/signal.md',
   'docs/benchmarks.md',
   'docs/design.md',
 )
@@ -102,7 +103,9 @@ def _look_up_options(
     helps: what `--help` of each program printed; is filled here.
   """
   for command in text.replace('\\\n', ' ').splitlines():
-    program = re.search(r'python (-m [\w.]+|[\w/]+\.py)', command)
+    program = re.search(
+      r'python (-m [\w.]+|[\w/]+\.py(?: (?:signal|sweep)\b)?)', command
+    )
     if program is None:
       continue
     if program[1] not in helps:

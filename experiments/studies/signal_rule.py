@@ -67,8 +67,9 @@ def expect(
 ) -> list[Expected]:
   """Returns what is expected of each block.
 
-  Of networks with neither alpha and beta nor normalization, that is nothing; of
-  post-activation ResNets, that branches end with a normalization.
+  Of networks with neither alpha and beta nor normalization, and of trained
+  normalizations, that is nothing; of post-activation ResNets, that branches end
+  with a normalization.
 
   Args:
     named: the network. What is expected without a part of it, such as weight
@@ -79,11 +80,21 @@ def expect(
   """
   if signal_networks.has_rule(model):
     return _residual_rule(model, blocks, params)
-  if model.entry.module is not resnet.ResNet:
+  if model.entry.module is not resnet.ResNet or not _just_normalizes(params):
     return [Expected()] * len(blocks)
   if not signal_networks.takes(named, 'order'):
     return [Expected(None, 1.0)] * len(blocks)
   return _batch_norm(named, model, blocks, params)
+
+
+def _just_normalizes(params: hk.Params) -> bool:
+  """Returns whether normalizations neither scale nor shift, as new ones."""
+  values = {'scale': 1, 'offset': 0}
+  return all(
+    jnp.all(leaves[name] == values[name])
+    for leaves in params.values()
+    for name in values.keys() & leaves.keys()
+  )
 
 
 def _residual_rule(

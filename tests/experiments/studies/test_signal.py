@@ -1,0 +1,160 @@
+"""The command that draws signals: what it writes, and what it refuses."""
+
+import csv
+import math
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from experiments.studies import signal_measure, signal_networks
+from experiments.tools import study
+import nfnets
+from nfnets import weights
+
+
+def made_up(named, model, images, weights=None, seed=0):
+  """Rows of three blocks, without computing them."""
+  name = str(named)
+  return [
+    signal_measure.Row(name, 0, 0, 0, 0.1, 0.5, None, 1.0, None),
+    signal_measure.Row(name, 1, 1, 1, 0.2, 1.0, 1.0, 1.04, 1.0),
+    signal_measure.Row(name, 2, 1, 0, 0.0, math.inf, 0.9, None, None),
+    signal_measure.Row(name, 3, 2, 1, 0.2, 1.2, 0.9, 1.08, 1.0),
+  ]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+  """Has networks measured by `made_up`; what it was called with."""
+  calls = []
+
+  def measure(*args):
+    calls.append(args)
+    return made_up(*args)
+
+  monkeypatch.setattr(signal_measure, 'measure', measure)
+  return calls
+
+
+@pytest.fixture
+def run(run_command, tmp_path):
+  def run(*args):
+    def main(argv):
+      return study.main([argv[0], 'signal', *argv[1:]])
+
+    return run_command(*args, main=main, cwd=tmp_path)
+
+  return run
+
+
+def test_a_picture_and_a_table_are_written(calls, run, tmp_path):
+  models = 'nf_resnet50,nfnet_digits:alpha=1,fixup_resnet50'
+  result = run(f'--models={models}', '--scaled_activations=no')
+  assert result.status == 0, result.log
+  assert result.json['output'] == 'signal.png'
+  with Image.open(tmp_path / 'signal.png') as picture:
+    assert picture.width == 800
+  with open(tmp_path / 'signal.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert list(rows[0]) == list(signal_measure.Row._fields)
+  assert [row['network'] for row in rows[::4]] == [
+    'nf_resnet50:scaled_activations=no',
+    'nfnet_digits:scaled_activations=no:alpha=1',
+    'fixup_resnet50',  # Has no such part.
+  ]
+  assert rows[0]['res_avg_var'] == '' and rows[1]['res_avg_var'] == '1.0'
+  sizes = [images.shape for _, _, images, _, _ in calls]
+  assert sizes == [(32, s, s, 3) for s in (128, 32, 128)]
+  images = np.asarray(calls[0][2])
+  assert abs(images.mean()) < 0.01 and abs(images.std() - 1) < 0.01
+
+
+@pytest.mark.slow
+def test_images_of_a_dataset_are_normalized(calls, run):
+  result = run('--models=nfnet_digits', '--input=digits', '--batch_size=64')
+  assert result.status == 0, result.log
+  images = np.asarray(calls[0][2])
+  assert images.shape == (64, 32, 32, 3)
+  # What is 0 and 255, by ImageNet's mean and deviation, and bicubic overshoot.
+  assert -3.5 < images.min() < -2.0 and 1.5 < images.max() < 4.5
+
+
+@pytest.mark.slow
+def test_weights_say_whose_they_are(calls, run, tmp_path):
+  model = nfnets.create_model('nfnet_digits', 10)
+  params, state = jax.tree.map(
+    lambda x: np.zeros(x.shape, x.dtype),
+    jax.eval_shape(model.init, jax.random.key(0)),
+  )
+  weights.save_weights(tmp_path / 'w.npz', params, state)
+  assert run('--weights=w.npz', '--skip_gain=2').status == 0
+  named, model, _, given, _ = calls[0]
+  assert str(named) == 'nfnet_digits:skip_gain=2' and model.test_size == 32
+  assert given.params.keys() == params.keys()
+  result = run('--weights=w.npz', '--models=nf_resnet50')
+  assert result.status == 1
+  assert 'w.npz: These weights are of nfnet_digits' in result.log
+  result = run('--weights=w.npz', '--models=nf_resnet50,nfnet_digits')
+  assert result.status == 2 and 'of one network' in result.log
+
+
+@pytest.mark.parametrize(
+  ('args', 'status', 'message'),
+  [
+    ([], 2, '--models or --weights is missing'),
+    (['--models=nf_resnet50', '--activation=mish'], 2, "cannot be 'mish'"),
+    (['--models=resnet50', '--alpha=1'], 2, '--alpha: none of these'),
+    (['--models=nf_resnet50', '--output=a.gif'], 2, 'does not end in .png'),
+    (['--models=nf_resnet50', '--output=no/a.png'], 1, 'there is no folder no'),
+    (
+      ['--models=nf_resnet50', '--output=s3://a/a.png'],
+      2,
+      's3:// is not known',
+    ),
+    (['--models=nf_resnet50', '--input=nowhere'], 1, "dataset 'nowhere'"),
+    (['--models=nf_resnet50', '--weights=no.npz'], 1, 'there is no such file'),
+  ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(
+  args, status, message, calls, run, tmp_path
+):
+  result = run(*args)
+  assert result.status == status
+  assert result.log.startswith('error: ') and result.log.count('\n') == 1
+  assert message in result.log
+  assert not calls and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('nf_resnet51', 'Did you mean nf_resnet50'),
+    ('nf_resnet50:beta=1', "no change 'beta'; there are activation"),
+    ('nf_resnet50:alpha=-1', "alpha cannot be '-1'"),
+    ('nf_resnet50:alpha', "alpha cannot be ''"),
+    ('nf_resnet50:se_factor=no', 'has no se_factor to change'),
+    ('nf_resnet50:init=he', 'has no init to change'),
+    ('resnet50_v1:order=act_norm_conv', 'has no order to change'),
+  ],
+)
+def test_what_is_no_network_says_so(text, message):
+  with pytest.raises(ValueError, match='.') as error:
+    signal_networks.parse(text)
+  assert message in str(error.value)
+
+
+def test_the_name_of_a_network_says_what_is_changed():
+  text = 'nf_resnet50:weight_standardization=no:alpha=0.5:init=he'
+  named = signal_networks.parse(text)
+  assert str(named) == text
+  assert named.changes == signal_networks.Changes(
+    weight_standardization=False, alpha=0.5, init='he'
+  )
+  # Options are for those that have such a part, and what a network says goes
+  # first.
+  options = {'alpha': '1', 'skip_gain': '0', 'se_factor': 'no', 'init': 'he'}
+  assert str(signal_networks.parse('resnet50', options)) == 'resnet50:init=he'
+  named = signal_networks.parse('nf_resnet50:alpha=0.5', options)
+  assert str(named) == 'nf_resnet50:alpha=0.5:skip_gain=0'
