@@ -8,11 +8,12 @@ import sys
 import command_lib
 import dp_accounting
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from experiments import configs, privacy
+from experiments import configs, privacy, recipe
 
 # ImageNet's training images, less the 10,000 that were held out.
 _PUBLISHED_EXAMPLES = 1_271_167
@@ -30,6 +31,27 @@ def _privacy(**settings):
       **settings,
     }
   )
+
+
+def test_the_recipe_is_the_published_one(monkeypatch):
+  monkeypatch.setattr(recipe, '_FAKE_EXAMPLES', _PUBLISHED_EXAMPLES)
+  ours = configs.load('nf_resnet50:private').experiment_kwargs.config
+  assert (ours.which_dataset, ours.eval_subset) == ('imagenet2012', 'valid')
+  assert ours.augmentation_multiplicity == 4
+  assert (ours.train_preproc, ours.augment_name) == ('crop_flip', '')
+  ours.fake_data = True
+  built = recipe.build(ours, jax.random.key(0))
+  assert (built.num_steps, ours.train_batch_size) == (71_589, 16_384)
+  assert float(built.schedule(0)) == float(built.schedule(70_000)) == 4
+  assert (ours.clip_per_example, ours.per_example.clipping) == ('norm', 1)
+  private = built.privacy
+  assert (private.noise_multiplier, private.delta) == (2.5, 8e-7)
+  assert private.budget == 8 and private.num_examples == _PUBLISHED_EXAMPLES
+  assert (ours.which_ema, ours.ema_decay) == ('tf1_ema', 0.99999)
+  assert ours.label_smoothing == 0 and not ours.optimizer.kwargs
+  kwargs = ours.model_kwargs
+  assert (kwargs.stochdepth_rate, kwargs.drop_rate) == (0, 0)
+  assert built.model.overrides['skipinit_gain'] is jnp.ones
 
 
 def test_the_published_settings_give_the_published_epsilon():
