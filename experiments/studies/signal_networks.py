@@ -290,9 +290,8 @@ def _kernel(
     kernel = weight * hk.get_params()[module.module_name]['gain']
   elif own_gamma:
     kernel /= own_gamma
-  if (
-    own_gamma and changes.scaled_activations
-  ):  # timm's kernels have it in them.
+  if own_gamma and changes.scaled_activations:
+    # timm's kernels have in them what is the activation's elsewhere.
     kernel *= gamma(activation_name(model, changes))
   return kernel
 

@@ -141,6 +141,7 @@ def test_gamma_is_in_every_kernel_of_timm():
   assert scaled / plain == pytest.approx(_RELU_GAMMA**16, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_gate_has_a_factor_of_2():
   with_factor = measure('nfnet_f0')['res_avg_var'][0]
   without = measure('nfnet_f0:se_factor=no')['res_avg_var'][0]
@@ -232,3 +233,11 @@ def test_the_rule_is_the_one_that_the_networks_have(name):
   for (variance, branch), block in zip(expected, blocks[1:], strict=False):
     assert branch == pytest.approx(1)
     assert variance == pytest.approx(block.beta**-2)
+
+
+@pytest.mark.slow
+def test_the_activation_is_there_in_both_orders():
+  for order in ('norm_act_conv', 'act_norm_conv'):
+    name = f'resnet50:order={order}'
+    linear = measure(f'{name}:activation=identity')['res_avg_var']
+    assert (abs(measure(name)['res_avg_var'] / linear - 1) > 1e-3).all()
