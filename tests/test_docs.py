@@ -23,6 +23,7 @@ _PAGES = (
   'docs/datasets.md',
   'docs/weights.md',
   'docs/finetuning.md',
+  'docs/clipping.md',
   'docs/inference.md',
   'docs/runtimes.md',
   'docs/demo.md',
