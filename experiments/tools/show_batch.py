@@ -23,6 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from experiments import command_line, jaxline_compat, recipe
 from nfnets import paths
 from nfnets.data import builders, dataset
+from nfnets.data.batches import Batch
 
 _USAGE = """\
 usage: python experiments/tools/show_batch.py --config=NAME --output=FILE
@@ -165,7 +166,7 @@ def draw(images: np.ndarray, labels: list[str], title: str) -> bytes:
   return png.getvalue()
 
 
-def _labels(batch: dataset.Batch, names: list[str]) -> list[str]:
+def _labels(batch: Batch, names: list[str]) -> list[str]:
   """Returns the labels, such as 'goldfish' or '63 % tench\\n37 % goldfish'."""
   labels = [names[label] for label in batch['labels']]
   if 'ratio' not in batch:
