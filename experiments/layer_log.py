@@ -67,7 +67,8 @@ def measure(
   """
   kwargs = config.optimizer.kwargs
   clipping = None
-  if config.optimizer.name == 'sgd_agc':
+  # What is left to clip after examples' own gradients were says nothing.
+  if config.optimizer.name == 'sgd_agc' and not config.clip_per_example:
     clipping = kwargs.get('clipping', 0.01)
     clipping = optax.tree.get(opt_state, 'clipping', clipping)
   eps = kwargs.get('eps', 1e-3) if clipping is not None else 1e-3
