@@ -27,7 +27,15 @@ _FAMILIES = (
   'fixup_resnet50',
 )
 # Packages of extras, which run.sh does not install, and their modules need.
-_OF_EXTRAS = ('gradio', 'libtpu', 'onnx', 'onnxruntime', 'openvino')
+_OF_EXTRAS = (
+  'dp_accounting',
+  'gradio',
+  'libtpu',
+  'onnx',
+  'onnxruntime',
+  'openvino',
+  'optuna',
+)
 # The recipe reaches 98 to 99 %.
 _LEAST_TOP_1 = 0.97
 
