@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 import itertools
 import pathlib
+import os
 import runpy
 import traceback
 import types
@@ -97,12 +98,10 @@ def read(path: str) -> Sweep:
   Raises:
     CommandError: if it cannot be read, or describes no sweep.
   """
+  if not os.path.isfile(path):
+    raise CommandError(f'There is no file {path}.', 2)
   try:
     names = runpy.run_path(path)
-  except FileNotFoundError as error:
-    if error.filename != path:
-      raise CommandError(f'{path}: {error}', 2) from error
-    raise CommandError(f'There is no file {path}.', 2) from error
   except SyntaxError as error:
     raise CommandError(
       f'{path}, line {error.lineno}: {error.msg}.', 2
