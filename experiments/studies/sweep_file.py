@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 import dataclasses
 import itertools
-import pathlib
 import os
+import pathlib
 import runpy
 import traceback
 import types
