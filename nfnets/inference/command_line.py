@@ -96,7 +96,7 @@ def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
     default='float32',
     help='what is computed in (float32). bfloat16 is about twice as fast in '
     'OpenVINO where the CPU has instructions for it, those of AVX-512, and '
-    'more so with AMX; logits change by up to 3%% of the largest, and the most '
+    'more so with AMX; logits change by up to 4%% of the largest, and the most '
     'probable class of 0 to 6%% of pictures (random weights; docs/runtimes.md '
     'has a table of all families)',
   )
