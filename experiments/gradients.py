@@ -96,27 +96,31 @@ def _of_each_example(
       grads, (_, metrics) = jax.vmap(grad_fn, (None, None, 0, 0))(
         params, state, _split(batch, number), jax.random.split(rng, number)
       )
-    grads, fraction = clip(grads, params, config.per_example)
+    grads, fraction = clip(grads, params, config)
     metrics = jax.tree.map(jnp.mean, metrics)
     return grads, (state, {**metrics, 'fraction_clipped': fraction})
 
   return gradient
 
 
-def _clip_units(grads, params, settings):
-  """Clips as `nfnets.optim.sgd_agc` does, all but the last layer."""
+def _clip_units(grads, params, config):
+  """Clips the layers that `nfnets.optim.sgd_agc` would."""
   clip = optim.per_example_adaptive_grad_clip(
-    settings.clipping, settings.eps, optim.clip_mask
+    config.per_example.clipping,
+    config.per_example.eps,
+    optim.clipped_layers(config.clip_layers, params),
   )
   grads, state = clip.update(grads, clip.init(params), params)
   return grads, state.fraction_clipped
 
 
-def _clip_norm(grads, params, settings):
+def _clip_norm(grads, params, config):
   del params
   leaves, tree = jax.tree.flatten(grads)
   number = leaves[0].shape[0]
-  sums, clipped = optax.per_example_global_norm_clip(leaves, settings.clipping)
+  sums, clipped = optax.per_example_global_norm_clip(
+    leaves, config.per_example.clipping
+  )
   return tree.unflatten([x / number for x in sums]), clipped / number
 
 
