@@ -71,7 +71,7 @@ def _norm(x, axis=None):
   return np.sqrt(np.sum(np.square(x), axis=axis, keepdims=True))
 
 
-def _clip(grads, by, clipping):
+def _clip(grads, by, clipping, unclipped):
   """Clips one example's gradient, in float64; returns which parts it did."""
   if by == 'norm':
     length = np.sqrt(sum(np.sum(x**2) for x in grads.values()))
@@ -79,7 +79,7 @@ def _clip(grads, by, clipping):
     return {k: scale * x for k, x in grads.items()}, [scale < 1]
   clipped, over = {}, []
   for (module, name), x in grads.items():
-    if (module, name) == ('linear', 'w'):  # The last layer.
+    if (module, name) in unclipped:
       clipped[module, name] = x
       continue
     axis = tuple(range(x.ndim - 1)) if x.ndim > 1 else None
@@ -90,20 +90,26 @@ def _clip(grads, by, clipping):
   return clipped, over
 
 
+_LAST = [('linear', 'w')]
+_CONV = [('conv', 'w'), ('conv', 'gain'), ('conv', 'bias')]
+
+
 @pytest.mark.parametrize(
-  'by, clipping, copies, chunk, parts, mixed',
+  'by, clipping, copies, chunk, parts, mixed, layers, unclipped',
   [
-    ('unit', 0.2, 1, 0, 1, False),
-    ('unit', 0.2, 2, 1, 2, True),
-    ('norm', 1.2, 1, 2, 1, True),
-    ('norm', 0.965, 2, 0, 2, False),
+    ('unit', 0.2, 1, 0, 1, False, '', _LAST),
+    ('unit', 0.2, 2, 1, 2, True, '', _LAST),
+    ('unit', 0.2, 1, 0, 1, False, 'linear', _CONV),
+    ('norm', 1.2, 1, 2, 1, True, '', ()),
+    ('norm', 0.965, 2, 0, 2, False, '', ()),
   ],
 )
 def test_the_gradient_is_that_of_a_loop(
-  by, clipping, copies, chunk, parts, mixed
+  by, clipping, copies, chunk, parts, mixed, layers, unclipped
 ):
   config = _config(
     clip_per_example=by,
+    clip_layers=layers,
     per_example={'clipping': clipping, 'eps': 1e-3, 'chunk': chunk},
     augmentation_multiplicity=copies,
     accumulate_steps=parts,
@@ -120,7 +126,7 @@ def test_the_gradient_is_that_of_a_loop(
       for module, parameters in grads.items()
       for name, x in parameters.items()
     }
-    clipped, over_here = _clip(grads, by, clipping)
+    clipped, over_here = _clip(grads, by, clipping, unclipped)
     found.append(clipped)
     over += over_here
   assert 0.1 < np.mean(over) < 0.9
