@@ -1,11 +1,15 @@
 """SIGTERM as a request to save and end, as clusters send it before they stop a
 machine."""
 
+from collections.abc import Iterator
 import os
 import signal
 import threading
+from typing import Any
 
 from absl import logging
+
+from nfnets.data import errors
 
 
 class StoppedError(Exception):
@@ -21,10 +25,41 @@ class Notice:
 
   def __init__(self):
     self._event = threading.Event()
+    self._readers: list[Any] = []
 
   def is_set(self) -> bool:
     """Tells whether SIGTERM has come."""
     return self._event.is_set()
+
+  def until_set(self, batches: Iterator[Any]) -> Iterator[Any]:
+    """Yields batches until SIGTERM comes, if need be while it waits for one.
+
+    A read from a store that fails may last longer than a machine that is taken
+    away has left.
+
+    Args:
+      batches: those of `nfnets.data.dataset`.
+
+    Raises:
+      StoppedError: SIGTERM has come.
+      nfnets.data.dataset.DatasetError: as `batches`.
+    """
+    if hasattr(batches, 'stop'):  # Not those that nobody reads.
+      self._readers.append(batches)
+    try:
+      if self.is_set():
+        raise StoppedError
+      for batch in batches:
+        if self.is_set():
+          raise StoppedError
+        yield batch
+    except errors.DatasetError as error:
+      if self.is_set():
+        raise StoppedError from error
+      raise
+    finally:
+      if batches in self._readers:
+        self._readers.remove(batches)
 
   def __enter__(self) -> 'Notice':
     # Python's handlers run in the main thread and between two of its
@@ -56,3 +91,5 @@ class Notice:
         'SIGTERM: ending after this step. A second one ends the program at '
         'once.'
       )
+      for reader in list(self._readers):
+        reader.stop()

@@ -4,7 +4,7 @@
 """
 
 import collections
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import math
 import sys
@@ -105,7 +105,7 @@ class Experiment(experiment.AbstractExperiment):
           skipped=0,
         )
       )
-    self._batches = None
+    self._batches = self._reader = None
     self._next_batch = None
     # The numbers of the steps that the devices are at, with their metrics.
     self._in_flight = collections.deque()
@@ -117,11 +117,17 @@ class Experiment(experiment.AbstractExperiment):
     self._started = None
     self._seconds_waited = 0.0
 
+  def _can_end_alone(self) -> bool:
+    """Tells whether SIGTERM matters and no other process must agree."""
+    return self._notice is not None and jax.process_count() == 1
+
   def _asked_to_end(self) -> bool:
     """Tells whether SIGTERM has come, where no other process must agree."""
-    if self._notice is None or jax.process_count() > 1:
-      return False
-    return self._notice.is_set()
+    return self._can_end_alone() and self._notice.is_set()
+
+  def _until_asked_to_end(self, batches: Iterator) -> Iterator:
+    """Yields batches; raises StoppedError when the program shall end."""
+    return self._notice.until_set(batches) if self._can_end_alone() else batches
 
   def abstract_snapshot(self) -> dict[str, Any]:
     """Returns shapes and dtypes of what a checkpoint of this holds."""
@@ -159,7 +165,11 @@ class Experiment(experiment.AbstractExperiment):
       self._global_step = state.global_step
       self._batches = self._recipe.train_batches(state.global_step)
       stack.callback(self._stop_batches)
-      self._next_batch = self._send(next(self._batches))
+      self._reader = self._until_asked_to_end(self._batches)
+      try:
+        self._next_batch = self._send(next(self._reader))
+      except preemption.StoppedError:
+        return
       if reporter is not None and reporter.start_bar(state.global_step):
         stack.callback(lambda: reporter.close(self._global_step))
         bar = jaxline_utils.PeriodicAction(reporter.update_bar, 'secs', 1.0)
@@ -195,11 +205,14 @@ class Experiment(experiment.AbstractExperiment):
       logging.info('The first step took %.1f s, with compiling.', seconds)
     # While the devices work on this batch, the next one is sent.
     start = time.monotonic()
-    batch = next(self._batches)
+    try:
+      batch = next(self._reader)
+    except preemption.StoppedError:  # No step will need one.
+      batch = None
     now = time.monotonic()
     if metrics['train_loss'].is_ready():  # The devices wait, too.
       self._seconds_waited += now - start
-    self._next_batch = self._send(batch)
+    self._next_batch = batch and self._send(batch)
     # What is known on the host.
     metrics = {
       **metrics,
@@ -263,7 +276,7 @@ class Experiment(experiment.AbstractExperiment):
     )
 
   def _stop_batches(self) -> None:
-    self._next_batch = None
+    self._reader = self._next_batch = None
     if hasattr(self._batches, 'close'):
       self._batches.close()
 
@@ -319,7 +332,7 @@ class Experiment(experiment.AbstractExperiment):
         sums[key] += float(value)
 
     batches = tqdm.tqdm(
-      self._recipe.eval_batches(split),
+      self._until_asked_to_end(self._recipe.eval_batches(split)),
       desc='evaluating',
       total=self._recipe.num_eval_batches(split),
       leave=False,
@@ -327,8 +340,6 @@ class Experiment(experiment.AbstractExperiment):
       disable=not sys.stderr.isatty(),
     )
     for batch in batches:
-      if self._asked_to_end():
-        raise preemption.StoppedError
       batch = self._send(batch)
       outputs = {}
       for prefix, (params, state) in weights.items():

@@ -86,6 +86,13 @@ class Batches(Iterator[Batch]):
       raise
     self._iterator = self._build(self._next).as_numpy_iterator()
 
+  def stop(self) -> None:
+    """Makes a `next` that waits for a store raise DatasetError, and later ones.
+
+    May be called from another thread.
+    """
+    self._stream.stop()
+
   def close(self) -> None:
     """Stops reading ahead and closes the files."""
     if self._iterator is not None:

@@ -1,13 +1,16 @@
 """Tests of whole runs in a bucket: the command, and the tools after it."""
 
+import json
 import os
 import signal
+import time
 
 import command_lib
 import numpy as np
 import pytest
 from test_interruptions import _start_two
 
+from experiments import checkpoint_files
 from nfnets import paths
 
 
@@ -40,6 +43,34 @@ def test_a_bucket_that_cannot_be_used_is_said_before_anything_is_made(
   assert result.status == 1
   assert f'gs://{bucket}' in result.log.splitlines()[-1]
   assert mode == 'eval' or not os.listdir(tmp_path)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_run_that_waits_for_the_store(
+  start_command, store, remote_folder, tmp_path
+):
+  process = start_command(
+    *command_lib.SMALL,
+    f'--data_dir={remote_folder}',
+    f'--checkpoint_dir={tmp_path}',
+    '--training_steps=100000',
+    '--log_train_data_interval=0.2',
+  )
+  command_lib.wait_for_step(process)
+  store.disturb('lost', 600)
+  for line in process.stderr:
+    if 'The store fails' in line:
+      break
+  before, step = None, checkpoint_files.latest_step(tmp_path / 'latest')
+  while step != before:  # What has been read ahead is used up first.
+    time.sleep(2)
+    before, step = step, checkpoint_files.latest_step(tmp_path / 'latest')
+  process.send_signal(signal.SIGTERM)
+  output, log = process.communicate(timeout=20)
+  assert process.returncode == 0, log
+  last = json.loads(output.splitlines()[-1])
+  assert last['stopped_by_sigterm']
+  assert checkpoint_files.latest_step(tmp_path / 'latest') == last['step']
 
 
 @pytest.mark.slow
