@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
     names = textwrap.fill(', '.join(configs.names()), 54)
     names = textwrap.indent(names, ' ' * 23)
     settings = help_text.explain_settings(argv)
-    print(_USAGE.format(names=names, settings=settings))
+    help_text.show(_USAGE.format(names=names, settings=settings))
     return 0
   progress.set_up_logging()
   try:

@@ -2,6 +2,8 @@
 
 import ast
 import inspect
+import os
+import sys
 import textwrap
 from typing import Any
 
@@ -9,6 +11,15 @@ from jaxline import base_config
 import ml_collections
 
 from experiments import command_line, configs
+
+
+def show(text: str) -> None:
+  """Prints a text; `--help | head` may close the pipe before its end."""
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:
+    # What is left goes nowhere, or Python would fail at its end instead.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def explain_settings(argv: list[str]) -> str:
