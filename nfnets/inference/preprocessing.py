@@ -3,9 +3,9 @@
 The same numbers as `nfnets.data.preprocess.preprocess_eval`, but for rounding,
 without TensorFlow, which takes longer to import than a network to answer. JPEGs
 are decoded by the package `simplejpeg`, whose decoder is TensorFlow's, with the
-same fast transform. TensorFlow does it where that is not installed, and for
-'crop_resize' of JPEGs with colours of half the size: it decodes the crop alone,
-and the colours at its edges then lack those of the neighbours.
+same fast transform. TensorFlow does it where that is not installed, and, if it
+can, for 'crop_resize' of JPEGs with colours of half the size: it decodes the
+crop alone, and the colours at its edges then lack those of the neighbours.
 
 Several threads may call this at once; most of its time others can run.
 """
@@ -13,6 +13,7 @@ Several threads may call this at once; most of its time others can run.
 import functools
 import importlib.util
 import io
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ from nfnets.eval_modes import check_eval_mode
 _JPEG = b'\xff\xd8\xff'
 _TABLE_SIZE = 1024  # TensorFlow takes the filter from a table.
 _ONE = np.float32(1)
+
+_log = logging.getLogger(__name__)
 
 
 class _Taps(NamedTuple):
@@ -55,7 +58,7 @@ def preprocess_eval(
   """
   check_eval_mode(mode)
   if isinstance(image, bytes):
-    if image.startswith(_JPEG) and not _decodes_alike(image, mode):
+    if image.startswith(_JPEG) and not _can_decode(image, mode):
       from nfnets.data import preprocess
 
       return np.asarray(preprocess.preprocess_eval(image, image_size, mode))
@@ -92,15 +95,28 @@ def _has_simplejpeg() -> bool:
   return importlib.util.find_spec('simplejpeg') is not None
 
 
-def _decodes_alike(content: bytes, mode: str) -> bool:
-  """Returns whether the pixels are those that TensorFlow decodes."""
+@functools.cache
+def _has_tensorflow() -> bool:
+  if importlib.util.find_spec('tensorflow') is not None:
+    return True
+  _log.warning(
+    'Without TensorFlow, JPEGs with colours of half the size are cropped after '
+    'they are decoded, which changes their outermost two pixels a little.'
+  )
+  return False
+
+
+def _can_decode(content: bytes, mode: str) -> bool:
+  """Returns whether the pixels are TensorFlow's, as far as can be had."""
   if not _has_simplejpeg():
     return False
   if mode != 'crop_resize':
     return True
   import simplejpeg
 
-  return simplejpeg.decode_jpeg_header(content)[3] in ('444', 'Gray')
+  if simplejpeg.decode_jpeg_header(content)[3] in ('444', 'Gray'):
+    return True
+  return not _has_tensorflow()
 
 
 def _decode(content: bytes) -> np.ndarray:

@@ -55,6 +55,18 @@ def test_encoded_images_give_what_tensorflow_gives(has_simplejpeg, monkeypatch):
       np.testing.assert_allclose(actual, expected, atol=1e-3)
 
 
+def test_without_tensorflow_only_the_edges_of_a_crop_may_differ(monkeypatch):
+  pytest.importorskip('simplejpeg')
+  # Of the size of the crop, so that no pixel is mixed with others.
+  image, size = encoded(subsampling=2), (118, 118)
+  expected = preprocess.preprocess_eval(image, size, 'crop_resize')
+  monkeypatch.setattr(preprocessing, '_has_tensorflow', lambda: False)
+  actual = preprocessing.preprocess_eval(image, size, 'crop_resize')
+  difference = np.abs(actual - expected)
+  np.testing.assert_allclose(difference[2:-2, 2:-2], 0, atol=1e-3)
+  assert 0 < difference.max() < 20
+
+
 def test_what_is_no_image_is_refused():
   for image, mode, error in (
     (np.zeros((4, 4, 3)), 'crop_resize', TypeError),
