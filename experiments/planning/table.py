@@ -1,5 +1,6 @@
 """The table of all variants on all devices: made row by row, and rendered."""
 
+import collections
 from collections.abc import Callable, Iterator
 import json
 import pathlib
@@ -21,8 +22,8 @@ MEASURED_V3 = {
   'f5': 1398.5,
   'f6:sam': 2774.1,
 }
-# With what they fit a core of v3, where they do not as they are.
-_V3_REMAT = {'f5': '--remat=18', 'f6:sam': '--remat=True'}
+# With what they fit 16 GiB, where they do not as they are.
+_REMAT = {'f5': '--remat=18', 'f6:sam': '--remat=True'}
 _FIRST = ('tpu_v3', 'tpu_v5e')
 
 
@@ -33,8 +34,9 @@ def rows() -> Iterator[tuple[str, str, str]]:
   for name in names:
     for device in _FIRST:
       yield name, device, ''
-  for name, setting in _V3_REMAT.items():
-    yield name, 'tpu_v3', setting
+  for name, setting in _REMAT.items():
+    for device in _FIRST:
+      yield name, device, setting
   for group in (['f6', 'f7'], [f'f{i}+' for i in range(8)]):
     for name in group:
       for device in _FIRST:
@@ -90,23 +92,34 @@ def render(path: pathlib.Path) -> str:
 def _all_devices(results: list[dict[str, Any]]) -> str:
   names = list(dict.fromkeys(r['config'] for r in results))
   devices = [d for d in chips.CHIPS if any(r['device'] == d for r in results)]
-  plain = {(r['config'], r['device']): r for r in results if not r['setting']}
+  by_place = collections.defaultdict(list)
+  for row in results:
+    by_place[row['config'], row['device']].append(row)
   lines = [
     f'| | {" | ".join(devices)} |',
     f'|---|{"---|" * len(devices)}',
   ]
   for name in names:
-    cells = [_cell(plain.get((name, device))) for device in devices]
+    cells = [_cell(by_place[name, device]) for device in devices]
     lines.append(f'| {name} | {" | ".join(cells)} |')
   return '\n'.join(lines)
 
 
-def _cell(row: dict[str, Any] | None) -> str:
-  if row is None:
-    return ''
+def _cell(rows: list[dict[str, Any]]) -> str:
+  """Returns what a recipe needs as it is, or with what it fits."""
+  plain = [row for row in rows if not row['setting']]
+  if any(row['fits'] for row in plain):
+    return _describe(plain[0])
+  texts = [f'{row["peak_gib"]:.1f} GiB: no' for row in plain]
+  fitting = [row for row in rows if row['fits']]
+  if fitting:
+    best = min(fitting, key=lambda row: row['step_ms'] or 0)
+    texts.append(f'`{best["setting"]}`: {_describe(best)}')
+  return '; '.join(texts)
+
+
+def _describe(row: dict[str, Any]) -> str:
   memory = f'{row["peak_gib"]:.1f} GiB'
-  if not row['fits']:
-    return f'{memory}: no'
   if row['step_ms'] is None:
     return memory
   return f'{memory}, {row["step_ms"]:,.0f} ms, {100 * row["mfu"]:.0f} %'

@@ -212,6 +212,21 @@ def test_the_table_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
   assert '| f0 | 60.4 | 73.3 | 1.21 |' in text
 
 
+def test_the_table_says_with_what_a_recipe_fits(tmp_path):
+  place = {'config': 'f5', 'device': 'tpu_v3', 'fits': True, 'mfu': 0.5}
+  rows = [
+    {**place, 'setting': '', 'fits': False, 'peak_gib': 15.9, 'step_ms': None},
+    {**place, 'setting': '--remat=6', 'peak_gib': 14.0, 'step_ms': 1100.0},
+    {**place, 'setting': '--remat=9', 'peak_gib': 13.0, 'step_ms': 1200.0},
+  ]
+  path = tmp_path / 'table.json'
+  path.write_text(json.dumps(rows[:1]))
+  assert '| f5 | 15.9 GiB: no |' in table.render(path)
+  path.write_text(json.dumps(rows))
+  cell = '15.9 GiB: no; `--remat=6`: 14.0 GiB, 1,100 ms, 50 %'
+  assert f'| f5 | {cell} |' in table.render(path)
+
+
 def test_the_table_is_of_all_variants_and_devices():
   rows = list(table.rows())
   assert len(rows) == len(set(rows))
