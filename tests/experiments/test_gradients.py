@@ -196,19 +196,45 @@ def test_noise_is_added_once_whatever_the_devices():
   assert float(of_split['fraction_clipped']) == metrics['fraction_clipped'] > 0
 
 
-@pytest.mark.slow
-def test_small_chunks_need_less_memory():
+@pytest.mark.parametrize(
+  'small, whole',
+  [
+    ({'accumulate_steps': 16}, {}),
+    pytest.param(
+      {'clip_per_example': 'norm', 'per_example.chunk': 4},
+      {'clip_per_example': 'norm'},
+      marks=pytest.mark.slow,
+    ),
+  ],
+)
+def test_small_parts_need_less_memory(small, whole):
   batch = jax.tree.map(lambda x: np.concatenate([x] * 8), _batch())
 
-  def temporary_bytes(chunk):
-    config = _config(clip_per_example='norm')
-    config.per_example.chunk = chunk
+  def temporary_bytes(settings):
+    config = _config()
+    config.update_from_flattened_dict(settings)
     loss_fn = loss_lib.make_loss(_Model(), config)
     gradient = gradients.make_gradient(loss_fn, config)
     compiled = jax.jit(gradient).lower(_params(), {}, batch, _KEY).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
-  assert temporary_bytes(4) < 0.3 * temporary_bytes(0)
+  assert temporary_bytes(small) < 0.3 * temporary_bytes(whole)
+
+
+def test_parts_draw_anew():
+  """Dropout in the parts is not that of the first, again and again."""
+  batch = jax.tree.map(lambda x: np.repeat(x[-1:], 4, axis=0), _batch())
+  half = jax.tree.map(lambda x: x[:2], batch)
+
+  def loss(batch, key, parts):
+    config = _config(accumulate_steps=parts)
+    loss_fn = loss_lib.make_loss(_Model(drop_rate=0.5), config)
+    gradient = jax.jit(gradients.make_gradient(loss_fn, config))
+    return gradient(_params(), {}, batch, key)[1][1]['train_loss']
+
+  of_parts = [loss(half, key, 1) for key in jax.random.split(_KEY)]
+  assert abs(of_parts[0] - of_parts[1]) > 1e-3
+  np.testing.assert_allclose(loss(batch, _KEY, 2), np.mean(of_parts), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

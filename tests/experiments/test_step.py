@@ -157,39 +157,6 @@ def test_accumulating_is_the_same_as_a_large_batch(one_device, devices, parts):
   chex.assert_trees_all_close(history, wanted_history, rtol=1e-4, atol=1e-6)
 
 
-def test_accumulating_needs_less_memory():
-  batch = {k: np.concatenate([v] * 16) for k, v in _batch().items()}
-
-  def temporary_bytes(parts):
-    step = step_lib.make_train_step(
-      _model(), _optimizer(), lambda _: _LR, _config(accumulate_steps=parts)
-    )
-    args = (_state(_optimizer()), batch, jax.random.PRNGKey(0))
-    compiled = jax.jit(step).lower(*args).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
-
-  assert temporary_bytes(8) < 0.4 * temporary_bytes(1)
-
-
-def test_accumulating_draws_anew_for_each_part():
-  """Dropout in the parts is not that of the first, again and again."""
-  model = _Model(drop_rate=0.5)
-  batch = {k: np.repeat(v[:1], 4, axis=0) for k, v in _batch().items()}
-  half = {k: v[:2] for k, v in batch.items()}
-  key = jax.random.PRNGKey(0)
-
-  def loss(batch, key, parts):
-    config = _config(accumulate_steps=parts)
-    step = step_lib.make_train_step(
-      model, optax.sgd(_LR), lambda _: _LR, config
-    )
-    return jax.jit(step)(_state(optax.sgd(_LR)), batch, key)[1]['train_loss']
-
-  of_parts = [loss(half, k, 1) for k in jax.random.split(key)]
-  assert abs(of_parts[0] - of_parts[1]) > 1e-3
-  np.testing.assert_allclose(loss(batch, key, 2), np.mean(of_parts), rtol=1e-5)
-
-
 class _BatchNormModel:
   """Normalizes the mean colour and multiplies it by a matrix."""
 
