@@ -56,7 +56,7 @@ def find(first: estimate.Plan, attempt: Attempt) -> list[Change]:
   for name, values in _values(first.work).items():
     if name == 'remat':
       within = max(1, len(values) // _PART)
-      found = _first_that_fits(name, values, first, attempt, within)
+      found = _first_that_fits(name, values, first, attempt, within, within)
     else:
       # Half of the images is the first to try, and mostly the last.
       found = _next_that_fits(name, values[1:], attempt)
@@ -77,13 +77,14 @@ def largest_batch(first: estimate.Plan, attempt: Attempt) -> Change | None:
   # Eight is what a TPU takes at a time; from 128 on, an eighth more or less.
   sizes = (b for b in range(8, _MOST_IMAGES + 1, 8) if b % _grain(b) == 0)
   sizes = sorted({now, *(b for b in sizes if b % parts == 0)}, reverse=True)
+  # Twice as many images, or half of them, make a line that leads on.
   if first.fits:
-    # Half of what it would be if all memory went to images, and more.
-    most = 2 * now * first.update.capacity_bytes / first.update.peak_bytes
-    sizes = [b for b in sizes if now <= b <= most]
+    sizes = [b for b in sizes if b >= now]
+    step = sum(b <= 2 * now for b in sizes) - 1
   else:
     sizes = [b for b in sizes if b <= now]
-  return _first_that_fits('batch', sizes, first, attempt)
+    step = sum(b > now / 2 for b in sizes)
+  return _first_that_fits('batch', sizes, first, attempt, step=step)
 
 
 def _grain(batch: int) -> int:
@@ -112,7 +113,9 @@ def _next_that_fits(name, values, attempt) -> Change | None:
   return None
 
 
-def _first_that_fits(name, values, first, attempt, within=1) -> Change | None:
+def _first_that_fits(
+  name, values, first, attempt, within=1, step=1
+) -> Change | None:
   def point(value: int, plan: estimate.Plan) -> search.Point:
     return search.Point(value, plan.fits, plan.update.peak_bytes, plan)
 
@@ -124,5 +127,6 @@ def _first_that_fits(name, values, first, attempt, within=1) -> Change | None:
     first.update.capacity_bytes,
     [known],
     within,
+    step,
   )
   return found and Change({name: found.value}, found.result)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
-import math
 from typing import Any
 
 
@@ -29,19 +28,21 @@ def first_that_fits(
   capacity: float,
   known: Iterable[Point] = (),
   within: int = 1,
+  step: int = 1,
 ) -> tuple[Point | None, list[Point]]:
   """Finds the first of some values that fits, where all later ones do.
 
-  Goes ahead to one that fits, and then bisects; every other time at the place
-  where a line through what the two ends need meets the capacity, because memory
-  is nearly linear in most settings.
+  Goes on from what is known in growing steps, to where a line through the last
+  two meets the capacity, because memory is nearly linear in most settings. With
+  one that fits and one that does not it bisects, every other time by that line.
 
   Args:
-    values: in the order of falling need.
-    attempt: tries a value; takes long.
+    values: rising or falling numbers, in the order of falling need.
+    attempt: tries a value; takes long, and less where it does not fit.
     capacity: what there is.
     known: what has been tried.
     within: how many places the answer may be behind the first.
+    step: how many places to go from what is known, at first.
 
   Returns:
     The first that fits, or None, and all that were tried, in that order.
@@ -55,53 +56,55 @@ def first_that_fits(
     return tried[value]
 
   # The last that is known not to fit, and the first that is known to.
-  low, high = -1, len(values)
+  low, high, end = -1, len(values), len(values)
   for place, value in enumerate(values):
     if value in tried:
       if tried[value].fits:
         high = min(high, place)
       else:
         low = max(low, place)
-  # What does not fit is compiled in a third of the time, so the first that fits
-  # is looked for from below, in growing steps.
-  before, step = -1, within
-  while high == len(values):
-    if low == high - 1:
-      return None, list(tried.values())
-    place = low + step
-    if before >= 0:
-      meeting = _meeting_point(before, low, at, capacity)
-      place = high - 1 if meeting is None else max(place, meeting)
-    place = min(place, high - 1)
+  line, growing = None, within  # The line is two places.
+  interpolates = True
+  while low < end - 1 if high == end else high - low > within:
+    if low >= 0 and high < end:
+      line = (low, high) if interpolates else None
+      # A line that misses is not trusted twice.
+      interpolates = not interpolates
+    meeting = line and _meeting_place(*map(at, line), values, capacity)
+    if high == end:
+      place = min(max(low + step, meeting or 0), end - 1)
+    elif low < 0:
+      place = max(min(high - step, high if meeting is None else meeting), 0)
+    elif meeting is None:
+      place = (low + high) // 2
+    else:
+      place = min(max(meeting, low + 1), high - 1)
+    # After the first step a line says how far to go, and where it does not come
+    # to an end at once, steps grow.
+    step = growing
+    if line is not None:
+      growing *= 2
     if at(place).fits:
+      line = (high, place) if high < end else None
       high = place
     else:
-      before, low = low, place
-    step *= 2
-  interpolates = True
-  while high - low > within:
-    middle = (low + high) // 2
-    if interpolates and low >= 0:
-      meeting = _meeting_point(low, high, at, capacity)
-      if meeting is not None:
-        middle = min(max(meeting, low + 1), high - 1)
-    # A line that misses is not trusted twice.
-    interpolates = not interpolates
-    if at(middle).fits:
-      high = middle
-    else:
-      low = middle
-  return at(high), list(tried.values())
+      line = (low, place) if low >= 0 else None
+      low = place
+  return (None if high == end else at(high)), list(tried.values())
 
 
-def _meeting_point(
-  one: int, other: int, at: Callable[[int], Point], capacity: float
+def _meeting_place(
+  one: Point, other: Point, values: Sequence[int], capacity: float
 ) -> int | None:
-  """Returns the first place where the need meets the capacity if it is linear.
+  """Returns the first place that fits, or the last, if the need is linear.
 
-  None if the need does not fall from one place to the other.
+  None if the need does not fall from one point to the other, in the order of
+  the values.
   """
-  need, fall = at(one).need, at(one).need - at(other).need
-  if fall <= 0:
+  slope = (other.need - one.need) / (other.value - one.value)
+  if slope * (values[-1] - values[0]) >= 0:
     return None
-  return math.ceil(one + (need - capacity) / fall * (other - one))
+  for place, value in enumerate(values):
+    if one.need + slope * (value - one.value) <= capacity:
+      return place
+  return len(values) - 1

@@ -16,9 +16,9 @@ class Memory:
     need = self.needs[value]
     return search.Point(value, need <= self.capacity, need, f'plan {value}')
 
-  def first(self, known=(), within=1):
+  def first(self, known=(), **options):
     values = list(self.needs)
-    found, _ = search.first_that_fits(values, self, 16.0, known, within)
+    found, _ = search.first_that_fits(values, self, 16.0, known, **options)
     return found
 
   def point(self, value):
@@ -66,8 +66,18 @@ def test_a_line_finds_what_is_linear_at_once():
 
 def test_what_needs_little_is_found_without_the_last_values():
   memory = Memory(_falling(16.4, [0.15] * 72))
-  assert memory.first(known=[memory.point(0)], within=3).value == 3
+  known = [memory.point(0)]
+  assert memory.first(known=known, within=3, step=3).value == 3
   assert memory.asked == [3]
+
+
+def test_the_largest_batch_is_found_from_a_small_one():
+  """Though most of what that needs is not for images."""
+  sizes = [*range(2048, 256, -64), *range(256, 24, -8)]
+  memory = Memory({b: 1.4 + 0.0287 * b for b in sizes})
+  known = [memory.point(32)]
+  assert memory.first(known=known, step=4).value == 448
+  assert memory.asked == [64, 448, 512]
 
 
 def test_what_is_known_is_not_asked_again():
