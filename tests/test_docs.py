@@ -30,6 +30,7 @@ _PAGES = (
   'docs/looking.md',
   'docs/buckets.md',
   'docs/planning.md',
+  'docs/planning_screens.md',
   'docs/private.md',
   'docs/signal.md',
   'docs/benchmarks.md',
