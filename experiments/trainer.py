@@ -105,7 +105,7 @@ class Experiment(experiment.AbstractExperiment):
           skipped=0,
         )
       )
-    self._batches = self._reader = None
+    self._source = self._batches = None
     self._next_batch = None
     # The numbers of the steps that the devices are at, with their metrics.
     self._in_flight = collections.deque()
@@ -163,11 +163,11 @@ class Experiment(experiment.AbstractExperiment):
         self.should_run_step(state.global_step, config)
         return
       self._global_step = state.global_step
-      self._batches = self._recipe.train_batches(state.global_step)
+      self._source = self._recipe.train_batches(state.global_step)
       stack.callback(self._stop_batches)
-      self._reader = self._until_asked_to_end(self._batches)
+      self._batches = self._until_asked_to_end(self._source)
       try:
-        self._next_batch = self._send(next(self._reader))
+        self._next_batch = self._send(next(self._batches))
       except preemption.StoppedError:
         return
       if reporter is not None and reporter.start_bar(state.global_step):
@@ -206,7 +206,7 @@ class Experiment(experiment.AbstractExperiment):
     # While the devices work on this batch, the next one is sent.
     start = time.monotonic()
     try:
-      batch = next(self._reader)
+      batch = next(self._batches)
     except preemption.StoppedError:  # No step will need one.
       batch = None
     now = time.monotonic()
@@ -220,7 +220,7 @@ class Experiment(experiment.AbstractExperiment):
     }
     metrics.pop(programs_lib.STOP, None)
     if self.config.skip_corrupt and not self.config.fake_data:
-      metrics['images_skipped'] = self._batches.num_skipped
+      metrics['images_skipped'] = self._source.num_skipped
     return metrics
 
   def snapshot_state(self) -> Mapping[str, Any]:
@@ -276,9 +276,9 @@ class Experiment(experiment.AbstractExperiment):
     )
 
   def _stop_batches(self) -> None:
-    self._reader = self._next_batch = None
-    if hasattr(self._batches, 'close'):
-      self._batches.close()
+    self._batches = self._next_batch = None
+    if hasattr(self._source, 'close'):
+      self._source.close()
 
   # Evaluation.
 
