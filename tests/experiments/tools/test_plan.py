@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_made_to_fit(compiler, run_plan):
     'remat',
   ]
   assert '--remat=3' in result.output and 'DOES NOT FIT' in result.output
-  assert len(compiler.plans) == 1 + 4 + 1 + 1
+  assert len(compiler.plans) == 1 + 3 + 1 + 1
 
 
 @pytest.mark.slow
