@@ -80,7 +80,7 @@ def largest_batch(first: estimate.Plan, attempt: Attempt) -> Change | None:
   # Twice as many images, or half of them, make a line that leads on.
   if first.fits:
     sizes = [b for b in sizes if b >= now]
-    step = sum(b <= 2 * now for b in sizes) - 1
+    step = max(1, sum(b <= 2 * now for b in sizes) - 1)
   else:
     sizes = [b for b in sizes if b <= now]
     step = sum(b > now / 2 for b in sizes)
