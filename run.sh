@@ -19,7 +19,9 @@ usage='usage: ./run.sh [options]         set up, then experiments/smoke_test.py
        ./run.sh help              this text
 The arguments of a test are for pytest. The environment is .venv, made by the
 first run, and again when requirements.txt changes.
-PYTHON=/path/to/python3 ./run.sh chooses the interpreter (3.11, 3.12 or 3.13).'
+PYTHON=/path/to/python3 ./run.sh chooses the interpreter (3.11, 3.12 or 3.13).
+ACCELERATOR=cpu|cuda12|cuda13|tpu ./run.sh chooses the build of JAX; without it,
+the build is the one for the accelerator that there is.'
 
 fail() {
   printf 'run.sh: error: %s\n' "$1" >&2
@@ -44,6 +46,30 @@ print("%d.%d %s" % (sys.version_info[:2] + (base,)))'
  choose one with PYTHON=/path/to/python3"
 }
 
+# Sets `accelerator`, which JAX's build is for, and `found`, the reason.
+find_accelerator() {
+  local cuda device
+  accelerator=${ACCELERATOR:-cpu} found='there is no GPU and no TPU'
+  case ${ACCELERATOR:-} in
+    '') ;;
+    cpu | cuda12 | cuda13 | tpu) found='ACCELERATOR says so'; return ;;
+    *) fail "ACCELERATOR is $ACCELERATOR; it is cpu, cuda12, cuda13 or tpu" 2 ;;
+  esac
+  # Its first lines name the newest CUDA that the driver can run.
+  cuda=$(nvidia-smi 2>/dev/null |
+    sed -n 's/.*CUDA[A-Z ]* Version: *\([0-9]*\).*/\1/p' | sed -n 1p) || true
+  if [ -n "$cuda" ]; then
+    found="nvidia-smi: CUDA $cuda"
+    if [ "$cuda" -ge 13 ]; then accelerator=cuda13; fi
+    if [ "$cuda" -eq 12 ]; then accelerator=cuda12; fi
+    if [ "$cuda" -lt 12 ]; then found+=', a driver too old for JAX'; fi
+    return
+  fi
+  for device in "${DEV:-/dev}"/accel[0-9]* "${DEV:-/dev}"/vfio/[0-9]*; do
+    if [ -e "$device" ]; then accelerator=tpu found="$device: a TPU VM"; fi
+  done
+}
+
 # With the pinned setuptools, so that builds fetch nothing that is not pinned.
 install() {
   .venv/bin/python -m pip install --no-build-isolation --use-pep517 "$@" >&2
@@ -59,20 +85,32 @@ add() {
 
 set_up() {
   find_python
+  find_accelerator
   # Written last, so that after a run that was cut off .venv is made anew.
-  local stamp=.venv/run.sh.stamp
-  local made_from="$version in $PWD, $(cksum requirements.txt)"
+  local stamp=.venv/run.sh.stamp jax kept
+  # Without an accelerator, as on a login node, any build will do.
+  if [ -z "${ACCELERATOR:-}" ] && [ "$accelerator" = cpu ]; then
+    read -r kept _ 2>/dev/null <"$stamp" || true
+    case ${kept:-} in cuda12 | cuda13 | tpu) accelerator=$kept ;; esac
+  fi
+  local made_from="$accelerator $version in $PWD, $(cksum requirements.txt)"
   if [ ! -x .venv/bin/python ] ||
     [ "$(cat "$stamp" 2>/dev/null)" != "$made_from" ]; then
     [ ! -e .venv ] || [ -e "$stamp" ] ||
       fail '.venv is not from run.sh: remove it, or give it another name'
-    printf 'run.sh: making .venv (2.5 GB) with %s\n' "$python" >&2
+    printf 'run.sh: making .venv (2.5 GB) with %s, and JAX for %s (%s)\n' \
+      "$python" "$accelerator" "$found" >&2
     rm -rf .venv
     mkdir .venv
     : >"$stamp"
     "$python" -m venv .venv >&2
+    # What the pins need is pinned, too. Bytecode is made when it is needed.
     install "$(grep '^setuptools==' requirements.txt)"
-    install -r requirements.txt
+    install --no-deps --no-compile -r requirements.txt
+    if [ "$accelerator" != cpu ]; then
+      jax=$(sed -n 's/^jax==//p' requirements.txt)
+      install --no-compile -c requirements.txt "jax[$accelerator]==$jax"
+    fi
     printf '%s\n' "$made_from" >"$stamp"
   fi
   add pyproject.toml -e .

@@ -4,20 +4,18 @@ python benchmarks/accelerator.py [--timm_python=/path/to/python] [--minutes=8]
 
 Measures, in bfloat16 on the first device that JAX finds,
 
-  peak      the fastest of some matrix products: what a share of the peak is of
-  steps     F0's whole training step (forward, backward, AGC, optimizer and
-            average; 192 px) and its inference (256 px): images per second,
-            share of the peak and memory, for batches of 32 to 512 images
-  lowering  the training step with convolutions as `nfnets.conv` has them on
-            accelerators ('plain') and as it has them on CPUs ('split')
-  convs     the grouped 3x3 convolutions of F0's stages: as they are, group by
-            group, and as one dense convolution with zeros between the groups;
-            NHWC and NCHW; milliseconds of the forward pass and both gradients
-  input     images per second that the input pipeline makes for the F0 recipe
-            on this machine's CPU, where TensorFlow is installed
+  steps     the fastest of some matrix products, which the shares of the peak
+            are of; then F0's whole training step (forward, backward, AGC,
+            optimizer and average; 192 px) and its inference (256 px): images
+            per second, share of the peak and memory, for batches of 32 to 512
   timm      timm's dm_nfnet_f0 by PyTorch: training step (SGD with momentum,
             timm's AGC and average of the weights) and inference, channels
             last, autocast to bfloat16 and torch.compile; three batches
+  lowering  the training step with grouped convolutions as `nfnets.conv` has
+            them on accelerators ('plain') and, group by group, on CPUs
+            ('split')
+  input     images per second that the input pipeline makes for the F0 recipe
+            on this machine's CPU
 
 each part in a process of its own. A part that its share of the time does not
 suffice for ends with what it has, and `left_out` names it. Multiply-adds count
@@ -27,62 +25,201 @@ allocated at most. Times are medians of several runs. On a CPU everything is
 made small, to see that it runs. The last line of standard output is JSON.
 """
 
-import argparse
+from concurrent import futures
 import contextlib
-import importlib.util
+import functools
 import json
+import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
 
+import timing
+
 _FOLDER = pathlib.Path(__file__).parent
 # Each part, and its share of the time.
-_PARTS = {'steps': 4, 'convs': 1, 'timm': 4, 'lowering': 2, 'input': 1}
+_PARTS = {'steps': 4, 'timm': 4, 'lowering': 2, 'input': 1}
 _FULL = {
   'batches': (128, 32, 256, 64, 512),
-  'train_size': 192,
-  'test_size': 256,
-  'conv_batch': 64,
+  'train': 192,  # Pixels.
+  'infer': 256,
   'matmul': (4096, 8192),
   'seconds': 1.0,
 }
 _SMALL = {
   'batches': (2,),
-  'train_size': 32,
-  'test_size': 32,
-  'conv_batch': 1,
+  'train': 32,
+  'infer': 32,
   'matmul': (512,),
   'seconds': 0.05,
 }
 
 
-def _command(
-  part: str, timm_python: str | None, sizes: str, folder: str
-) -> list[str] | str:
-  """Returns the command that measures a part, or why it is left out.
+def _device() -> None:
+  import jax
 
-  Args:
-    part: its name.
-    timm_python: a Python with timm, or None.
-    sizes: in JSON.
-    folder: for files.
-  """
-  if part == 'timm':
-    if not timm_python:
-      return 'no --timm_python'
-    return [timm_python, str(_FOLDER / 'accelerator_timm.py'), sizes]
-  if part == 'convs':
-    return [sys.executable, str(_FOLDER / 'accelerator_convs.py'), sizes]
-  if part != 'input':
-    script = str(_FOLDER / 'accelerator_networks.py')
-    return [sys.executable, script, part, sizes]
-  if importlib.util.find_spec('tensorflow') is None:
-    return 'TensorFlow is not installed'
-  options = ['--tasks=mixing', '--repeats=1', '--images=512']
-  script = str(_FOLDER / 'input_pipeline.py')
-  return [sys.executable, script, f'--data_dir={folder}', *options]
+  timing.emit(
+    platform=jax.default_backend(),
+    device=jax.devices()[0].device_kind,
+    jax=jax.__version__,
+  )
+
+
+def _networks(sizes: dict, part: str) -> None:
+  """Measures whole networks: the parts 'steps' and 'lowering'."""
+  import haiku as hk
+  import jax
+  import jax.numpy as jnp
+  import training_step
+
+  from experiments import configs
+  import nfnets
+  from nfnets import conv
+
+  model, key, peak = nfnets.create_model('nfnet_f0'), jax.random.key(0), 0.0
+  for n in sizes['matmul']:
+    x = jax.random.normal(key, (n, n), jnp.bfloat16)
+    run = timing.loop(jax.jit(jnp.matmul).lower(x, x).compile(), x, x)
+    seconds = timing.median_seconds(run, sizes['seconds'] / 4)
+    peak = max(peak, 2 * n**3 / seconds)
+  timing.emit(peak_tflops=round(peak / 1e12, 3))
+
+  def train(batch):
+    config = configs.load('f0').experiment_kwargs.config
+    _, compiled, (init, *rest) = training_step.compile_step(
+      config, batch, sizes['train']
+    )
+    state = []
+
+    def run(count):  # Each call goes on from the last one's state.
+      if not state:
+        state.append(init())
+      for _ in range(count):
+        state[0], _ = compiled(state[0], *rest)
+      jax.block_until_ready(state[0])
+
+    return compiled, run
+
+  def infer(batch):
+    params = jax.jit(lambda: model.init(key)[0])()
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    shape = (batch, sizes['infer'], sizes['infer'], 3)
+    images = jnp.zeros(shape, jnp.bfloat16)
+
+    def logits(params, images):
+      return model.apply(params, {}, None, images, False)[0]['logits']
+
+    compiled = jax.jit(logits).lower(params, images).compile()
+    return compiled, timing.loop(compiled, params, images)
+
+  @functools.cache
+  def multiply_adds(size):
+    def count():
+      return nfnets.nfnet.NFNet(1000, variant='F0').count_flops(size, size)[1]
+
+    return hk.transform(count).apply({}, None)
+
+  def measure(what, batch, prepare, **facts):
+    size = sizes[what]
+    facts |= {'what': what, 'batch': batch, 'image_size': size}
+    operations = 2 * batch * multiply_adds(size) * (3 if what == 'train' else 1)
+    try:
+      compiled, run = prepare()
+      seconds = timing.median_seconds(run, sizes['seconds'])
+    except Exception as error:
+      if 'RESOURCE_EXHAUSTED' not in str(error):
+        raise
+      timing.emit(**facts, fits=False)
+      return
+    memory = compiled.memory_analysis()
+    size = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    size += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    timing.emit(
+      **facts,
+      fits=True,
+      images_per_second=round(batch / seconds, 2),
+      share_of_peak=round(operations / seconds / peak, 4),
+      gib=round(size / 2**30, 3),
+    )
+
+  if part == 'lowering':
+    for name in ('plain', 'split'):
+      with conv.lowering(name):
+        prepare = functools.partial(train, sizes['batches'][0])
+        measure('train', sizes['batches'][0], prepare, lowering=name)
+    return
+  programs = [(b, f) for b in sizes['batches'] for f in (train, infer)]
+  # All are compiled at once, which is what takes the time.
+  with futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
+    prepared = [pool.submit(make, batch) for batch, make in programs]
+    futures.wait(prepared)
+  for (batch, make), future in zip(programs, prepared, strict=True):
+    measure(make.__name__, batch, future.result)
+
+
+def _timm(sizes: dict) -> None:
+  import timm
+  import timm.utils
+  import torch
+
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  is_cuda = device == 'cuda'
+
+  def prepare(what, batch, size):
+    torch.compiler.reset()
+    model = timm.create_model('dm_nfnet_f0', drop_path_rate=0.25)
+    model = model.to(device, memory_format=torch.channels_last)
+    model.train(what == 'train')
+    images = torch.randn(batch, 3, size, size, device=device)
+    images = images.to(memory_format=torch.channels_last)
+    forward = torch.compile(model) if is_cuda else model
+    labels = torch.randint(1000, (batch,), device=device)
+    loss = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+    average = timm.utils.ModelEmaV3(model, decay=0.99999)
+    optimizer = torch.optim.SGD(
+      model.parameters(), 0.1, momentum=0.9, nesterov=True
+    )
+
+    def call():
+      with (
+        torch.inference_mode(what == 'infer'),
+        torch.autocast(device, torch.bfloat16),
+      ):
+        logits = forward(images)
+      if what == 'train':
+        loss(logits.float(), labels).backward()
+        timm.utils.adaptive_clip_grad(model.parameters(), 0.01)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average.update(model)
+
+    def run(count):
+      for _ in range(count):
+        call()
+      if is_cuda:
+        torch.cuda.synchronize()
+
+    return run
+
+  for batch in sizes['batches'][:3]:
+    for what in ('train', 'infer'):
+      facts = {'what': what, 'batch': batch, 'image_size': sizes[what]}
+      facts |= {'compiled': is_cuda, 'torch': torch.__version__}
+      if is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+      try:
+        run = prepare(what, batch, sizes[what])
+        seconds = timing.median_seconds(run, sizes['seconds'])
+        facts |= {'fits': True, 'images_per_second': round(batch / seconds, 2)}
+        if is_cuda:
+          gib = torch.cuda.max_memory_allocated() / 2**30
+          facts['gib'] = round(gib, 3)
+      except torch.OutOfMemoryError:
+        facts['fits'] = False
+      timing.emit(**facts)
+      run = None  # Its memory is free for the next.
 
 
 def _run_part(command: list[str], seconds: float) -> tuple[list[dict], str]:
@@ -105,33 +242,45 @@ def _run_part(command: list[str], seconds: float) -> tuple[list[dict], str]:
 
 def main() -> None:
   """Runs the benchmark."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--timm_python', help='a Python with timm and PyTorch')
-  parser.add_argument('--minutes', type=float, default=8, help='in all')
-  parser.add_argument('--parts', default=','.join(_PARTS))
-  args = parser.parse_args()
-  names = args.parts.split(',')
-  if unknown := set(names) - set(_PARTS):
-    parser.error(f'--parts knows {", ".join(_PARTS)}, not {unknown}')
+  args = timing.arguments(
+    *(__doc__,),
+    **{'timm_python': None, 'minutes': 8.0, 'parts': ','.join(_PARTS)},
+    **{'part': None, 'sizes': '{}'},
+  )
+  if args.part:
+    {
+      'device': lambda _: _device(),
+      'timm': _timm,
+      'steps': functools.partial(_networks, part='steps'),
+      'lowering': functools.partial(_networks, part='lowering'),
+    }[args.part](json.loads(args.sizes))
+    return
+  names, left_out = args.parts.split(','), {}
   deadline = time.monotonic() + 60 * args.minutes
-  (device,), _ = _run_part(_command('device', None, '{}', ''), 120)
-  sizes = json.dumps(_SMALL if device['platform'] == 'cpu' else _FULL)
-  results, left_out = dict(device), {}
+  own = [sys.executable, __file__]
+  (results,), _ = _run_part([*own, '--part=device'], 120)
+  sizes = json.dumps(_SMALL if results['platform'] == 'cpu' else _FULL)
   # A part that is stopped may still be writing.
   with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    pipeline = [sys.executable, str(_FOLDER / 'input_pipeline.py')]
+    pipeline += ['--tasks=mixing', '--repeats=1', '--images=512']
     for name in names:
-      command = _command(name, args.timm_python, sizes, folder)
-      if isinstance(command, str):
-        left_out[name] = command
-        continue
+      command = [*own, f'--part={name}', f'--sizes={sizes}']
+      if name == 'input':
+        command = [*pipeline, f'--data_dir={folder}']
+      elif name == 'timm':
+        command[0] = args.timm_python
+        if not args.timm_python:
+          left_out[name] = 'no --timm_python'
+          continue
       share = _PARTS[name] / sum(_PARTS[n] for n in names[names.index(name) :])
       seconds = share * (deadline - time.monotonic())
       results[name], why = _run_part(command, seconds)
       for result in results[name]:
-        print(name, json.dumps(result), file=sys.stderr, flush=True)
+        timing.say(f'{name} {json.dumps(result)}')
       if why:
         left_out[name] = f'ended early: {why}'
-  print(json.dumps({**results, 'left_out': left_out}))
+  timing.emit(**results, left_out=left_out)
 
 
 if __name__ == '__main__':

@@ -16,28 +16,21 @@ of the pooled features, and every 32nd of the means of the channels in the
 feature maps, one after the other.
 """
 
-import argparse
 import contextlib
 import fnmatch
 import json
 import lzma
-import pathlib
 import subprocess
 import sys
 import tempfile
 
 import numpy as np
+import timing
 
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
-# For `reference_params` and `timm_lib`.
-sys.path[:0] = [str(_ROOT), str(_ROOT / 'tests')]
+import nfnets
+from nfnets.weights import timm as timm_weights
 
-import reference_params  # noqa: E402
-import timm_lib  # noqa: E402
-
-import nfnets  # noqa: E402
-from nfnets.weights import timm as timm_weights  # noqa: E402
-
+_OUTPUTS = ('logits', 'pool', 'features')
 _TIMM = """
 import sys
 import numpy as np, timm, torch
@@ -82,82 +75,62 @@ def _distance(actual, expected) -> float:
   return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
-def _shapes(theirs: dict[str, np.ndarray]) -> dict[str, list[int]]:
-  return {
-    key: theirs[f'shape{i}'].tolist()
-    for i, key in enumerate(theirs['keys'].tolist())
-  }
+def _ours(name: str, shapes: dict[str, list[int]], size: int) -> dict:
+  """Returns our outputs of the network that timm calls `name`."""
+  import reference_params
+  import timm_lib
 
-
-def _compare(name: str, theirs: dict[str, np.ndarray], size: int):
-  """Returns {output: distance} of one network."""
-  state_dict = reference_params.reference_state_dict(_shapes(theirs))
+  state_dict = reference_params.reference_state_dict(shapes)
   params = timm_weights.from_timm(name, state_dict)
-  is_published = name.startswith('dm_')
-  kwargs = {'activation': 'gelu_erf'} if is_published else {}
-  model = nfnets.create_model(timm_weights.NETWORKS[name], **kwargs)
-  kernels = contextlib.nullcontext()
-  if is_published:
+  kwargs, kernels = {}, contextlib.nullcontext()
+  if name.startswith('dm_'):
+    kwargs['activation'] = 'gelu_erf'
     kernels = timm_lib.kernels_as_in_timm()
+  model = nfnets.create_model(timm_weights.NETWORKS[name], **kwargs)
   with kernels:
-    out = timm_lib.outputs(model, params, size, size)
-  maps = [
-    _distance(x, theirs[f'features{i}']) for i, x in enumerate(out['features'])
-  ]
-  return {
-    'logits': _distance(out['logits'], theirs['logits']),
-    'pool': _distance(out['pool'], theirs['pool']),
-    'features': max(maps),
-  }
-
-
-def _say(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
+    return timm_lib.outputs(model, params, size, size)
 
 
 def main() -> None:
   """Runs the comparison."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument(
-    '--timm_python', required=True, help='a Python with timm and PyTorch'
+  args = timing.arguments(
+    __doc__, timm_python=None, models='*', size=64, golden=None
   )
-  parser.add_argument('--models', default='*', help="a pattern, as 'nf_*'")
-  parser.add_argument('--size', type=int, default=64, help='pixels')
-  parser.add_argument('--golden', help='a file to write')
-  args = parser.parse_args()
   names = fnmatch.filter(timm_weights.NETWORKS, args.models)
-  if not names:
-    parser.error(f'no network is called {args.models}')
-
-  distances, shapes, settings, golden = {}, {}, {}, {}
-  _say(f'{"network":17}{"logits":>10}{"pool":>10}{"features":>10}')
+  if not (names and args.timm_python):
+    sys.exit('--timm_python is missing, or no network has that name.')
+  distances, golden, shapes, settings = {}, {}, {}, {}
   for name in names:
     with tempfile.TemporaryDirectory() as folder:
-      path = pathlib.Path(folder) / 'outputs.npz'
-      command = [args.timm_python, '-c', _TIMM, str(_ROOT / 'tests')]
-      command += [name, str(args.size), str(path)]
+      path = f'{folder}/outputs.npz'
+      command = [args.timm_python, '-c', _TIMM, str(timing.ROOT / 'tests')]
+      command += [name, str(args.size), path]
       subprocess.run(command, stdout=sys.stderr, check=True)
-      with np.load(path) as arrays:
-        theirs = dict(arrays)
-    distances[name] = _compare(name, theirs, args.size)
-    _say(f'{name:17}' + ''.join(f'{d:10.1e}' for d in distances[name].values()))
-    shapes[name] = _shapes(theirs)
+      theirs = dict(np.load(path))
+    keys = theirs['keys'].tolist()
+    shapes[name] = {
+      key: theirs[f'shape{i}'].tolist() for i, key in enumerate(keys)
+    }
     settings[name] = theirs['settings'].tolist()
-    maps = [theirs[f'features{i}'].mean((0, 1, 2)) for i in range(5)]
+    maps = [theirs[f'features{i}'] for i in range(5)]
+    out = _ours(name, shapes[name], args.size)
+    distances[name] = {
+      'logits': _distance(out['logits'], theirs['logits']),
+      'pool': _distance(out['pool'], theirs['pool']),
+      'features': max(map(_distance, out['features'], maps)),
+    }
+    timing.table({name: distances[name]})
     golden[f'{name}/logits'] = theirs['logits'][:, ::5]
     golden[f'{name}/pool'] = theirs['pool'][:, ::12]
-    golden[f'{name}/features'] = np.concatenate(maps)[::32]
-
+    means = [x.mean((0, 1, 2)) for x in maps]
+    golden[f'{name}/features'] = np.concatenate(means)[::32]
+  for key, value in (('shapes', shapes), ('settings', settings)):
+    packed = lzma.compress(json.dumps(value).encode())
+    golden[key] = np.frombuffer(packed, np.uint8)
   if args.golden:
-    for key, value in (('shapes', shapes), ('settings', settings)):
-      packed = lzma.compress(json.dumps(value).encode())
-      golden[key] = np.frombuffer(packed, np.uint8)
     np.savez(args.golden, **golden)
-  worst = {
-    key: max(of[key] for of in distances.values())
-    for key in ('logits', 'pool', 'features')
-  }
-  print(json.dumps({'size': args.size, 'worst': worst, 'networks': distances}))
+  worst = {key: max(x[key] for x in distances.values()) for key in _OUTPUTS}
+  timing.emit(size=args.size, worst=worst, networks=distances)
 
 
 if __name__ == '__main__':

@@ -14,34 +14,32 @@ with SGD, SGD with AGC, AdamW and AdamW with AGC, at several learning rates, and
 trained from scratch on the same images for three times the steps. Everything
 else is as --config=finetune has it: batches, schedule, steps. The accuracy is
 that of the last weights on the test images of those classes, about 180. Prints
-tables in Markdown of the mean over the seeds, each of which is other images and
-another last layer, and of the standard deviation; the last line of standard
+a table in Markdown of the mean over the seeds, each of which is other images
+and another last layer, and of the standard deviation; the last line of standard
 output is JSON.
 
 Two processes share the work, of one thread each. In each there is one program
 for all rates and clippings of an optimizer, because these are its arguments.
 """
 
-import argparse
 import collections
 from concurrent import futures
+import functools
 import itertools
 import json
 import multiprocessing
 import os
 import pathlib
 import statistics
-import sys
 import tempfile
 import time
 
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(_ROOT))
+import timing
 
 _SIZE = 16  # Pixels.
 _STEPS, _SCRATCH_STEPS = 300, 900
 _SHOTS = (5, 25, 100)
-_TARGETS = ('other', 'inverted', 'rotated', 'recoloured')
+_TARGETS = 'other,inverted,rotated,recoloured'
 _NEVER = float('inf')
 # Optimizer, clipping and learning rates by their names in the tables.
 _SGD_RATES, _ADAM_RATES = (0.02, 0.1, 0.4), (1e-3, 3e-3, 1e-2)
@@ -94,61 +92,8 @@ def _write_folders(folder: pathlib.Path, target: str, shots: int, seed: int):
       Image.fromarray(np.ascontiguousarray(image)).save(path)
 
 
-class _Task:
-  """Training and testing on the images of a folder."""
-
-  def __init__(self, folder: pathlib.Path, steps: int, seed: int):
-    import jax
-
-    from experiments import configs, recipe
-
-    config = configs.load('finetune').experiment_kwargs.config
-    config.update(
-      model='nfnet_digits',
-      model_kwargs={'stochdepth_rate': 0.0, 'drop_rate': 0.0},
-      image_size=_SIZE,
-      eval_image_size=_SIZE,
-      train_preproc='shift_2',
-      eval_batch_size=200,
-      eval_subset='test',
-      which_dataset=str(folder),
-      num_steps=steps,
-      lr=1.0,  # The schedule's, which others are multiples of.
-    )
-    self.key = jax.random.PRNGKey(seed)
-    self.built = recipe.build(config, self.key)
-    with self.built.train_batches() as batches:
-      self._batches = list(itertools.islice(batches, steps))
-    (self._test,) = self.built.eval_batches()
-
-  def run(self, programs, method, rate: float, weights=None) -> dict:
-    """Trains; returns how that went, and the parameters."""
-    import jax
-
-    kind, clipping, _ = method
-    init, step, evaluate = programs(self.built, kind)
-    state = init(self.key, weights)
-    losses, clipped = [], []
-    for batch in self._batches:
-      key = jax.random.fold_in(self.key, len(losses))
-      state, metrics = step(
-        state, batch, key, rate, clipping, len(self._batches)
-      )
-      losses.append(metrics['train_loss'])
-      clipped.append(metrics['fraction_clipped'])
-    sums = evaluate(state.params, state.state, self._test)
-    return {
-      'accuracy': float(sums['top_1_acc'] / sums['num_examples']),
-      'train_loss': statistics.mean(map(float, losses[-20:])),
-      'fraction_clipped': statistics.mean(map(float, clipped)),
-      'params': state.params,
-    }
-
-
 def _make_programs():
   """Returns a function: (recipe, optimizer) -> (init, step, evaluate)."""
-  import functools
-
   import jax
   import optax
 
@@ -167,10 +112,6 @@ def _make_programs():
   compiled = {}
 
   def programs(built, kind):
-    key = kind, built.config.num_classes
-    if key in compiled:
-      return compiled[key]
-
     def train_step(state, batch, rng, rate, clipping, num_steps):
       shape = optim.warmup_cosine(1.0, _STEPS / 10, _STEPS)
 
@@ -182,129 +123,150 @@ def _make_programs():
       )
       return step(state, batch, rng)
 
-    init = functools.partial(
-      step_lib.init_train_state,
-      built.model,
-      optimizer(kind, lambda _: 0.0, 1.0),
-      False,
-    )
-    compiled[key] = (
-      jax.jit(init),
-      jax.jit(train_step, donate_argnums=0),
-      jax.jit(step_lib.make_eval_step(built.model, built.config)),
-    )
+    key = kind, built.config.num_classes
+    if key not in compiled:
+      none = optimizer(kind, lambda _: 0.0, 1.0)
+      init = functools.partial(
+        step_lib.init_train_state, built.model, none, False
+      )
+      evaluate = step_lib.make_eval_step(built.model, built.config)
+      train_step = jax.jit(train_step, donate_argnums=0)
+      compiled[key] = jax.jit(init), train_step, jax.jit(evaluate)
     return compiled[key]
 
   return programs
 
 
-def _pretrain(programs, folder: pathlib.Path):
-  """Returns what is known of the digits 0 to 4, and the accuracy on them."""
-  from nfnets.optim import layers
+def _train(programs, folder: pathlib.Path, steps: int, seed: int, runs):
+  """Yields how training on the images of a folder went, and the parameters.
 
-  _write_folders(folder, 'source', 1000, 0)
-  result = _Task(folder, _SCRATCH_STEPS, 0).run(
-    programs, ('sgd', 0.16, None), 0.2
+  Args:
+    programs: of `_make_programs`.
+    folder: of `_write_folders`.
+    steps: of each run.
+    seed: of the recipe.
+    runs: (optimizer, clipping, rate, weights to start from or None) of each.
+  """
+  import jax
+
+  from experiments import configs, recipe
+
+  config = configs.load('finetune').experiment_kwargs.config
+  config.update(
+    model='nfnet_digits',
+    model_kwargs={'stochdepth_rate': 0.0, 'drop_rate': 0.0},
+    image_size=_SIZE,
+    eval_image_size=_SIZE,
+    train_preproc='shift_2',
+    eval_batch_size=200,
+    eval_subset='test',
+    which_dataset=str(folder),
+    lr=1.0,  # The schedule's, which others are multiples of.
   )
-  params = {
-    module: leaves
-    for module, leaves in result['params'].items()
-    if not layers.is_last_layer(module)
-  }
-  return (params, {}), result['accuracy']
+  key = jax.random.PRNGKey(seed)
+  built = recipe.build(config, key, training_steps=steps)
+  with built.train_batches() as batches:
+    batches = list(itertools.islice(batches, steps))
+  (test,) = built.eval_batches()
+  for kind, clipping, rate, weights in runs:
+    init, step, evaluate = programs(built, kind)
+    state, losses, clipped = init(key, weights), [], []
+    for i, batch in enumerate(batches):
+      rng = jax.random.fold_in(key, i)
+      state, metrics = step(state, batch, rng, rate, clipping, steps)
+      losses.append(metrics['train_loss'])
+      clipped.append(metrics['fraction_clipped'])
+    sums = evaluate(state.params, state.state, test)
+    facts = {
+      'accuracy': float(sums['top_1_acc'] / sums['num_examples']),
+      'train_loss': statistics.mean(map(float, losses[-20:])),
+      'fraction_clipped': statistics.mean(map(float, clipped)),
+    }
+    yield facts, state.params
 
 
 def _measure(target: str, seed: int) -> tuple[float, list[dict]]:
   """Makes all runs with one choice of images of one target."""
-  rows = []
-  programs = _make_programs()
+  from nfnets import module_names
+
+  rows, programs = [], _make_programs()
   with tempfile.TemporaryDirectory() as temporary:
     folder = pathlib.Path(temporary)
-    weights, source_accuracy = _pretrain(programs, folder / 'source')
+    _write_folders(folder / 'source', 'source', 1000, 0)
+    source = folder / 'source', _SCRATCH_STEPS, 0, [('sgd', 0.16, 0.2, None)]
+    ((facts, params),) = _train(programs, *source)
+    known = {
+      module: leaves
+      for module, leaves in params.items()
+      if not module_names.is_last_layer(module)
+    }
     for shots in _SHOTS:
       _write_folders(folder / str(shots), target, shots, seed)
-      for start, methods in (
-        ('weights', _METHODS),
-        ('scratch', _FROM_SCRATCH),
+      for start, steps, weights, methods in (
+        ('weights', _STEPS, (known, {}), _METHODS),
+        ('scratch', _SCRATCH_STEPS, None, _FROM_SCRATCH),
       ):
-        steps = _STEPS if start == 'weights' else _SCRATCH_STEPS
-        task = _Task(folder / str(shots), steps, seed)
-        for name, method in methods.items():
-          for rate in method[2]:
-            given = weights if start == 'weights' else None
-            result = task.run(programs, method, rate, given)
-            del result['params']
-            row = {'target': target, 'seed': seed, 'shots': shots}
-            rows.append(
-              {**row, 'start': start, 'method': name, 'rate': rate, **result}
-            )
-  return source_accuracy, rows
+        runs = {
+          (name, rate): (kind, clipping, rate, weights)
+          for name, (kind, clipping, rates) in methods.items()
+          for rate in rates
+        }
+        found = _train(
+          programs, folder / str(shots), steps, seed, runs.values()
+        )
+        for (name, rate), (result, _) in zip(runs, found, strict=True):
+          where = {'target': target, 'seed': seed, 'shots': shots}
+          row = {'start': start, 'method': name, 'rate': rate}
+          rows.append({**where, **row, **result})
+  return facts['accuracy'], rows
 
 
-def _table(rows: list[dict], title: str, of) -> str:
-  """Returns a table, methods and rates by shots, of rows that `of` takes."""
-  cells = collections.defaultdict(list)
-  for row in filter(of, rows):
-    key = row['start'], row['method'], row['rate']
-    cells[*key, row['shots']].append(row)
-  lines = [
-    f'| {title} | rate | ' + ' | '.join(map(str, _SHOTS)) + ' | clipped |'
-  ]
+def _table(rows: list[dict]) -> str:
+  """Returns a table, methods and rates by shots, of the mean of the targets."""
+  keys = ('start', 'method', 'rate')
+  lines = ['| | rate | ' + ' | '.join(map(str, _SHOTS)) + ' | clipped |']
   lines.append('|---|---|' + '---|' * (len(_SHOTS) + 1))
-  for key in dict.fromkeys(k[:3] for k in cells):
-    start, method, rate = key
-    name = method if start == 'weights' else f'{method}, from scratch'
-    shown, clipped = [], []
+  for key in dict.fromkeys(tuple(row[k] for k in keys) for row in rows):
+    same = [row for row in rows if tuple(row[k] for k in keys) == key]
+    name = key[1] + (', from scratch' if key[0] == 'scratch' else '')
+    cells = [name, f'{key[2]:g}']
     for shots in _SHOTS:
-      found = cells[*key, shots]
-      # Over the seeds, of the mean over what is in the table.
       by_seed = collections.defaultdict(list)
-      for row in found:
-        by_seed[row['seed']].append(100 * row['accuracy'])
+      for row in same:
+        if row['shots'] == shots:
+          by_seed[row['seed']].append(100 * row['accuracy'])
       means = [statistics.mean(values) for values in by_seed.values()]
       spread = statistics.stdev(means) if len(means) > 1 else 0
-      shown.append(f'{statistics.mean(means):.1f} ± {spread:.1f}')
-      clipped += [row['fraction_clipped'] for row in found]
-    lines.append(
-      f'| {name} | {rate:g} | {" | ".join(shown)} | '
-      f'{statistics.mean(clipped):.0%} |'
-    )
+      cells.append(f'{statistics.mean(means):.1f} ± {spread:.1f}')
+    cells.append(f'{statistics.mean(r["fraction_clipped"] for r in same):.0%}')
+    lines.append(f'| {" | ".join(cells)} |')
   return '\n'.join(lines)
 
 
 def main() -> None:
   """Runs the benchmark."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--output', help='where to write the JSON, too')
-  parser.add_argument('--seeds', type=int, default=3)
-  parser.add_argument('--processes', type=int, default=os.cpu_count())
-  args = parser.parse_args()
-  os.environ['XLA_FLAGS'] = (
-    '--xla_cpu_multi_thread_eigen=false ' + os.environ.get('XLA_FLAGS', '')
+  args = timing.arguments(
+    __doc__, output=None, seeds=3, processes=os.cpu_count(), targets=_TARGETS
   )
-  start = time.monotonic()
-  jobs = list(itertools.product(_TARGETS, range(args.seeds)))
+  flags = os.environ.get('XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = f'--xla_cpu_multi_thread_eigen=false {flags}'
+  start, results = time.monotonic(), []
+  jobs = list(itertools.product(args.targets.split(','), range(args.seeds)))
   with futures.ProcessPoolExecutor(
     args.processes, multiprocessing.get_context('spawn')
   ) as pool:
-    results = []
-    for job, result in zip(
-      jobs, pool.map(_measure, *zip(*jobs, strict=True)), strict=True
-    ):
+    for result in pool.map(_measure, *zip(*jobs, strict=True)):
       results.append(result)
-      seconds = time.monotonic() - start
-      print(f'{job} after {seconds / 60:.1f} min', file=sys.stderr, flush=True)
+      minutes = (time.monotonic() - start) / 60
+      timing.say(f'{jobs[len(results) - 1]} after {minutes:.1f} min')
   rows = [row for _, found in results for row in found]
+  print(_table(rows))
   source = statistics.mean(accuracy for accuracy, _ in results)
-  print(f'\nOn the digits 0 to 4 the network has {source:.1%}.\n')
-  for target in _TARGETS:
-    print(_table(rows, target, lambda row, t=target: row['target'] == t), '\n')
-  print(_table(rows, 'all four', lambda row: True), '\n')
-  minutes = (time.monotonic() - start) / 60
-  summary = {'minutes': minutes, 'source_accuracy': source, 'runs': rows}
+  summary = {'minutes': minutes, 'source_accuracy': source}
   if args.output:
-    pathlib.Path(args.output).write_text(json.dumps(summary))
-  print(json.dumps({'minutes': minutes, 'runs': len(rows)}))
+    text = json.dumps({**summary, 'runs': rows})
+    pathlib.Path(args.output).write_text(text)
+  timing.emit(**summary, runs=len(rows))
 
 
 if __name__ == '__main__':

@@ -6,15 +6,14 @@ python benchmarks/first_answer.py [--timm_python=/path/to/python]
 weights, on each runtime: the first time, with an empty cache, and the second
 time; and a script of timm's that does the same, in the Python of an environment
 that has timm and PyTorch. They take turns; the time is from the start of the
-process to the first line that it prints. Files have been read before, so they
-are in memory. The last line of standard output is JSON: medians, in seconds.
+process to the first line that it prints. The first turn, which reads files from
+the disk, does not count. The last line of standard output is JSON: medians, in
+seconds.
 """
 
-import argparse
-import json
+import functools
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import time
 
 import numpy as np
 from PIL import Image
+import timing
 
 _TIMM = """
 import sys
@@ -36,28 +36,9 @@ with torch.inference_mode():
 for p, label in zip(*probabilities.topk(5)):
   print(f'{p:.2%} {label}', flush=True)
 """
-_MAKE_WEIGHTS = """
-import sys
-import jax, numpy as np, safetensors.numpy
-import nfnets
-from nfnets import weights
-model = nfnets.create_model('nfnet_f0')
-params, _ = jax.device_get(model.init(jax.random.key(0), 32))
-rng = np.random.default_rng(0)
-for leaves in params.values():
-  for name, x in leaves.items():
-    if name == 'skip_gain':
-      leaves[name] = np.float32(rng.uniform(0.5, 1.5))
-last = params['NFNet/~/linear']
-last['w'] = rng.normal(0, 0.02, last['w'].shape).astype(np.float32)
-weights.save_weights(sys.argv[1] + '/f0.safetensors', params)
-tensors = weights.to_timm('dm_nfnet_f0', params)
-tensors = {key: np.ascontiguousarray(x) for key, x in tensors.items()}
-safetensors.numpy.save_file(tensors, sys.argv[1] + '/timm.safetensors')
-"""
 
 
-def _seconds(command: list[str], cache: pathlib.Path) -> float:
+def _first_line(command: list[str], cache: pathlib.Path) -> float:
   """Returns how long a command takes to its first line."""
   env = {**os.environ, 'XDG_CACHE_HOME': str(cache)}
   start = time.perf_counter()
@@ -74,41 +55,47 @@ def _seconds(command: list[str], cache: pathlib.Path) -> float:
 
 def main() -> None:
   """Runs the benchmark."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--timm_python', help='a Python with timm and PyTorch')
-  parser.add_argument('--runtimes', default='auto', help='separated by commas')
-  parser.add_argument('--precision', default='float32')
-  parser.add_argument('--repeats', type=int, default=5)
-  args = parser.parse_args()
-  times: dict[str, list[float]] = {}
+  args = timing.arguments(
+    *(__doc__,),
+    **{'runtimes': 'auto', 'precision': 'float32'},
+    **{'repeats': 5, 'timm_python': None},
+  )
+  import safetensors.numpy
+
+  from nfnets import weights
+
+  calls = {}
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    subprocess.run([sys.executable, '-c', _MAKE_WEIGHTS, name], check=True)
-    image = folder / 'cat.jpg'
+    _, params, _ = timing.save_random_network(folder / 'f0.safetensors')
     noise = np.random.default_rng(0).integers(0, 256, (15, 20, 3), np.uint8)
-    Image.fromarray(noise).resize((500, 375)).save(image)
-    timm = [args.timm_python, '-c', _TIMM, f'{name}/timm.safetensors', image]
-    for turn in range(args.repeats + 1):
-      taken = {}
-      if args.timm_python:
-        taken['timm'] = _seconds([*map(str, timm)], folder)
-      for runtime in args.runtimes.split(','):
-        command = [
-          *(sys.executable, '-m', 'nfnets.classify', str(image)),
-          *(f'--weights={name}/f0.safetensors', f'--runtime={runtime}'),
-          f'--precision={args.precision}',
-        ]
-        with tempfile.TemporaryDirectory(dir=folder) as cache:
-          for call in ('first', 'second'):
-            taken[f'{runtime}, {call}'] = _seconds(command, pathlib.Path(cache))
-      if turn:  # In the first one, files are read from the disk.
-        for key, seconds in taken.items():
-          times.setdefault(key, []).append(seconds)
-  medians = {key: statistics.median(x) for key, x in times.items()}
-  for key, seconds in medians.items():
-    ratio = f'{seconds / medians["timm"]:6.2f}x' if 'timm' in medians else ''
-    print(f'{key:22} {seconds:6.2f} s {ratio}', file=sys.stderr)
-  print(json.dumps({'seconds': {k: round(x, 2) for k, x in medians.items()}}))
+    Image.fromarray(noise).resize((500, 375)).save(folder / 'cat.jpg')
+    if args.timm_python:
+      tensors = weights.to_timm('dm_nfnet_f0', params)
+      tensors = {key: np.ascontiguousarray(x) for key, x in tensors.items()}
+      safetensors.numpy.save_file(tensors, folder / 'timm.safetensors')
+      command = [args.timm_python, '-c', _TIMM, f'{name}/timm.safetensors']
+      command.append(f'{name}/cat.jpg')
+      calls['timm'] = functools.partial(_first_line, command, folder)
+    for runtime in args.runtimes.split(','):
+      command = [
+        *(sys.executable, '-m', 'nfnets.classify', f'{name}/cat.jpg'),
+        *(f'--weights={name}/f0.safetensors', f'--runtime={runtime}'),
+        f'--precision={args.precision}',
+      ]
+      cache = folder / runtime
+
+      def first(command=command, cache=cache):
+        subprocess.run(['rm', '-rf', cache], check=True)
+        return _first_line(command, cache)
+
+      calls[f'{runtime}, first'] = first
+      calls[f'{runtime}, second'] = functools.partial(
+        _first_line, command, cache
+      )
+    seconds = timing.medians(calls, args.repeats)
+  timing.table({key: {'seconds': x} for key, x in seconds.items()})
+  timing.emit(seconds=seconds)
 
 
 if __name__ == '__main__':

@@ -1,12 +1,14 @@
-"""Time and memory of a training step with SAM, accumulation and remat.
+"""Time and memory of a training step with SAM, accumulation and others.
 
 python benchmarks/training_step.py [--config=f0] [--batch=10] [--image_size=0]
-    [--settings=plain,sam,accumulate,remat] [--memory_only]
+    [--settings=plain,sam,accumulate,remat,norm:8] [--memory_only]
 
 Makes whole training steps (forward, backward, optimizer and average) of one
 recipe on random images, in float32, with each setting in turn, and prints the
-median seconds and the memory of each, and their ratios to the plain step. SAM
-ascends on a fifth of the batch, `accumulate` computes the batch in two parts.
+median seconds and the memory of each. SAM ascends on a fifth of the batch,
+`accumulate` computes the batch in two parts, and `norm:8` or `unit:8` clips
+each example's gradient, eight examples at once. An image size of 0 is the
+recipe's.
 
 `kept_gib` is what the forward pass keeps for the backward pass, as JAX writes
 the program: activations and standardized kernels. `temporary_gib` is the
@@ -18,22 +20,16 @@ XLA_FLAGS="--xla_cpu_enable_concurrency_optimized_scheduler=false
 --xla_disable_hlo_passes=cse". The last line of standard output is JSON.
 """
 
-import argparse
-import json
-import pathlib
-import statistics
-import sys
+import functools
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import timing
 
-# For `experiments`, which is not installed.
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
-from experiments import configs, recipe  # noqa: E402
-from experiments import step as step_lib  # noqa: E402
+from experiments import configs, recipe
+from experiments import step as step_lib
 
 _SETTINGS = {
   'plain': {},
@@ -43,113 +39,84 @@ _SETTINGS = {
 }
 
 
-def _prepare(args, name: str):
-  """Returns a compiled step, what it takes, and the bytes that it keeps."""
-  config = configs.load(args.config).experiment_kwargs.config
-  config.update(bfloat16=False, fake_data=True)
-  config.update(train_batch_size=args.batch, **_SETTINGS[name])
-  size = args.image_size or config.image_size
-  built = recipe.build(config, jax.random.PRNGKey(0))
-  model, optimizer = built.model, built.optimizer
-  init = jax.jit(
-    lambda rng: step_lib.init_train_state(model, optimizer, config.use_ema, rng)
+def compile_step(config, batch_size: int, size: int):
+  """Returns a recipe's model, its compiled step, and arguments of the step.
+
+  The first argument, the train state, is a function that makes one.
+  """
+  key, rng = jax.random.PRNGKey(0), np.random.default_rng(0)
+  config.update(fake_data=True, train_batch_size=batch_size)
+  built = recipe.build(config, key, num_devices=1)
+  init = functools.partial(
+    step_lib.init_train_state, built.model, built.optimizer, config.use_ema
   )
-  rng = np.random.default_rng(0)
-  batch = {
-    'images': rng.integers(256, size=(args.batch, size, size, 3)).astype('u1'),
-    'labels': rng.integers(config.num_classes, size=args.batch, dtype='i4'),
-  }
-  step = step_lib.make_train_step(model, optimizer, built.schedule, config)
-  key = jax.random.PRNGKey(0)
+  images = rng.integers(256, size=(batch_size, size, size, 3), dtype='u1')
+  if config.transpose:
+    images = images.transpose(1, 2, 3, 0)
+  labels = rng.integers(config.num_classes, size=batch_size, dtype='i4')
+  batch = jax.device_put({'images': images, 'labels': labels})
+  step = step_lib.make_train_step(
+    built.model, built.optimizer, built.schedule, config
+  )
   state = jax.eval_shape(init, key)
   compiled = jax.jit(step, donate_argnums=0).lower(state, batch, key).compile()
-  part = args.batch // config.accumulate_steps
-  kept = _kept_bytes(model, config, {k: v[:part] for k, v in batch.items()})
-  return compiled, lambda: init(key), (batch, key), kept
+  return built.model, compiled, (lambda: jax.jit(init)(key), batch, key)
 
 
-def _kept_bytes(model, config, batch) -> int:
-  """Returns the bytes that the backward pass needs of the forward pass."""
+def _prepare(args, name: str):
+  """Returns the memory of a step, and a function that times one."""
+  config = configs.load(args.config).experiment_kwargs.config
+  config.update(bfloat16=False, transpose=False)
+  by, _, chunk = name.partition(':')
+  if chunk:
+    config.update(clip_per_example=by, sam_rho=0.0)
+    config.per_example.chunk = int(chunk)
+  else:
+    config.update(_SETTINGS[name])
+  model, compiled, (init, batch, key) = compile_step(
+    config, args.batch, args.image_size or config.image_size
+  )
+  images = batch['images'][: args.batch // config.accumulate_steps]
 
-  def loss(params, state, key):
-    images = model.normalize(batch['images'].astype(jnp.float32))
-    out, _ = model.apply(params, state, key, images, is_training=True)
-    return jnp.sum(out['logits'])
+  def forward(params, state):
+    def loss(params):
+      x = model.normalize(images.astype(jnp.float32))
+      out, _ = model.apply(params, state, key, x, is_training=True)
+      return jnp.sum(out['logits'])
 
-  def forward(params, state, key):
-    return jax.vjp(lambda p: loss(p, state, key), params)[1]
-
-  key = jax.random.PRNGKey(0)
-  params, state = jax.eval_shape(model.init, key)
-  kept = jax.eval_shape(forward, params, state, key)
+    return jax.vjp(loss, params)[1]
 
   def count(tree):
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
-  return count(kept) - count(params)
+  params, state = jax.eval_shape(model.init, key)
+  kept = count(jax.eval_shape(forward, params, state)) - count(params)
+  temporary = compiled.memory_analysis().temp_size_in_bytes
+  memory = {'kept_gib': kept / 2**30, 'temporary_gib': temporary / 2**30}
 
+  def call():
+    state = jax.block_until_ready(init())
+    start = time.perf_counter()
+    jax.block_until_ready(compiled(state, batch, key))
+    return time.perf_counter() - start
 
-def _measure(args, names: list[str]) -> dict[str, dict[str, float]]:
-  """Measures the settings in turn, so that all see the same machine."""
-  results, calls = {}, {}
-  for name in names:
-    compiled, init, rest, kept = _prepare(args, name)
-    temporary = compiled.memory_analysis().temp_size_in_bytes
-    results[name] = {
-      'kept_gib': kept / 2**30,
-      'temporary_gib': temporary / 2**30,
-    }
-
-    def call(compiled=compiled, init=init, rest=rest):
-      state = jax.block_until_ready(init())
-      start = time.perf_counter()
-      jax.block_until_ready(compiled(state, *rest))
-      return time.perf_counter() - start
-
-    calls[name] = call
-  if args.memory_only:
-    return results
-  times = {name: [] for name in names}
-  for repeat in range(1 + args.repeats):
-    for name in names:
-      seconds = calls[name]()
-      if repeat:  # The first warms up.
-        times[name].append(seconds)
-  for name in names:
-    results[name]['seconds'] = statistics.median(times[name])
-  return results
+  return memory, call
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--config', default='f0', help='name of a recipe')
-  parser.add_argument('--batch', type=int, default=10, help='images')
-  parser.add_argument(
-    '--image_size', type=int, default=0, help="pixels; 0 is the recipe's"
+  args = timing.arguments(
+    *(__doc__,),
+    **{'config': 'f0', 'batch': 10, 'image_size': 0, 'repeats': 5},
+    **{'settings': ','.join(_SETTINGS), 'memory_only': False},
   )
-  parser.add_argument('--repeats', type=int, default=5)
-  parser.add_argument('--settings', default=','.join(_SETTINGS))
-  parser.add_argument('--memory_only', action='store_true')
-  args = parser.parse_args()
-  names = args.settings.split(',')
-  unknown = set(names) - set(_SETTINGS)
-  if unknown:
-    parser.error(f'--settings knows {", ".join(_SETTINGS)}, not {unknown}')
-  results = _measure(args, names)
-  for name, values in results.items():
-    print(
-      f'{name:10}',
-      '  '.join(
-        f'{key} {value:.3f}'
-        + (
-          f' ({value / results["plain"][key]:.2f}x)'
-          if 'plain' in results
-          else ''
-        )
-        for key, value in values.items()
-      ),
-    )
-  print(json.dumps({'config': args.config, 'batch': args.batch, **results}))
+  prepared = {name: _prepare(args, name) for name in args.settings.split(',')}
+  results = {name: memory for name, (memory, _) in prepared.items()}
+  if not args.memory_only:
+    calls = {name: call for name, (_, call) in prepared.items()}
+    for name, seconds in timing.medians(calls, args.repeats).items():
+      results[name]['seconds'] = seconds
+  timing.table(results)
+  timing.emit(config=args.config, batch=args.batch, **results)
 
 
 if __name__ == '__main__':

@@ -1,38 +1,220 @@
-"""JAXline checkpoints on disk or in a bucket, by Orbax.
+"""JAXline's checkpointer, and checkpoints as files.
 
-A folder holds two series, `latest` and `best`, each with a folder per step.
-A step appears whole or not at all. The copy to the host is made when `save` is
-called and written in the background, so training may go on at once.
+A run has two series, `latest` and `best`. A series is a folder with a folder
+per step, which appears whole or not at all: on a disk because it is renamed at
+the end, and in a bucket, where nothing can be renamed, because Orbax writes
+`_COMMITTED` last.
+
+Orbax's CheckpointManager does not do: in a bucket it needs google-cloud-storage
+to list steps, and takes a store that does not answer for an empty one.
 """
 
 from collections.abc import Callable
+from concurrent import futures
 import contextlib
+import io
+import os
+import re
 import shutil
 import threading
 import time
 import types
 from typing import Any
+import zlib
 
 from absl import logging
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
-from experiments import checkpoint_files, jaxline_compat
-from experiments.checkpoint_files import CheckpointError
-from nfnets import paths
+from experiments import jaxline_compat
+from nfnets import errors, messages, paths
+from nfnets.errors import UserError
 
 _POLL_SECONDS = 1.0
 _RETRY_SECONDS = 15.0
 # How long training waits for the checkpoint before to be written.
 _PATIENCE_SECONDS = 60.0
+_SHOWN_DIFFERENCES = 5
+_COMMITTED = 'commit_success.txt'
+# How TensorStore and TensorFlow speak of a store that does not answer, or
+# answers with an error other than that there is no such file, or less of it.
+_STORE_FAILED = re.compile(
+  'curl|retry attempts failed|(response.code=?)[ \'"]*(?!404|416)[45]',
+  re.IGNORECASE,
+)
+
+
+def latest_step(folder: paths.Name) -> int | None:
+  """Return the last step of a series; None without any."""
+  with errors.prefix(f'Could not look for checkpoints in {folder}'):
+    return max(_steps(folder), default=None)
+
+
+def _steps(folder: paths.Name) -> list[int]:
+  if not paths.is_remote(folder):
+    return ocp.utils.checkpoint_steps(folder) if os.path.isdir(folder) else []
+  found = (name.split('/') for name in paths.names(folder))
+  return [int(x[0]) for x in found if x[0].isdigit() and x[1:] == [_COMMITTED]]
+
+
+def write(folder: Any, step: int, tree: Any, keep: int) -> None:
+  """Write a step, unless it exists, and remove all but the last `keep`."""
+  is_remote = paths.is_remote(folder)
+  if not is_remote:
+    folder.mkdir(parents=True, exist_ok=True)
+    needed = sum(x.nbytes for x in jax.tree.leaves(tree))
+    disk = shutil.disk_usage(folder)
+    if disk.total and disk.free < needed:  # Orbax would fail half-way.
+      raise UserError(
+        f'The disk of {folder} is full: a checkpoint takes '
+        f'{needed / 2**20:.1f} MiB, and {disk.free / 2**20:.1f} MiB are free.'
+      )
+  done = _steps(folder)
+  if step in done:
+    return  # The end of training coincides with a periodic save.
+  with messages.log_waiting(f'writing {folder / str(step)}'):
+    found = paths.names(folder) if is_remote else os.listdir(folder)
+    # Orbax refuses empty folders of this step, which may be left in a bucket.
+    started = {name.partition('/')[0] for name in found} | {str(step)}
+    for name in started - {*map(str, done)}:
+      if name.partition('.')[0].isdigit():  # A killed run left it unfinished.
+        paths.remove(folder / name)
+    with _checkpointer() as checkpointer:
+      checkpointer.save(
+        folder / str(step),
+        args=ocp.args.Composite(
+          state=ocp.args.PyTreeSave(tree),
+          checksums=ocp.args.JsonSave(_checksums(tree)),
+        ),
+      )
+    for old in sorted([*done, step])[:-keep]:
+      # It must be no checkpoint any more when something of it is missing.
+      paths.remove(folder / str(old) / _COMMITTED)
+      paths.remove(folder / str(old))
+
+
+def _checkpointer() -> ocp.Checkpointer:
+  """Have Orbax wait for no other process: each reads, and one writes."""
+  index = jax.process_index()
+  only_this = ocp.options.MultiprocessingOptions(
+    primary_host=index,
+    active_processes={index},
+    barrier_sync_key_prefix=f'process_{index}',
+  )
+  options = {'multiprocessing_options': only_this}
+  handler = ocp.CompositeCheckpointHandler(
+    composite_options=ocp.CompositeOptions(**options),
+    state=ocp.PyTreeCheckpointHandler(**options),
+    checksums=ocp.JsonCheckpointHandler(**options),
+  )
+  return ocp.Checkpointer(handler, **options)
+
+
+def best(folder: paths.Name) -> tuple[float, int] | None:
+  """Return the best value of the metric, and its step; None without any."""
+  series, key = paths.absolute(folder) / 'best', 'best_eval_metric_value'
+  step = latest_step(series)
+  if step is None:
+    return None
+  tree = read(series / str(step), lambda full: {key: full[key]})
+  return float(tree[key]), step
+
+
+def read(
+  path: paths.Name, choose: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+  """Read and check the checkpoint of one step.
+
+  Args:
+    path: its folder, from the root.
+    choose: takes the tree of shapes and dtypes that there is, of dicts and
+      lists, and returns the part of it to read, with the containers to have.
+  """
+  # Reading in parallel, Orbax prints a traceback for every array.
+  with (
+    messages.log_waiting(f'reading {path}'),
+    contextlib.redirect_stderr(io.StringIO()),
+    _checkpointer() as checkpointer,
+  ):
+    try:
+      metadata = checkpointer.metadata(path).item_metadata['state'].tree
+      full = jax.tree.map(
+        lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), dict(metadata)
+      )
+      chosen = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), choose(full))
+      restored = checkpointer.restore(
+        path,
+        args=ocp.args.Composite(
+          state=ocp.args.PyTreeRestore(chosen, partial_restore=True),
+          checksums=ocp.args.JsonRestore(),
+        ),
+      )
+      tree, expected = restored['state'], restored['checksums']
+      for name, checksum in _checksums(tree).items():
+        if expected.get(name) != checksum:
+          raise ValueError(f'{name} has changed since writing')
+    except UserError:  # `choose` has the whole message.
+      raise
+    except Exception as error:
+      reason = messages.one_line(error)
+      if paths.is_remote(path):
+        with errors.prefix(f'Could not read {path}'):
+          if _STORE_FAILED.search(str(error)):
+            raise OSError(reason) from error
+          paths.names(path)
+      raise UserError(
+        f'The checkpoint {path} is damaged: {reason}\n'
+        'Delete that folder to go on from the checkpoint before it, if there '
+        'is one.'
+      ) from error
+  return tree
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+  """Return {name: leaf}, with names that lists and tuples do not change."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='.'): leaf
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+  }
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+  """Return the CRC-32 of each array; Orbax would not notice a flipped bit."""
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    leaves = _named_leaves(tree)
+    sums = pool.map(
+      lambda x: zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8)),
+      leaves.values(),
+    )
+    return dict(zip(leaves, sums, strict=True))
+
+
+def _check_same(path: paths.Name, found: Any, wanted: Any) -> None:
+  """Raise UserError if a checkpoint has other shapes or dtypes."""
+  found, wanted = (
+    {k: f'{v.dtype}{list(v.shape)}' for k, v in _named_leaves(tree).items()}
+    for tree in (found, wanted)
+  )
+  lines = [
+    f'  {name}: {found.get(name, "nothing")} in the checkpoint, '
+    f'{wanted.get(name, "nothing")} in this experiment'
+    for name in sorted(found.keys() | wanted.keys())
+    if found.get(name) != wanted.get(name)
+  ]
+  if lines:
+    if hidden := len(lines[_SHOWN_DIFFERENCES:]):
+      lines[_SHOWN_DIFFERENCES:] = [f'  and {hidden} more']
+    raise UserError(
+      f'The checkpoint {path} is of another model or optimizer:\n'
+      + '\n'.join(lines)
+      + '\nContinue it with the config that wrote it, or choose a new folder '
+      'with --checkpoint_dir.'
+    )
 
 
 class OrbaxCheckpointer:
-  """A `jaxline.utils.Checkpointer` that keeps its checkpoints in files.
-
-  In the modes that only evaluate, `restore_path` waits for a checkpoint that it
-  has not named yet, for `config.eval_wait_minutes` at most.
-  """
+  """A `jaxline.utils.Checkpointer` that keeps its checkpoints in files."""
 
   def __init__(
     self,
@@ -44,270 +226,174 @@ class OrbaxCheckpointer:
     """Opens the folder `config.checkpoint_dir`, or makes it in training.
 
     Args:
-      config: JAXline's, with `checkpoint_dir`, `max_checkpoints_to_keep`,
-        `one_off_evaluate`, `eval_wait_minutes` and `save_retry_minutes`.
+      config: JAXline's.
       mode: JAXline's mode: 'train', or one that evaluates.
       check_training: is called while waiting for a checkpoint, and raises if
-        none will come, because training has ended. None if training happens
-        in another program.
+        training has ended. None if it happens in another program.
       on_best: is called with the state when the best one so far is saved.
-
-    Raises:
-      CheckpointError: if training could not write there.
     """
     self._root = paths.absolute(config.checkpoint_dir)
     self._is_training = mode == 'train'
-    self._keep = config.max_checkpoints_to_keep
-    self._one_off = config.one_off_evaluate
-    self._wait_minutes = config.eval_wait_minutes
+    self._config = config
     self._check_training = check_training
     self._on_best = on_best
     self._states: dict[str, types.SimpleNamespace] = {}
-    # What writes, or has written, the last checkpoint of a series.
-    self._writers: dict[str, threading.Thread] = {}
+    # The thread that writes a checkpoint, and why the last one is missing.
+    self._writer = threading.Thread()
+    self._failure: UserError | None = None
     self._last_path: str | None = None
-    self._retry_minutes = config.save_retry_minutes
-    # Why the last checkpoint of a series is not there.
-    self._failed: dict[str, CheckpointError] = {}
     if self._is_training and not jax.process_index():
-      with self._writing('latest'):
+      with errors.prefix(f'Could not write a checkpoint to {self._root}'):
         paths.make_folder(self._root / 'latest')
 
   def check_folder(self) -> None:
-    """Raises CheckpointError if there is nothing to evaluate or wait for."""
-    try:
-      is_there = paths.is_dir(self._root)
-    except OSError as error:
-      raise CheckpointError(
-        f'Could not look for checkpoints in {self._root}: '
-        f'{checkpoint_files.first_line(error)}'
-      ) from error
-    if not is_there:
-      raise self._nothing_in(self._root)
+    """Raise UserError if there is nothing to evaluate or wait for."""
+    with errors.prefix(f'Could not look for checkpoints in {self._root}'):
+      if not paths.is_dir(self._root):
+        raise _no_checkpoint(self._root)
 
   def get_experiment_state(self, ckpt_series: str) -> types.SimpleNamespace:
-    """Returns what JAXline keeps its counters and the experiment in."""
     return self._states.setdefault(ckpt_series, types.SimpleNamespace())
 
   def save(self, ckpt_series: str) -> None:
-    """Copies the state to the host and begins to write it.
+    """Copy the state to the host and begin to write it.
 
-    Where that fails, or the checkpoint before is still being written, training
-    goes on, because it still has everything; `wait_for_checkpointing_to_finish`
-    is where it matters.
-
-    Raises:
-      CheckpointError: if the state could not be written in evaluation.
+    If that fails, or the checkpoint before is still being written, training
+    goes on; `wait_for_checkpointing_to_finish` tries again.
     """
-    is_written = self._is_written(ckpt_series, _PATIENCE_SECONDS)
-    self._failed.pop(ckpt_series, None)
-    if is_written:
-      self._begin_writing(ckpt_series)
+    state, self._series = self.get_experiment_state(ckpt_series), ckpt_series
+    if self._is_written(_PATIENCE_SECONDS):
+      self._start_writing()
     else:
-      step = self.get_experiment_state(ckpt_series).global_step
-      self._note_failure(
-        ckpt_series,
-        CheckpointError(
-          f'Step {int(step)} is not written to {self._root / ckpt_series}: the '
-          'one before still is, and takes long.'
-        ),
-      )
+      where = f'Step {int(state.global_step)} is not written to {self._root}'
+      reason = f'/{ckpt_series}: the one before still is, and takes long.'
+      self._note_failure(UserError(where + reason))
     if not self._is_training:
       self.wait_for_checkpointing_to_finish()
     if self._on_best is not None and ckpt_series == 'best':
-      self._on_best(self.get_experiment_state('best'))
+      self._on_best(state)
 
   def can_be_restored(self, ckpt_series: str) -> bool:
-    """Tells whether there is a checkpoint."""
-    return self._latest_step(ckpt_series) is not None
+    return latest_step(self._root / ckpt_series) is not None
 
   def restore(self, ckpt_series: str) -> None:
-    """Reads the last checkpoint into the state and its experiment.
-
-    Raises:
-      CheckpointError: if it is damaged, or one of another model.
-    """
+    """Read the last checkpoint into the state and its experiment."""
     state = self.get_experiment_state(ckpt_series)
-    step = self._latest_step(ckpt_series)
-    path = self._root / ckpt_series / str(step)
+    folder = self._root / ckpt_series
+    step = latest_step(folder)
     wanted = state.experiment_module.abstract_snapshot()
 
     def choose(full):
-      checkpoint_files.check_same(path, full['experiment_module'], wanted)
+      _check_same(folder / str(step), full['experiment_module'], wanted)
       return {**full, 'experiment_module': wanted}
 
-    tree = checkpoint_files.read(path, choose)
+    tree = read(folder / str(step), choose)
     state.experiment_module.restore_from_snapshot(tree.pop('experiment_module'))
     for name, value in tree.items():
       if name == 'train_step_rng' and self._is_training:
         value = jaxline_compat.bcast_local_devices(value)
       setattr(state, name, value.item() if value.ndim == 0 else value)
-    what = 'Continuing from' if self._is_training else 'Evaluating'
-    logging.info('%s step %d of %s', what, step, path.parent)
+    doing = 'Continuing from' if self._is_training else 'Evaluating'
+    logging.info('%s step %d of %s', doing, step, folder)
 
   def restore_path(self, ckpt_series: str) -> str | None:
-    """Returns where the last checkpoint is.
+    """Return where the last checkpoint is.
 
-    Raises:
-      CheckpointError: if there is none that evaluation has not seen yet, and
-        none will come or none came in time.
+    Evaluation waits `eval_wait_minutes` for one that it has not seen yet.
     """
-    if not self._is_training:
-      self._wait_for_news(ckpt_series)
-    step = self._latest_step(ckpt_series)
-    if step is None:
-      return None
-    self._last_path = str(self._root / ckpt_series / str(step))
+    folder = self._root / ckpt_series
+    step = latest_step(folder) if self._is_training else self._wait(folder)
+    if step is not None:
+      self._last_path = str(folder / str(step))
     return self._last_path
 
   def wait_for_checkpointing_to_finish(self) -> None:
-    """Returns when everything has been written.
-
-    In training, tries again for `save_retry_minutes` if something could not be.
-
-    Raises:
-      CheckpointError: if it still could not.
-    """
-    deadline = time.monotonic() + 60 * self._retry_minutes
-    for series in list(self._states):
-      while True:
-        self._is_written(series)  # Says now and then what it is waiting for.
-        error = self._failed.pop(series, None)
-        if error is None:
-          break
-        if not self._is_training or time.monotonic() > deadline:
-          raise error
-        logging.info(
-          'Trying for %g minutes to write the last checkpoint.',
-          self._retry_minutes,
-        )
-        time.sleep(_RETRY_SECONDS)
-        self._begin_writing(series)
+    """Return when all is written; training retries for `save_retry_minutes`."""
+    minutes = self._config.save_retry_minutes
+    deadline = time.monotonic() + 60 * minutes
+    while self._is_written() and self._failure is not None:
+      if not self._is_training or time.monotonic() > deadline:
+        raise self._failure
+      logging.info('Retrying for %g minutes to write the last one.', minutes)
+      time.sleep(_RETRY_SECONDS)
+      self._start_writing()
 
   def close(self) -> None:
-    """Finishes writing, unless that takes long."""
-    for series in list(self._writers):
-      self._is_written(series, _PATIENCE_SECONDS)
+    """Finish writing, unless that takes long."""
+    self._is_written(_PATIENCE_SECONDS)
 
-  def _begin_writing(self, series: str) -> None:
-    state = self.get_experiment_state(series)
-    step = int(state.global_step)
-    tree = _snapshot(state)
+  def _start_writing(self) -> None:
+    """Copy what a checkpoint holds to NumPy arrays, and begin to write it."""
+    state = self.get_experiment_state(self._series)
+    folder, step = self._root / self._series, int(state.global_step)
+    tree = {}
+    for name, value in vars(state).items():
+      if name == 'experiment_module':
+        value = value.snapshot_state()
+      elif isinstance(value, jax.Array):  # The key, one for each device.
+        value = jaxline_compat.get_first(value)
+      if value is not None and not isinstance(value, str):
+        tree[name] = jax.tree.map(np.asarray, value)
 
-    def write():
-      with self._noting_failure(series):
-        checkpoint_files.write(self._root / series, step, tree, self._keep)
+    def write_it():
+      try:
+        write(folder, step, tree, self._config.max_checkpoints_to_keep)
+      except Exception as error:  # TensorFlow has kinds of its own.
+        if not isinstance(error, UserError):
+          where = f'Could not write a checkpoint to {folder}'
+          error = UserError(f'{where}: {messages.one_line(error)}')
+        self._note_failure(error)
 
-    with self._noting_failure(series):
-      self._check_space(tree)
-      # A daemon, which keeps no program from ending.
-      self._writers[series] = threading.Thread(target=write, daemon=True)
-      self._writers[series].start()
+    self._failure = None
+    self._writer = threading.Thread(target=write_it, daemon=True)
+    self._writer.start()
 
-  def _is_written(self, series: str, seconds: float | None = None) -> bool:
-    """Waits for what writes a checkpoint; tells whether it has ended."""
-    writer = self._writers.get(series)
-    if writer is None:
-      return True
-    writer.join(seconds)
-    return not writer.is_alive()
+  def _is_written(self, seconds: float | None = None) -> bool:
+    if self._writer.ident is not None:
+      self._writer.join(seconds)
+    return not self._writer.is_alive()
 
-  def _check_space(self, tree: Any) -> None:
-    """Raises CheckpointError where Orbax would fail half-way, at length."""
-    if paths.is_remote(self._root):
-      return
-    needed = sum(x.nbytes for x in jax.tree.leaves(tree))
-    disk = shutil.disk_usage(self._root)
-    if disk.total and disk.free < needed:
-      raise CheckpointError(
-        f'The disk of {self._root} is full: a checkpoint takes '
-        f'{needed / 2**20:.1f} MiB, and {disk.free / 2**20:.1f} MiB are free.'
-      )
-
-  @contextlib.contextmanager
-  def _noting_failure(self, series: str):
-    try:
-      with self._writing(series):
-        yield
-    except CheckpointError as error:
-      self._note_failure(series, error)
-
-  def _note_failure(self, series: str, error: CheckpointError) -> None:
-    self._failed[series] = error
+  def _note_failure(self, error: UserError) -> None:
+    self._failure = error
     if self._is_training:
       logging.error('%s\nNothing is lost yet: it will be tried again.', error)
 
-  def _latest_step(self, series: str) -> int | None:
-    # Looked up each time: another process may be the one that writes.
-    return checkpoint_files.latest_step(self._root / series)
-
-  @contextlib.contextmanager
-  def _writing(self, series: str):
-    """Turns what goes wrong with files into one sentence."""
-    try:
-      yield
-    except CheckpointError:
-      raise
-    except Exception as error:  # TensorFlow has kinds of its own.
-      raise CheckpointError(
-        f'Could not write a checkpoint to {self._root / series}: '
-        f'{checkpoint_files.first_line(error)}'
-      ) from error
-
-  def _nothing_in(self, folder: paths.Name) -> CheckpointError:
-    return CheckpointError(
-      f'No checkpoint in {folder}. Train first, with the same command and '
-      '--jaxline_mode=train, or name another folder with '
-      '--checkpoint_dir.'
-    )
-
-  def _wait_for_news(self, series: str) -> None:
-    """Waits for a checkpoint other than the last one that was named."""
-    start, logged = time.time(), 0.0
-    since = time.strftime('%H:%M:%S', time.localtime(start))
-    folder = self._root / series
+  def _wait(self, folder: Any) -> int:
+    """Wait for a step other than that of `_last_path`."""
+    minutes, start = self._config.eval_wait_minutes, time.time()
+    is_logged = False
+    new = '' if self._last_path is None else 'new '
+    missing = f'No {new}checkpoint in {folder}'
     while True:
+      step = None
       try:
-        step = self._latest_step(series)
-      except CheckpointError as error:
-        if self._one_off:
+        step = latest_step(folder)
+      except UserError as error:
+        if self._config.one_off_evaluate:
           raise
-        step = None  # It comes to one who waits.
         logging.warning('%s. Trying again.', error)
       if step is not None and str(folder / str(step)) != self._last_path:
-        return
-      what = 'No checkpoint' if self._last_path is None else 'No new checkpoint'
+        return step
       if self._check_training is not None:
         self._check_training()
-      elif self._one_off:
-        raise self._nothing_in(folder)
-      waited = time.time() - start
-      if waited > 60 * self._wait_minutes:
-        raise CheckpointError(
-          f'{what} in {folder} for {self._wait_minutes:g} minutes. Is '
-          'training running? --eval_wait_minutes sets how long '
-          'evaluation waits.'
+      elif self._config.one_off_evaluate:
+        raise _no_checkpoint(folder)
+      if time.time() - start > 60 * minutes:
+        advice = '--eval_wait_minutes sets how long evaluation waits.'
+        raise UserError(
+          f'{missing} for {minutes:g} minutes. Is training running? {advice}'
         )
-      if time.time() - logged > 60:
-        logged = time.time()
+      if not is_logged:
+        since = time.strftime('waiting since %H:%M:%S')
         logging.info(
-          '%s in %s yet; waiting since %s, for %g minutes at most.',
-          what,
-          folder,
-          since,
-          self._wait_minutes,
+          '%s yet; %s, for %g minutes at most.', missing, since, minutes
         )
+        is_logged = True
       time.sleep(_POLL_SECONDS)
 
 
-def _snapshot(state: types.SimpleNamespace) -> dict[str, Any]:
-  """Copies what a checkpoint holds to NumPy arrays."""
-  tree = {}
-  for name, value in vars(state).items():
-    if name == 'experiment_module':
-      value = value.snapshot_state()
-    elif isinstance(value, jax.Array):  # The key, one for each device.
-      value = jaxline_compat.get_first(value)
-    if value is not None and not isinstance(value, str):
-      tree[name] = jax.tree.map(np.asarray, value)
-  return tree
+def _no_checkpoint(folder: paths.Name) -> UserError:
+  return UserError(
+    f'No checkpoint in {folder}. Train first, with the same command and '
+    '--jaxline_mode=train, or name another folder with --checkpoint_dir.'
+  )

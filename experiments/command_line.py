@@ -1,102 +1,114 @@
-"""The command line: recipes and settings by name, and what `--help` says.
+"""The command line: recipes and settings by name, and their help.
 
-Any setting may be given by its own name: `--train_batch_size=64` stands for
+Any setting may be given by its own name: `--train_batch_size=64` is the same as
 `--config.experiment_kwargs.config.train_batch_size=64`, and
-`--checkpoint_dir=runs/x` for `--config.checkpoint_dir=runs/x`.
+`--checkpoint_dir=runs/x` as `--config.checkpoint_dir=runs/x`.
+
+Nothing here imports JAX or TensorFlow, so that mistakes are answered at once.
 """
 
+import argparse
+import ast
 from collections.abc import Iterator, Mapping
 import contextlib
 import difflib
+import os
 import pathlib
-import sys
+import textwrap
 from typing import Any
 
-from absl import flags
 from jaxline import base_config
-import jaxline.platform  # noqa: F401 (defines --config and --jaxline_mode)
 import ml_collections
 
 from experiments import configs
-from nfnets import paths
+from experiments.configs import settings as declared
+from nfnets import errors, paths
+from nfnets.errors import UserError
+from nfnets.inference import command_line as commands
 
 _OURS = 'experiment_kwargs.config'
 # Other names of settings.
 _ALIASES = {'data': 'which_dataset'}
+_SWITCHES = {'true': True, '1': True, 'false': False, '0': False}
 
 
-class UsageError(ValueError):
-  """The command line is wrong."""
-
-
-def parse(argv: list[str]) -> tuple[str, ml_collections.ConfigDict]:
-  """Returns the config's name, and the config with what `argv` changes.
-
-  Flags that are not settings are read into `absl.flags.FLAGS`.
+def parse(
+  argv: list[str], parser: argparse.ArgumentParser | None = None
+) -> tuple[str, ml_collections.ConfigDict]:
+  """Return the name of the config, and the config with its settings changed.
 
   Args:
-    argv: the program's name, and its arguments.
+    argv: the program's name, and arguments that are a config and settings.
+    parser: has parsed the program's other options; a misspelt one may be near
+      to one of these.
 
   Raises:
-    UsageError: for anything that the command line has wrong.
+    UserError: for a wrong command line.
   """
-  name = config_name(argv)
-  try:
-    defaults = configs.load(name)
-  except ValueError as error:
-    raise UsageError(str(error)) from error
-  args = [argv[0], f'--config={configs.FILE}:{name}']
-  args += _long_forms(argv[1:], defaults)
-  for arg in args[2:]:
-    key = arg.lstrip('-').partition('=')[0]
-    if key.startswith('config.') and not _is_setting(defaults, key):
-      raise UsageError(_no_setting(key, defaults))
-  # ml_collections looks there for what to override.
-  before, sys.argv = sys.argv, args
-  try:
-    rest = flags.FLAGS(args)[1:]
-  except flags.UnrecognizedFlagError as error:
-    raise UsageError(_no_setting(error.flagname, defaults)) from error
-  except (flags.Error, TypeError, ValueError) as error:
-    raise UsageError(str(error)) from error
-  finally:
-    sys.argv = before
-  if rest:
-    raise UsageError(f'Unknown arguments: {" ".join(rest)}')
-  config = flags.FLAGS.config
-  try:
+  name, rest = _split_config([argv[0], *paths.arguments(argv[1:])])
+  config = configs.load(name)
+  options = list(parser._option_string_actions) if parser else []
+  args = iter(rest)
+  for arg in args:
+    flag, equals, text = arg.partition('=')
+    if not flag.startswith('--'):
+      raise UserError(f'Unknown argument: {arg}', 2)
+    found = _find(config, flag.removeprefix('--'))
+    if found is None:
+      raise _no_setting(flag, config, options)
+    parent, key = found
+    if not equals:
+      text = 'true' if isinstance(parent[key], bool) else next(args, None)
+    if text is None:
+      raise UserError(f'{flag} has no value; write {flag}=VALUE.', 2)
+    with _naming(f'{flag}={text}'):
+      parent[key] = _value(parent, key, text)
+  config.lock()
+  with errors.prefix('--config', status=2):
     base_config.validate_config(config)
-  except ValueError as error:
-    raise UsageError(str(error)) from error
   if not config.get('checkpoint_dir'):
     path, _, argument = name.partition(':')
     run_name = '_'.join(filter(None, (pathlib.Path(path).stem, argument)))
     config.checkpoint_dir = f'runs/{run_name}'
-  _check_places(config)
+  _check_names(config)
   return name, config
 
 
-def _check_places(config: ml_collections.ConfigDict) -> None:
-  """Raises UsageError where a folder or file is named that cannot be used."""
+def _check_names(config: ml_collections.ConfigDict) -> None:
+  """Expand the names of files and folders; raise UserError for wrong ones."""
   ours = config.experiment_kwargs.config
-  for setting, place in (
-    ('checkpoint_dir', config.checkpoint_dir),
-    ('data_dir', ours.data_dir),
-    ('data', ours.which_dataset),
-    ('weights', ours.weights),
+  for name, settings, key in (
+    ('checkpoint_dir', config, 'checkpoint_dir'),
+    ('data_dir', ours, 'data_dir'),
+    ('data', ours, 'which_dataset'),
+    ('weights', ours, 'weights'),
   ):
-    # As weights.find does, which knows names of the hub's, too.
-    if place and not place.startswith('hf://'):
+    value = settings[key]
+    # Weights can be names of the hub.
+    if value and not value.startswith('hf://'):
       try:
-        paths.path(place)
-      except paths.PathError as error:
-        raise UsageError(f'--{setting}: {error}') from error
+        paths.path(value)
+      except UserError as error:
+        raise UserError(f'--{name}: {error}', 2) from error
+      settings[key] = paths.expand(value)  # A config file may have ~.
+
+
+def check_exist(config: ml_collections.ConfigDict) -> None:
+  """Raise UserError if the weights or the dataset do not exist."""
+  ours, folder = config.experiment_kwargs.config, config.checkpoint_dir
+  # A run that continues does not need its first weights any more.
+  continues = paths.is_remote(folder) or os.path.isdir(f'{folder}/latest')
+  commands.check_exist(
+    weights=None if continues else ours.weights,
+    data=None if ours.fake_data else ours.which_dataset,
+    data_dir=ours.data_dir,
+  )
 
 
 def change(
   config: ml_collections.ConfigDict, settings: Mapping[str, Any]
 ) -> None:
-  """Changes settings, which are named as on the command line.
+  """Change settings, which are named as on the command line.
 
   Args:
     config: JAXline's, which is changed.
@@ -104,112 +116,153 @@ def change(
       as `model_kwargs.width`, may be new.
 
   Raises:
-    UsageError: if there is no such setting, or it is of another type.
+    UserError: if there is no such setting, or it is of another type.
   """
   for name, value in settings.items():
-    key = _ALIASES.get(name, name)
-    is_ours = key.partition('.')[0] in config.experiment_kwargs.config
-    path = f'config.{_OURS}.{key}' if is_ours else f'config.{key}'
-    parent, _, last = path.rpartition('.')
-    if _is_setting(config, path):
-      unlocked = contextlib.nullcontext()
-    elif parent.endswith(('.model_kwargs', '.optimizer.kwargs')):
-      unlocked = config.unlocked()
-    else:
-      raise UsageError(_no_setting(name, config))
-    try:
-      with unlocked:
-        _get(config, parent)[last] = value
-    except (TypeError, ValueError) as error:
-      raise UsageError(f'{name} cannot be {value!r}: {error}') from error
+    found = _find(config, name)
+    if found is None:
+      group, _, key = name.rpartition('.')
+      if group not in ('model_kwargs', 'optimizer.kwargs'):
+        raise _no_setting(name, config)
+      parent, last = _find(config, group)
+      found = parent[last], key
+    parent, key = found
+    with parent.unlocked(), _naming(f'{name} cannot be {value!r}'):
+      parent[key] = value
 
 
-def is_given(setting: str) -> bool:
-  """Tells whether the command line that was parsed sets this setting."""
-  return f'config.{setting}' in flags.FLAGS
+def _find(
+  config: ml_collections.ConfigDict, name: str
+) -> tuple[ml_collections.ConfigDict, str] | None:
+  """Return what a setting is in, and its key there; None if there is none."""
+  name = name.removeprefix('config.').removeprefix(f'{_OURS}.')
+  name = _ALIASES.get(name, name)
+  ours = config.experiment_kwargs.config
+  parent = ours if name.partition('.')[0] in ours else config
+  *groups, key = name.split('.')
+  for group in groups:
+    parent = parent.get(group)
+    if not isinstance(parent, ml_collections.ConfigDict):
+      return None
+  return (parent, key) if key in parent else None
 
 
-def config_name(argv: list[str]) -> str:
-  """Returns what `--config` names.
+def _value(parent: ml_collections.ConfigDict, key: str, text: str) -> Any:
+  """Return the value of a setting that a text stands for.
 
   Raises:
-    UsageError: if it is missing.
+    ValueError: for a text of another type than the setting's.
   """
-  for i, arg in enumerate(argv[1:], start=1):
-    if arg == '--config' and i + 1 < len(argv):
-      return argv[i + 1]
-    if arg.startswith('--config='):
-      return arg.removeprefix('--config=')
-  raise UsageError(
-    f'--config=NAME is missing; --help explains it. The names are '
-    f'{", ".join(configs.names())}.'
-  )
+  kind = parent.get_type(key)
+  field = dict(parent.items(preserve_field_references=True))[key]
+  if isinstance(field, ml_collections.FieldReference) and text in ('', 'None'):
+    return None
+  if kind is str:
+    return text
+  if kind is bool:
+    if text.lower() not in _SWITCHES:
+      raise ValueError('it is True or False')
+    return _SWITCHES[text.lower()]
+  if kind in (int, float):
+    return kind(text)
+  try:
+    return ast.literal_eval(text.title() if text.lower() in _SWITCHES else text)
+  except (SyntaxError, ValueError):
+    return text
+
+
+@contextlib.contextmanager
+def _naming(setting: str) -> Iterator[None]:
+  try:
+    yield
+  except (TypeError, ValueError) as error:
+    raise UserError(f'{setting}: {error}.', 2) from error
+
+
+def _split_config(argv: list[str]) -> tuple[str, list[str]]:
+  """Return the argument of `--config`, and the other arguments.
+
+  Raises:
+    UserError: if it is missing.
+  """
+  parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+  parser.add_argument('--config', nargs='?')
+  args, rest = parser.parse_known_args(argv[1:])
+  if not args.config:
+    advice = f'--help explains it. The names are {", ".join(configs.names())}.'
+    if any(arg.partition('=')[0] == '--data' for arg in rest):
+      advice = (
+        'For pictures of your own it is --config=finetune, with '
+        '--weights=nfnet_f0 to start from.'
+      )
+    raise UserError(f'--config=NAME is missing. {advice}', 2)
+  return args.config, rest
+
+
+def without(argv: list[str], *settings: str) -> list[str]:
+  """Return a command line without the flags of these settings."""
+  flags_left_out = [f'--{setting}' for setting in settings]
+  rest, arguments = [], iter(argv)
+  for arg in arguments:
+    name, equals, _ = arg.partition('=')
+    if name not in flags_left_out:
+      rest.append(arg)
+    elif not equals:
+      next(arguments, None)  # Its value.
+  return rest
 
 
 def leaves(
   config: ml_collections.ConfigDict, prefix: str = ''
 ) -> Iterator[tuple[str, Any]]:
-  """Yields (name, value) of the settings, with dots in nested names."""
+  """Yield (name, value) of the settings, with dots in nested names."""
   for key, value in config.items():
     if isinstance(value, ml_collections.ConfigDict):
       yield from leaves(value, f'{prefix}{key}.')
+    elif isinstance(value, ml_collections.FieldReference):
+      yield f'{prefix}{key}', value.get()
     else:
       yield f'{prefix}{key}', value
 
 
-def _long_forms(
-  args: list[str], config: ml_collections.ConfigDict
-) -> Iterator[str]:
-  """Yields the arguments without --config, with settings in JAXline's form."""
-  known = {k: _OURS for k in config.experiment_kwargs.config}
-  known = {**{k: '' for k in config}, **known}
-  args = iter(args)
-  for arg in args:
-    name, equals, value = arg.partition('=')
-    key = name.removeprefix('--')
-    key = _ALIASES.get(key, key)
-    if name == '--config':
-      if not equals:
-        next(args, None)
-      continue
-    top = key.partition('.')[0]
-    if not name.startswith('--') or top not in known or key in flags.FLAGS:
-      yield arg
-      continue
-    path = '.'.join(filter(None, ('config', known[top], key)))
-    if not equals:
-      is_switch = isinstance(_get(config, path), bool)
-      value = 'True' if is_switch else next(args, None)
-      if value is None:
-        raise UsageError(f'--{key} has no value; write --{key}=VALUE.')
-    yield f'--{path}={value}'
+def explain_settings(argv: list[str]) -> str:
+  """Return all settings, their values and help.
+
+  Args:
+    argv: the command line; the values are those of the recipe that it names.
+  """
+  try:
+    name, _ = _split_config(argv)
+    config = configs.load(name)
+  except ValueError:
+    name, config = 'f0', configs.load('f0')
+  lines = []
+  for title, table, settings in (
+    ('experiment', declared.EXPERIMENT, config.experiment_kwargs.config),
+    ('run', declared.RUN, config),
+  ):
+    lines.append(f'Settings of the {title}, as --config={name} has them:\n')
+    for key, (_, text) in table.items():
+      shown = leaves(ml_collections.ConfigDict({key: settings[key]}))
+      shown = ' '.join(f'--{k}={v}' for k, v in shown)
+      lines.append(textwrap.indent(textwrap.fill(shown, 76), '  '))
+      lines.append(textwrap.indent(textwrap.fill(text, 70), ' ' * 6))
+    lines.append('')
+  return '\n'.join(lines)
 
 
-def _get(config: ml_collections.ConfigDict, path: str) -> Any:
-  for key in path.split('.')[1:]:
-    if not isinstance(config, ml_collections.ConfigDict) or key not in config:
-      return None
-    config = config[key]
-  return config
-
-
-def _is_setting(config: ml_collections.ConfigDict, path: str) -> bool:
-  parent, _, key = path.rpartition('.')
-  parent = config if parent == 'config' else _get(config, parent)
-  # In a list, as `betas[0]`, and ml_collections will tell.
-  return isinstance(parent, ml_collections.ConfigDict) and (
-    key.partition('[')[0] in parent
-  )
-
-
-def _no_setting(name: str, config: ml_collections.ConfigDict) -> str:
-  """Says that there is no setting or flag of this name, and which are near."""
-  name = name.removeprefix('config.').removeprefix(f'{_OURS}.')
+def _no_setting(
+  flag: str, config: ml_collections.ConfigDict, options: list[str] = ()
+) -> UserError:
+  """Return the error for an unknown setting, which names the nearest ones."""
+  name = flag.removeprefix('--').removeprefix('config.')
+  name = name.removeprefix(f'{_OURS}.')
   known = {k.removeprefix(f'{_OURS}.') for k, _ in leaves(config)}
-  known |= {'config', 'jaxline_mode', *_ALIASES}
+  known |= {'config', *_ALIASES, *(x.removeprefix('--') for x in options)}
   close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
   hint = f' Did you mean {" or ".join(f"--{c}" for c in close)}?'
-  return (
+  return UserError(
     f'There is no setting {name!r}.{hint if close else ""} --help explains all '
-    'of them.'
+    'of them.',
+    2,
   )

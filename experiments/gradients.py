@@ -1,25 +1,34 @@
-"""The gradient of a batch on one device: at once, or part by part.
+"""The gradient of a batch on one device, and the norms of its layers.
 
-And of each example by itself, clipped before the mean is taken.
+The gradient is computed at once or part by part, or it is the mean of each
+example's own gradient, clipped. `log_layers` reports each layer's norms: the
+numbers of all layers travel in one array each, and become curves of their own,
+with names that sort by depth, where they are written.
 """
 
-from collections.abc import Callable
-import math
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
-from experiments import loss as loss_lib
-from nfnets import conv, optim
+from nfnets import conv, module_names, optim
+from nfnets.errors import UserError
+from nfnets.optim import layers
 
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
 # From (parameters, state, batch, key) to (gradient, (state, metrics)).
 Gradient = Callable[
-  [hk.Params, hk.State, loss_lib.Batch, jax.Array],
-  tuple[hk.Params, tuple[hk.State, loss_lib.Metrics]],
+  [hk.Params, hk.State, Batch, jax.Array],
+  tuple[hk.Params, tuple[hk.State, Metrics]],
 ]
+# The name of the layers' norms in the metrics of a step, and of their curves.
+LAYERS, _PREFIX = 'layers', 'layers_'
 
 
 def make_gradient(
@@ -28,7 +37,7 @@ def make_gradient(
   """Builds the mean gradient over a batch.
 
   Args:
-    loss_fn: of `loss.make_loss`.
+    loss_fn: of `step.make_loss`.
     config: the experiment's. A batch is computed in `accumulate_steps` parts,
       one after the other. With `clip_per_example` the mean is that of each
       example's clipped gradient, `per_example.chunk` examples at a time.
@@ -39,10 +48,14 @@ def make_gradient(
   """
   grad_fn = jax.grad(loss_fn, has_aux=True)
   if config.clip_per_example:
-    grad_fn = _of_each_example(grad_fn, config)
+    grad_fn = _clip_per_example(grad_fn, config)
 
   def gradient(params, state, batch, rng):
-    parts = _count_parts(config, batch)
+    parts = config.accumulate_steps
+    if config.clip_per_example and config.per_example.chunk:
+      # Chunks divide the parts of accumulation, so they take their place.
+      rows = config.per_example.chunk * config.augmentation_multiplicity
+      parts = batch['labels'].shape[0] // rows
     if parts == 1:
       return grad_fn(params, state, batch, rng)
 
@@ -63,117 +76,179 @@ def make_gradient(
   return gradient
 
 
-def _count_parts(
-  config: ml_collections.ConfigDict, batch: loss_lib.Batch
-) -> int:
-  """Returns how many parts a batch is computed in."""
-  chunk = config.per_example.chunk
-  if not config.clip_per_example or not chunk:
-    return config.accumulate_steps
-  # Chunks divide the parts of accumulation, so these go up in them.
-  rows = chunk * config.augmentation_multiplicity
-  return batch['labels'].shape[0] // rows
-
-
-def _split(batch: loss_lib.Batch, parts: int) -> loss_lib.Batch:
+def _split(batch: Batch, parts: int) -> Batch:
   return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
 
 
-def _of_each_example(
+def _clip_per_example(
   grad_fn: Callable, config: ml_collections.ConfigDict
 ) -> Gradient:
   """Builds the mean of each example's clipped gradient, all at once.
 
   The gradient of an example is that of the mean loss of its
-  `augmentation_multiplicity` rows, which are next to each other.
+  `augmentation_multiplicity` rows, which are next to each other. With 'unit'
+  the layers are clipped that `nfnets.optim.sgd_agc` would clip.
   """
-  clip = _CLIPS[config.clip_per_example]
-  rows = config.augmentation_multiplicity
+  settings = config.per_example
 
   def gradient(params, state, batch, rng):
-    number = batch['labels'].shape[0] // rows
-    with conv.of_examples():
+    number = batch['labels'].shape[0] // config.augmentation_multiplicity
+    with conv.per_example():
       grads, (_, metrics) = jax.vmap(grad_fn, (None, None, 0, 0))(
         params, state, _split(batch, number), jax.random.split(rng, number)
       )
-    grads, fraction = clip(grads, params, config)
+    if config.clip_per_example == 'unit':
+      clip = optim.per_example_adaptive_grad_clip(
+        settings.clipping,
+        settings.eps,
+        optim.clipped_layers(config.clip_layers, params),
+      )
+      grads, clip_state = clip.update(grads, clip.init(params), params)
+      fraction = clip_state.fraction_clipped
+    else:
+      leaves, tree = jax.tree.flatten(grads)
+      sums, clipped = optax.per_example_global_norm_clip(
+        leaves, settings.clipping
+      )
+      grads = tree.unflatten([x / number for x in sums])
+      fraction = clipped / number
     metrics = jax.tree.map(jnp.mean, metrics)
     return grads, (state, {**metrics, 'fraction_clipped': fraction})
 
   return gradient
 
 
-def _clip_units(grads, params, config):
-  """Clips the layers that `nfnets.optim.sgd_agc` would."""
-  clip = optim.per_example_adaptive_grad_clip(
-    config.per_example.clipping,
-    config.per_example.eps,
-    optim.clipped_layers(config.clip_layers, params),
-  )
-  grads, state = clip.update(grads, clip.init(params), params)
-  return grads, state.fraction_clipped
-
-
-def _clip_norm(grads, params, config):
-  del params
-  leaves, tree = jax.tree.flatten(grads)
-  number = leaves[0].shape[0]
-  sums, clipped = optax.per_example_global_norm_clip(
-    leaves, config.per_example.clipping
-  )
-  return tree.unflatten([x / number for x in sums]), clipped / number
-
-
-_CLIPS = {'unit': _clip_units, 'norm': _clip_norm}
-
-
 def check(
   config: ml_collections.ConfigDict, state: hk.State, num_devices: int
 ) -> None:
-  """Raises ValueError for settings of `clip_per_example` that do not fit.
+  """Raise UserError for settings of `clip_per_example` that do not fit.
 
   Args:
     config: the experiment's.
     state: of the network, or its shapes.
     num_devices: how many share a batch.
   """
-  if not config.clip_per_example:
-    return
-  if config.clip_per_example not in _CLIPS:
-    raise ValueError(
+  settings = config.per_example
+  part = config.train_batch_size // num_devices // config.accumulate_steps
+  chunk = part if settings.chunk is None else settings.chunk
+  for is_wrong, message in (
+    (
+      config.clip_per_example not in ('unit', 'norm'),
       f'clip_per_example is {config.clip_per_example!r}; it must be '
-      f"{', '.join(map(repr, _CLIPS))} or ''."
-    )
-  if jax.tree.leaves(state):
-    raise ValueError(
+      "'unit', 'norm' or None.",
+    ),
+    (
+      jax.tree.leaves(state),
       f'clip_per_example: {config.model} has BatchNorm, with which the loss of '
       'an example depends on the others of its batch, so that none has a '
-      'gradient of its own; a network without it is nf_resnet50.'
-    )
-  if config.sam_rho:
-    raise ValueError(
+      'gradient of its own; a network without it is nf_resnet50.',
+    ),
+    (
+      config.sam_rho,
       f'clip_per_example: sam_rho is {config.sam_rho}, and the point that SAM '
-      'ascends to follows from many examples together; --sam_rho=0 is without.'
-    )
-  settings = config.per_example
-  for key in ('clipping', 'eps'):
-    if not settings[key] > 0:
-      raise ValueError(
-        f'per_example.{key} is {settings[key]}; it must be positive.'
-      )
-  part = config.train_batch_size // num_devices // config.accumulate_steps
-  if settings.chunk < 0 or settings.chunk and part % settings.chunk:
-    raise ValueError(
-      f'per_example.chunk is {settings.chunk}, which does not divide the '
-      f'{part} examples that each device computes at a time; 0 is all of them.'
-    )
+      'ascends to follows from many examples together; --sam_rho=0 is without.',
+    ),
+    (
+      min(settings.clipping, settings.eps) <= 0,
+      f'per_example.clipping is {settings.clipping} and per_example.eps '
+      f'{settings.eps}; they must be positive.',
+    ),
+    (
+      chunk < 1 or part % chunk,
+      f'per_example.chunk is {chunk}, which does not divide the {part} '
+      'examples that each device computes at a time; None is all.',
+    ),
+  ):
+    if is_wrong:
+      raise UserError(message, 2)
 
 
-def ascent_part(
-  batch: loss_lib.Batch, config: ml_collections.ConfigDict
-) -> loss_lib.Batch:
-  """Returns the part of a batch that SAM's ascent takes: `sam_fraction`."""
-  parts = config.accumulate_steps
-  size = batch['labels'].shape[0]
-  size = parts * math.ceil(config.sam_fraction * size / parts)
-  return jax.tree.map(lambda x: x[:size], batch)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Layers:
+  """Numbers of each layer that has a matrix or a kernel, from the input on.
+
+  Units are what AGC clips: the weights that feed one output. Their ratio is the
+  norm of the gradient over that of the weights, which counts as `eps` at least.
+
+  Attributes:
+    names: of the layers, below the network's own.
+    max_ratio: float32 [L], the highest ratio of a layer's units.
+    median_ratio: float32 [L].
+    fraction_clipped: float32 [L], of the units; None where nothing is clipped.
+  """
+
+  names: tuple[str, ...] = dataclasses.field(metadata={'static': True})
+  max_ratio: jax.Array
+  median_ratio: jax.Array
+  fraction_clipped: jax.Array | None
+
+  def scalars(self) -> Iterator[tuple[str, float]]:
+    """Yields (name of a curve, its value)."""
+    for field in ('max_ratio', 'median_ratio', 'fraction_clipped'):
+      values = getattr(self, field)
+      if values is not None:
+        for i, value in enumerate(np.asarray(values)):
+          yield f'{_PREFIX}{field}/{i:03d} {self.names[i]}', value.item()
+
+
+def measure_layers(
+  params: hk.Params,
+  grads: hk.Params,
+  opt_state: optax.OptState,
+  config: ml_collections.ConfigDict,
+) -> Layers:
+  """Measures the layers in one update.
+
+  Args:
+    params: before the update.
+    grads: of the loss, before they are clipped.
+    opt_state: the optimizer's, which may have the clipping in it.
+    config: the experiment's.
+  """
+  kwargs = config.optimizer.kwargs
+  clipping, eps = None, 1e-3
+  # After the gradients of single examples are clipped, the clipping of their
+  # mean says nothing.
+  if config.optimizer.name == 'sgd_agc' and not config.clip_per_example:
+    clipping = kwargs.get('clipping', 0.01)
+    clipping = optax.tree.get(opt_state, 'clipping', clipping)
+    eps = kwargs.get('eps', eps)
+  is_clipped = optim.clipped_layers(config.clip_layers, params)(params)
+
+  kernels = [
+    (*layers.path(keys), param, grad, clips)
+    for (keys, param), grad, clips in zip(
+      jax.tree_util.tree_flatten_with_path(params)[0],
+      jax.tree.leaves(grads),
+      jax.tree.leaves(is_clipped),
+      strict=True,
+    )
+    if sum(size > 1 for size in param.shape) > 1
+  ]
+  # Paths come sorted, and their sort is kept where the depth is the same.
+  kernels.sort(key=lambda kernel: module_names.depth(kernel[0]))
+  names, ratios, clipped = [], [], []
+  for module, name, param, grad, clips in kernels:
+    ratio = optim.unitwise_norm(grad) / jnp.maximum(
+      optim.unitwise_norm(param), eps
+    )
+    ratios.append(ratio.reshape(-1))
+    if clipping is not None:
+      clipped.append(jnp.mean(clips * (ratio > clipping), dtype=jnp.float32))
+    parts = module_names.parts(module)[1:] or [module]
+    names.append('/'.join(parts if name == 'w' else [*parts, name]))
+  # Padded, to be sorted as one: compiling a sort per layer takes a minute.
+  most = max(len(ratio) for ratio in ratios)
+  padded = jnp.stack(
+    [
+      jnp.pad(ratio, (0, most - len(ratio)), constant_values=jnp.nan)
+      for ratio in ratios
+    ]
+  )
+  return Layers(
+    tuple(names),
+    jnp.nanmax(padded, axis=1),
+    jnp.nanmedian(padded, axis=1),
+    jnp.stack(clipped) if clipped else None,
+  )

@@ -7,26 +7,28 @@ JAXline is finished, not maintained. Importing this module replaces
   that all of them take part in reading from the first;
 - `utils.host_id_devices_for_rng`, so that what a device draws follows from its
   number among all devices, and not from the process that it belongs to as well;
-- `utils.log_activity`, which logs the traceback of an error that the caller
-  reports anyway;
+- `jax.tree_map`, which `utils.InMemoryCheckpointer` calls, gone since;
 - `train._log_outputs`, which prints a dictionary where a line can be read.
 """
 
-import contextlib
 from typing import Any
 
-from absl import logging
+# Before JAXline imports TensorFlow, which would announce itself.
+import nfnets.data  # noqa: F401
+
+# isort: split
+
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxline import train, utils
 import ml_collections
 import numpy as np
 
-AXIS = 'i'  # JAXline's name of the pmapped axis.
+from experiments.step import AXIS
 
 
 def shard_local_devices(tree: Any) -> Any:
-  """Puts [devices, ...] arrays of the host on this host's devices, in order.
+  """Put [devices, ...] arrays of the host on this host's devices, in order.
 
   Returns at once; the copies go on in the background.
   """
@@ -35,7 +37,7 @@ def shard_local_devices(tree: Any) -> Any:
 
 
 def bcast_local_devices(tree: Any) -> Any:
-  """Copies a tree to each of this host's devices: [...] to [devices, ...]."""
+  """Copy a tree to each of this host's devices: [...] to [devices, ...]."""
   n = jax.local_device_count()
   return shard_local_devices(
     jax.tree.map(
@@ -46,39 +48,31 @@ def bcast_local_devices(tree: Any) -> Any:
 
 
 def get_first(tree: Any) -> Any:
-  """Copies the first device's part to the host: [devices, ...] to [...]."""
+  """Copy the first device's part to the host: [devices, ...] to [...]."""
   # A copy, not a view: the next step may be given the device's memory.
   return jax.tree.map(lambda x: np.array(x.addressable_data(0))[0], tree)
 
 
 def host_id_devices_for_rng(mode: str = 'unique_host_unique_device'):
-  """Returns a number for each local device, which its draws follow from."""
+  """Return a number for each local device, which its draws follow from."""
   numbers = _host_id_devices_for_rng(mode)
   # JAXline adds the number of the device, which is another on every host.
   return 0 * numbers if mode == 'unique_host_unique_device' else numbers
 
 
-@contextlib.contextmanager
-def log_activity(activity_name: str):
-  """Logs when something begins and ends."""
-  logging.debug('%s starting', activity_name)
-  yield
-  logging.debug('%s finished', activity_name)
-
-
 def log_train_metrics_with(log_fn) -> None:
-  """Has (step, metrics) given to `log_fn` every `log_tensors_interval`."""
+  """Have (step, metrics) given to `log_fn` every `log_tensors_interval`."""
   train._log_outputs = log_fn
 
 
 def init_rng(config: ml_collections.ConfigDict) -> jax.Array:
-  """Returns the key that training gives to the experiment with this config."""
+  """Return the key that training gives to the experiment with this config."""
   rng = jax.random.PRNGKey(config.random_seed)
   return rng if config.legacy_random_seed_behavior else jax.random.split(rng)[1]
 
 
 _host_id_devices_for_rng = utils.host_id_devices_for_rng
+jax.tree_map = jax.tree.map
 utils.host_id_devices_for_rng = host_id_devices_for_rng
 utils.bcast_local_devices = bcast_local_devices
 utils.get_first = get_first
-utils.log_activity = log_activity

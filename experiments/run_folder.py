@@ -6,27 +6,51 @@ evaluation on the way, and the last ones otherwise; `README.md` is their model
 card.
 """
 
-import contextlib
 import datetime
 import importlib.metadata
 import json
 import math
 import platform
-import time
 import types
 from typing import Any
 
 from absl import logging
 import jax
 
-from experiments import command_line, progress, recipe, trainer
-from experiments.checkpoint_files import CheckpointError
-from nfnets import paths, weights
+from experiments import command_line, loop, recipe, screen
+from nfnets import errors, finite_json, paths, weights
 from nfnets.data import builders, folders
+from nfnets.errors import UserError
 from nfnets.inference import card
 
-_INFO, _WEIGHTS, _FILES = 'run.json', 'weights.safetensors', 'files.csv'
-_RETRY_SECONDS = 15.0
+_INFO, _WEIGHTS, _FILES = 'run.json', 'weights.safetensors', 'files.json'
+
+# Settings that a run may go on without and with others: where its data are, how
+# it is computed, and when it ends, or does not.
+_FREE = (
+  *('data_dir', 'eval_batch_size', 'transpose', 'accumulate_steps', 'remat'),
+  *('traced_hyperparams', 'log_layers', 'per_example.chunk'),
+  *('skip_corrupt', 'skip_nonfinite', 'private.epsilon', 'private.delta'),
+)
+# Those at the top that decide on its result; training_steps may be others.
+_OF_RUN = (
+  *('training_steps', 'random_seed', 'random_mode_train', 'evaluations'),
+  *(
+    'num_examples',
+    'best_model_eval_metric',
+    'best_model_eval_metric_higher_is_better',
+  ),
+)
+# Those that the evaluation of its checkpoints depends on.
+_OF_EVALUATION = (
+  *('model', 'model_kwargs', 'num_classes', 'image_size', 'which_loss'),
+  *('which_dataset', 'fake_data', 'use_ema', 'eval_image_size'),
+  *('eval_preproc', 'eval_subset', 'eval_bfloat16'),
+)
+_OF_PRIVACY = (
+  *('private.noise_multiplier', 'private.sampling', 'private.key'),
+  *('train_batch_size', 'num_examples'),
+)
 
 
 class RunFolder:
@@ -37,13 +61,7 @@ class RunFolder:
   """
 
   def __init__(self, config: Any, built: recipe.Recipe, command: str = ''):
-    """Makes nothing yet.
-
-    Args:
-      config: JAXline's.
-      built: the recipe.
-      command: the command line, for the record.
-    """
+    """Makes nothing yet; `command` is for the record."""
     self._folder = paths.path(config.checkpoint_dir)
     self._kept: dict[str, Any] | None = None
     self._built = built
@@ -57,14 +75,19 @@ class RunFolder:
     self._privacy = {}
     if built.privacy:
       self._privacy['privacy'] = built.privacy.facts(config.training_steps)
+    found = importlib.metadata.distributions(name='nfnets')
+    version = next((x.version for x in found), 'a clone, not installed')
     self._info = {
       'command': command,
       'settings': settings,
-      'run': {k: v for k, v in of_run if 'experiment_kwargs' not in k},
+      'run': {
+        **{k: v for k, v in of_run if 'experiment_kwargs' not in k},
+        'num_examples': built.num_examples,
+      },
       'versions': {
         'python': platform.python_version(),
         'jax': jax.__version__,
-        'nfnets': _version(),
+        'nfnets': version,
       },
       'started': datetime.datetime.now()
       .astimezone()
@@ -72,32 +95,80 @@ class RunFolder:
       **self._privacy,
     }
 
+  def go_on(self, begun: dict[str, Any], step: int, is_training: bool) -> None:
+    """Checks that a run may go on, or be evaluated; writes nothing yet.
+
+    Args:
+      begun: what is in its run.json.
+      step: the number of its last checkpoint.
+      is_training: whether more steps may be made.
+    """
+    changed = compare_settings(begun, self._info, is_training)
+    # Other settings follow from the number of pictures.
+    if is_training and self.is_writer and 'which_dataset' not in changed:
+      self._check_files()
+    refused = [
+      f'  {name}: {before!r} in the run, {now!r} now'
+      for name, (before, now) in changed.items()
+      if name != 'training_steps'
+    ]
+    fixed = changed.keys() & {'weights'}
+    # The analysis of privacy assumes equal updates.
+    if 'privacy' in self._info or 'privacy' in begun:
+      fixed |= changed.keys() & set(_OF_PRIVACY)
+    if refused and (fixed or not self._info['run']['change_settings']):
+      advice = '--change_settings goes on with the new ones.'
+      if fixed:
+        advice = f'{", ".join(sorted(fixed))} cannot change within a run.'
+      raise UserError(
+        f'The run in {self._folder} has other settings:\n'
+        + '\n'.join(refused)
+        + '\nUse those of the run, or another --checkpoint_dir for a new run; '
+        + advice,
+        2,
+      )
+    entry = {
+      'step': step,
+      'time': self._info['started'],
+      'command': self._info['command'],
+      'changed': changed,
+    }
+    self._info['settings']['weights'] = begun['settings']['weights']
+    self._info |= {
+      'command': begun['command'],
+      'started': begun['started'],
+      'history': begun.get('history', []) + [entry] * bool(changed),
+    }
+
   def begin(self) -> None:
     """Writes what is run.
 
     Raises:
-      CheckpointError: if nothing can be written.
-      nfnets.data.errors.DatasetError: if the files of the dataset are not
-        those that the run began with.
+      UserError: if nothing can be written, or the files of the dataset cannot
+        be decoded or are not those that the run began with.
     """
+    builder = self._built.builder
+    if isinstance(builder, folders.Folder):
+      # Before its pictures are listed, which then may not change.
+      builder.check_readable(
+        builder.unreadable, self._built.config.skip_corrupt
+      )
     if self.is_writer:
-      with self._writing(_INFO):
+      with errors.prefix(f'Could not write {self._folder / _INFO}'):
         paths.make_folder(self._folder)
-        if isinstance(self._built.builder, folders.Folder):
-          self._built.builder.check_unchanged(str(self._folder / _FILES))
-        self._write_info()
+        self._check_files()
+      self._write_info()
       self.kept()
 
   def end(self, results: dict[str, Any]) -> None:
     """Adds what came out.
 
     Raises:
-      CheckpointError: if it cannot be written.
+      UserError: if it cannot be written.
     """
     self._info['results'] = results
     if self.is_writer:
-      with self._writing(_INFO):
-        self._write_info()
+      self._write_info()
       if self.kept():
         self._write_card()
 
@@ -110,7 +181,7 @@ class RunFolder:
       **facts: what else is known of them.
 
     Raises:
-      CheckpointError: if they cannot be written.
+      UserError: if they cannot be written.
     """
     if not self.is_writer:
       return
@@ -131,7 +202,7 @@ class RunFolder:
         **facts,
       },
     )
-    with self._writing(_WEIGHTS):
+    with errors.prefix(f'Could not write {self._folder / _WEIGHTS}'):
       weights.save_weights(self._folder / _WEIGHTS, *kept, metadata=metadata)
     self._kept = metadata
     self._write_card()
@@ -151,16 +222,13 @@ class RunFolder:
     """Returns what is known of the weights that are kept; {} if none are.
 
     Raises:
-      CheckpointError: if they cannot be read.
+      UserError: if they cannot be read.
     """
     if self._kept is None:  # In a bucket, this reads all of the file.
       path = self._folder / _WEIGHTS
-      try:
+      with errors.prefix(f'Could not read {path}'):
         is_there = paths.is_file(path)
         self._kept = weights.read_metadata(path) if is_there else {}
-      except (OSError, ValueError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        raise CheckpointError(f'Could not read {path}: {reason}') from error
     return self._kept
 
   def has_best(self) -> bool:
@@ -171,62 +239,65 @@ class RunFolder:
     """Reads the weights that are kept."""
     return weights.read_weights(self._folder / _WEIGHTS)
 
-  @contextlib.contextmanager
-  def _writing(self, name: str):
-    try:
-      yield
-    except OSError as error:
-      raise CheckpointError(
-        f'Could not write {self._folder / name}: {error.strerror or error}.'
-      ) from error
+  def _check_files(self) -> None:
+    if isinstance(self._built.builder, folders.Folder):
+      self._built.builder.check_unchanged(str(self._folder / _FILES))
 
   def _write_card(self) -> None:
-    with self._writing(card.NAME):
-      card.write_beside(
-        self._folder / _WEIGHTS, self._info, metadata=self.kept()
-      )
+    # Where this program evaluates, another one trains, and wrote it.
+    info = read_info(str(self._folder)) or self._info
+    with errors.prefix(f'Could not write {self._folder / card.NAME}'):
+      card.write_beside(self._folder / _WEIGHTS, info, metadata=self.kept())
 
   def _write_info(self) -> None:
-    text = json.dumps(self._info, indent=1, default=str) + '\n'
-    paths.write_bytes(self._folder / _INFO, text.encode())
+    text = finite_json.dumps(self._info, indent=1, default=str) + '\n'
+    with errors.prefix(f'Could not write {self._folder / _INFO}'):
+      paths.write_bytes(self._folder / _INFO, text.encode())
 
 
-def _version() -> str:
-  try:
-    return importlib.metadata.version('nfnets')
-  except importlib.metadata.PackageNotFoundError:
-    return 'a clone that is not installed'
+def compare_settings(
+  begun: dict[str, Any], now: dict[str, Any], is_training: bool
+) -> dict[str, tuple[Any, Any]]:
+  """Returns {name: (value in the run, value now)} that decide on it."""
 
+  def select(info):
+    of_run = {k: v for k, v in info['run'].items() if k in _OF_RUN}
+    found = {**info['settings'], **of_run}
+    if not found.get('private.noise_multiplier'):  # The others mean nothing.
+      found = {k: v for k, v in found.items() if 'private.' not in k}
+    if is_training:
+      return {k: v for k, v in found.items() if k not in _FREE}
+    return {k: v for k, v in found.items() if k.split('.')[0] in _OF_EVALUATION}
 
-def check_bucket(folder: str) -> None:
-  """Checks that files can be written, where that leaves nothing behind.
-
-  Raises:
-    CheckpointError: if a folder is in a bucket, and they cannot.
-  """
-  if not paths.is_remote(folder):
-    return
-  try:
-    paths.make_folder(folder)
-  except OSError as error:
-    reason = error.strerror or error
-    raise CheckpointError(f'Could not write to {folder}: {reason}.') from error
+  before, now = (
+    select(begun),
+    select(json.loads(finite_json.dumps(now, default=str))),
+  )
+  pairs = {k: (before.get(k), now.get(k)) for k in {**before, **now}}
+  return {
+    name: (old, new)
+    for name, (old, new) in pairs.items()
+    # Older versions wrote '' and 0 for what is unset.
+    if (old or None) != (new or None)
+    # Weights that are unset now are those of the run.
+    and (new or name != 'weights')
+    # Arguments may be missing; other settings are where versions differ.
+    and ('.' in name or name in before and name in now)
+  }
 
 
 def read_info(folder: str) -> dict[str, Any] | None:
   """Returns what is in a run's `run.json`; None where there is none.
 
   Raises:
-    CheckpointError: if one cannot tell.
+    UserError: if one cannot tell.
   """
   path = paths.path(folder) / _INFO
-  try:
-    return json.loads(paths.read_bytes(path))
-  except (FileNotFoundError, NotADirectoryError, ValueError):
-    return None
-  except OSError as error:
-    reason = error.strerror or error
-    raise CheckpointError(f'Could not read {path}: {reason}.') from error
+  with errors.prefix(f'Could not read {path}'):
+    try:
+      return json.loads(paths.read_bytes(path))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+      return None
 
 
 class Validation:
@@ -252,20 +323,20 @@ class Validation:
       name = self._metric.removeprefix('eval_').removeprefix('ema_')
       self._metric = f'eval_ema_{name}'
     self._folder = folder
-    self._retry_minutes = config.save_retry_minutes
     # The arguments of `keep` for the best weights, until they are written.
     self._unsaved: tuple[weights.Weights, int, dict[str, float]] | None = None
-    self._writer = progress.Writer(config, 'eval')
+    self._writer = screen.Writer(config, 'eval')
+    self.close = self._writer.finish
 
-  def __call__(self, module: trainer.Experiment, step: int) -> None:
-    """Evaluates if it is time to.
+  def __call__(self, module: loop.Experiment, step: int) -> None:
+    """Evaluate if it is time to.
 
     Raises:
-      preemption.StoppedError: if the run was asked to end meanwhile.
+      hosts.StoppedError: if the run was asked to end meanwhile.
     """
     if step % self._interval and step != self._last or not step:
       return
-    metrics = module.evaluate(global_step=None, rng=None, writer=None)
+    metrics = module.measure()
     self._writer.write_scalars(step, metrics)
     if not self._folder.is_writer:
       return
@@ -273,34 +344,18 @@ class Validation:
     known = self._unsaved[2] if self._unsaved else self._folder.kept()
     best = known.get(self._metric)
     # Of equal ones the later, which was trained for longer.
-    if best is None or self._sign * value >= self._sign * best:
+    is_best = best is None or self._sign * value >= self._sign * best
+    is_best = is_best and math.isfinite(value)
+    loop.log_evaluation(metrics, '* best so far' if is_best else '')
+    if is_best:
       self._unsaved = module.weights(), step, {self._metric: value}
     try:
-      self._save()
-    except CheckpointError as error:
+      self.save()
+    except UserError as error:
       logging.error('%s Training goes on.', error)
 
-  def close(self) -> None:
-    """Waits until the curves are where they belong."""
-    self._writer.finish()
-
-  def finish(self) -> None:
-    """Makes sure that the best weights are written.
-
-    Raises:
-      CheckpointError: if they could not be, for `save_retry_minutes`.
-    """
-    deadline = time.monotonic() + 60 * self._retry_minutes
-    while True:
-      try:
-        return self._save()
-      except CheckpointError as error:
-        if time.monotonic() > deadline:
-          raise
-        logging.error('%s Trying again.', error)
-        time.sleep(_RETRY_SECONDS)
-
-  def _save(self) -> None:
+  def save(self) -> None:
+    """Write the best weights, if they are not; raise UserError if it fails."""
     if self._unsaved is not None:
       kept, step, facts = self._unsaved
       self._folder.keep(kept, step, **facts)

@@ -2,11 +2,14 @@
 
 `make_train_step` returns a function of (train state, batch, key). Under
 `jax.pmap` it averages over the named axis; without a name it can be called as
-it is, on one device or in a test.
+it is, on one device or in a test. `make_compiled` compiles the steps of a run
+for all devices, and `make_shared` has runs in one process share them.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+import functools
+import math
+from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
@@ -14,12 +17,18 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from experiments import gradients, layer_log
-from experiments import loss as loss_lib
-from experiments.loss import Batch, Metrics
+from experiments import gradients
+from experiments.gradients import Batch, Metrics
 import nfnets
 from nfnets import optim, utils
 
+AXIS = 'i'  # JAXline's name of the pmapped axis.
+# Names the part of a batch by which hosts tell each other to end.
+STOP = 'stop'
+LOSSES = {
+  'softmax_cross_entropy': utils.softmax_cross_entropy,
+  'sigmoid_cross_entropy': utils.sigmoid_cross_entropy,
+}
 EMAS = {'tf1_ema': utils.ema_decay, 'ema': lambda step, decay: decay}
 
 
@@ -65,6 +74,12 @@ def init_train_state(
   params, state = model.init(rng)
   if weights is not None:
     params, state = {**params, **weights[0]}, {**state, **weights[1]}
+  return _first_state(optimizer, use_ema, params, state)
+
+
+# Compiled by itself, as the parameters need no compilation.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _first_state(optimizer, use_ema, params, state) -> TrainState:
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -77,17 +92,87 @@ def init_train_state(
   )
 
 
-def _batch_first(
-  images: jax.Array, config: ml_collections.ConfigDict
-) -> jax.Array:
-  """Returns images as [B, H, W, 3].
+def _apply(
+  model: nfnets.Model,
+  params: hk.Params,
+  state: hk.State,
+  rng: jax.Array | None,
+  batch: Batch,
+  is_training: bool,
+  is_bfloat16: bool,
+) -> tuple[jax.Array, hk.State]:
+  """Returns the float32 logits [B, K] of a batch, and the new state."""
+  dtype = jnp.bfloat16 if is_bfloat16 else jnp.float32
+  # Cast here, so that the gradients come back as float32.
+  params = jax.tree.map(
+    lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+    params,
+  )
+  images = model.normalize(batch['images'].astype(jnp.float32)).astype(dtype)
+  out, state = model.apply(params, state, rng, images, is_training=is_training)
+  return out['logits'].astype(jnp.float32), state
+
+
+def _topk_correct(logits: jax.Array, labels: jax.Array) -> Metrics:
+  """Returns top-1 and top-5; top-5 only where it can be less than 1."""
+  topk = (1, 5) if logits.shape[-1] > 5 else (1,)
+  return utils.topk_correct(logits, labels, topk)
+
+
+def make_loss(
+  model: nfnets.Model, config: ml_collections.ConfigDict
+) -> Callable[..., tuple[jax.Array, tuple[hk.State, Metrics]]]:
+  """Builds the loss of training.
 
   Args:
-    images: [B, H, W, 3], or [H, W, 3, B] if `config.transpose`: TPUs keep the
-      batch last in memory, so that order spares them a copy.
+    model: the network.
     config: the experiment's.
+
+  Returns:
+    A function from (parameters, state, batch, key) to (loss, (state, metrics)),
+    the loss and the metrics float32 scalars, means over the batch. The batch is
+    that of `make_train_step`, with images [B, H, W, 3].
   """
-  return jnp.transpose(images, (3, 0, 1, 2)) if config.transpose else images
+  is_trained = optim.choose(config.train_only or '')
+
+  def loss_fn(params, state, batch, rng):
+    if config.train_only:
+      params = optim.stop_gradients(params, is_trained)
+    logits, new_state = _apply(
+      model, params, state, rng, batch, True, config.bfloat16
+    )
+    targets = jax.nn.one_hot(batch['labels'], logits.shape[-1])
+    if 'ratio' in batch:
+      others = jax.nn.one_hot(batch['mix_labels'], logits.shape[-1])
+      ratio = batch['ratio'][:, None]
+      targets = ratio * targets + (1 - ratio) * others
+    targets = utils.smooth_labels(targets, config.label_smoothing)
+    values = {
+      'train_loss': LOSSES[config.which_loss](logits, targets),
+      **_topk_correct(logits, batch['labels']),
+    }
+    if 'mask' in batch:  # Of a Poisson sample.
+      values = {k: batch['mask'] * v for k, v in values.items()}
+      values['share'] = batch['mask']
+    metrics = jax.tree.map(jnp.mean, values)
+    new_state = jax.tree.map(
+      lambda x, old: x.astype(old.dtype), new_state, state
+    )
+    return metrics['train_loss'], (new_state, metrics)
+
+  return loss_fn
+
+
+def _batch_first(batch: Batch, config: ml_collections.ConfigDict) -> Batch:
+  """Returns a batch with images [B, H, W, 3].
+
+  With `config.transpose` they come as [H, W, 3, B]: TPUs keep the batch last in
+  memory, so that order spares them a copy.
+  """
+  images = batch['images']
+  if config.transpose:
+    images = jnp.transpose(images, (3, 0, 1, 2))
+  return {**batch, 'images': images}
 
 
 def make_train_step(
@@ -101,8 +186,7 @@ def make_train_step(
 
   Args:
     model: the network.
-    optimizer: takes gradients of the loss; where `config.sam_rho` is set, one
-      of `nfnets.optim.sam`.
+    optimizer: takes gradients of the loss.
     schedule: the learning rate by step, to report it.
     config: the experiment's.
     axis_name: the pmapped axis to average over; None outside of pmap.
@@ -111,41 +195,45 @@ def make_train_step(
     A function from (train state, batch, key) to (train state, metrics). The
     batch holds `images` of 0-255, uint8 or float32 (see `_batch_first`), and
     `labels`, int32 [B]; where images are mixed also `mix_labels`, int32 [B],
-    and `ratio`, float32 [B], the share of the first label. Metrics are float32
-    scalars, averaged over all devices; with `config.log_layers`, `layers` are
-    `layer_log.Layers`.
+    and `ratio`, float32 [B], the share of the first label; of a Poisson sample
+    also `mask`, float32 [B], 1 for an example and 0 for filling. Metrics are
+    float32 scalars, averaged over the examples of all devices; with
+    `config.log_layers`, `layers` are `gradients.Layers`.
   """
   decay_at = EMAS[config.which_ema]
-  loss_fn = loss_lib.make_loss(model, config)
-  gradient = gradients.make_gradient(loss_fn, config)
+  gradient = gradients.make_gradient(make_loss(model, config), config)
 
   def mean(tree):
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
   def train_step(train_state, batch, rng):
     step, params = train_state.step, train_state.params
-    batch = {**batch, 'images': _batch_first(batch['images'], config)}
+    batch = _batch_first(batch, config)
     point = params
     if config.sam_rho:
       # Each device ascends by a part of its own batch; the average of their
       # descent gradients is the same everywhere.
+      parts = config.accumulate_steps
+      share = config.sam_fraction * batch['labels'].shape[0]
+      size = parts * math.ceil(share / parts)
       ascent, _ = gradient(
         params,
         train_state.state,
-        gradients.ascent_part(batch, config),
+        jax.tree.map(lambda x: x[:size], batch),
         jax.random.fold_in(rng, 1),
       )
       point = optim.sam_ascent(params, ascent, config.sam_rho)
     grads, (state, metrics) = gradient(point, train_state.state, batch, rng)
-    grads = mean(grads)
-    if config.sam_rho:
-      updates, opt_state = optimizer.update(
-        ascent, train_state.opt_state, params, grad_fn=lambda *_: grads
-      )
-    else:
-      updates, opt_state = optimizer.update(
-        grads, train_state.opt_state, params
-      )
+    grads, metrics = mean((grads, metrics))
+    if 'mask' in batch:
+      # The analysis of privacy divides by the expected number of examples.
+      devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+      expected = config.train_batch_size * config.augmentation_multiplicity
+      factor = devices * batch['mask'].size / expected
+      grads = jax.tree.map(lambda g: g * factor, grads)
+      share = jnp.maximum(metrics.pop('share'), 1e-9)  # None may be drawn.
+      metrics = {k: v / share for k, v in metrics.items()}
+    updates, opt_state = optimizer.update(grads, train_state.opt_state, params)
     params = optax.apply_updates(params, updates)
     # Moving averages of each device's statistics: their average is what all
     # devices go on with, so that a checkpoint holds all there is.
@@ -161,9 +249,8 @@ def make_train_step(
         decay_at(step, config.ema_decay),
       )
 
-    metrics = mean(metrics)
     rate = schedule(step)
-    if config.numbers_as_arguments:
+    if config.traced_hyperparams:
       rate = schedule(step, optax.tree.get(opt_state, 'peak'))
     metrics['learning_rate'] = jnp.asarray(rate, jnp.float32)
     metrics['grad_norm'] = optax.tree.norm(grads)
@@ -171,7 +258,7 @@ def make_train_step(
     if clipped is not None:  # That of examples' gradients says more.
       metrics.setdefault('fraction_clipped', clipped)
     if config.log_layers:
-      metrics[layer_log.NAME] = layer_log.measure(
+      metrics[gradients.LAYERS] = gradients.measure_layers(
         train_state.params, grads, opt_state, config
       )
     new = TrainState(
@@ -207,22 +294,20 @@ def make_eval_step(
 
   Returns:
     A function from (parameters, state, batch) to the sums over the batch of
-    `loss`, `top_1_acc`, `top_5_acc` and `num_examples`, float32 scalars. The
-    batch's `mask` [B] is 0 for padding, which counts nothing.
+    `loss`, `top_1_acc`, `top_5_acc` (with more than five classes) and
+    `num_examples`, float32 scalars. The batch's `mask` [B] is 0 for padding,
+    which counts nothing.
   """
-  dtype = loss_lib.compute_dtype(config.eval_bfloat16)
 
   def eval_step(params, state, batch):
-    images = _batch_first(batch['images'], config)
-    images = loss_lib.network_input(model, images, dtype)
-    out, _ = model.apply(
-      loss_lib.cast(params, dtype), state, None, images, is_training=False
+    batch = _batch_first(batch, config)
+    logits, _ = _apply(
+      model, params, state, None, batch, False, config.eval_bfloat16
     )
-    logits = out['logits'].astype(jnp.float32)
     targets = jax.nn.one_hot(batch['labels'], logits.shape[-1])
     values = {
-      'loss': loss_lib.LOSSES[config.which_loss](logits, targets),
-      **utils.topk_correct(logits, batch['labels']),
+      'loss': LOSSES[config.which_loss](logits, targets),
+      **_topk_correct(logits, batch['labels']),
       'num_examples': jnp.ones(logits.shape[:1]),
     }
     # Not a product: what padding gives may be infinite.
@@ -232,3 +317,55 @@ def make_eval_step(
     return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
   return eval_step
+
+
+class CompiledSteps(NamedTuple):
+  """What an experiment runs on the devices.
+
+  Attributes:
+    init: from (key, weights) to the first train state; not compiled.
+    train_step: `make_train_step`, pmapped.
+    eval_step: `make_eval_step`, pmapped.
+  """
+
+  init: Callable[..., TrainState]
+  train_step: Callable[..., Any]
+  eval_step: Callable[..., Any]
+
+
+def make_compiled(recipe: Any) -> CompiledSteps:
+  """Return the steps of a `Recipe`, which are compiled when they are called."""
+  model, optimizer, config = recipe.model, recipe.optimizer, recipe.config
+  train_step = make_train_step(model, optimizer, recipe.schedule, config, AXIS)
+
+  def train_step_with_stop(train_state, batch, rng):
+    """Has the devices of all hosts agree on whether one of them shall end."""
+    batch = dict(batch)
+    stop = batch.pop(STOP, None)
+    train_state, metrics = train_step(train_state, batch, rng)
+    if stop is not None:
+      metrics[STOP] = jax.lax.pmax(stop, AXIS)
+    return train_state, metrics
+
+  return CompiledSteps(
+    functools.partial(init_train_state, model, optimizer, config.use_ema),
+    jax.pmap(train_step_with_stop, AXIS, donate_argnums=0, out_axes=(0, None)),
+    jax.pmap(make_eval_step(model, config, AXIS), AXIS, out_axes=None),
+  )
+
+
+def make_shared() -> Callable[[Any], CompiledSteps]:
+  """Return a `make_compiled` that reuses the steps of earlier recipes that fit.
+
+  A compiled step holds the settings as constants. With `traced_hyperparams`
+  runs that differ in these values alone, or in their seed, share it.
+  """
+  known = {}
+
+  def make_once(recipe: Any) -> CompiledSteps:
+    key = recipe.program_key
+    if key not in known:
+      known[key] = make_compiled(recipe)
+    return known[key]
+
+  return make_once

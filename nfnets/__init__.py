@@ -1,12 +1,37 @@
 """Normalizer-free networks in JAX and Haiku."""
 
+import glob
+import importlib.util
+import os
+import sys
 from typing import TYPE_CHECKING
 
 from nfnets import lazy
 
 if TYPE_CHECKING:
-  from nfnets.weights.opening import load
+  from nfnets.inference.loading import load
   from nfnets.zoo import Model, create_model, list_models
+
+
+def _skip_absent_tpu() -> None:
+  """Has JAX start no TPU where libtpu is installed and there is none.
+
+  Planning needs libtpu, which warns in six lines where it is started in vain.
+  """
+  if (
+    importlib.util.find_spec('libtpu') is None
+    or importlib.util.find_spec('jax_plugins')  # Another accelerator's.
+    or any(map(glob.glob, ('/dev/accel*', '/dev/vfio/[0-9]*')))
+  ):
+    return
+  if jax := sys.modules.get('jax'):
+    if jax.config.jax_platforms is None:
+      jax.config.update('jax_platforms', 'cpu')
+  else:
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+
+_skip_absent_tpu()
 
 __all__ = ['Model', 'create_model', 'list_models', 'load']
 
@@ -16,6 +41,6 @@ __getattr__, __dir__ = lazy.attributes(
     'Model': 'nfnets.zoo',
     'create_model': 'nfnets.zoo',
     'list_models': 'nfnets.zoo',
-    'load': 'nfnets.weights.opening',
+    'load': 'nfnets.inference.loading',
   },
 )

@@ -6,8 +6,7 @@ below, and Brock, De, Smith, Simonyan, "High-Performance Large-Scale Image
 Recognition Without Normalization" (arXiv 2102.06171), called NFNets.
 """
 
-from collections.abc import Callable, Sequence
-import functools
+from collections.abc import Sequence
 import math
 
 import haiku as hk
@@ -15,110 +14,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nfnets import columns, conv, variants
+from nfnets import conv, variants
+from nfnets.activations import (  # noqa: F401 (Under their published names.)
+  Activation,
+  get_nonlinearity,
+  nonlinearities,
+  unscaled_nonlinearities,
+)
 
-# Under their published names.
 nfnet_params = variants.nfnet_params
 nf_regnet_params = variants.nf_regnet_params
 resnet_params = variants.resnet_params
-
-Activation = Callable[[jax.Array], jax.Array]
-
-
-def _scaled(fn: Activation, gamma: float) -> Activation:
-  """Returns f(x) * gamma (NF-ResNets, section 4.1)."""
-  return lambda x: fn(x) * gamma
-
-
-def _gelu_exponent(x: jax.Array) -> jax.Array:
-  """Returns 2 sqrt(2 / pi) (x + 0.044715 x^3)."""
-  c = 2 * math.sqrt(2 / math.pi)
-  return x * (c + 0.044715 * c * jnp.square(x))
-
-
-@jax.custom_jvp
-def _gelu(x: jax.Array) -> jax.Array:
-  """GELU in its tanh form (arXiv 1606.08415), times its gamma.
-
-  0.5 (1 + tanh z) is the logistic function of 2 z; in this form F0 is 3 to 4 %
-  faster on a CPU than with `jax.nn.gelu`. Of -z = 100 and more, the exponential
-  is infinite, which is right here but not in its derivative.
-  """
-  return 1.7015043497085571 * x / (1 + jnp.exp(-_gelu_exponent(x)))
-
-
-@_gelu.defjvp
-def _gelu_jvp(primals, tangents):
-  (x,), (dx,) = primals, tangents
-  c = 2 * math.sqrt(2 / math.pi)
-  sigma = jax.nn.sigmoid(_gelu_exponent(x))
-  slope = c + 3 * 0.044715 * c * jnp.square(x)
-  derivative = sigma + x * sigma * (1 - sigma) * slope
-  return _gelu(x), 1.7015043497085571 * derivative * dx
-
-
-# Each activation times its gamma: N(0, 1) in gives unit variance out. The
-# released weights were trained with the tanh form of GELU; `gelu_erf` is the
-# exact form, with the gamma that PyTorch ports of these networks use.
-nonlinearities: dict[str, Activation] = {
-  'identity': lambda x: x,
-  'celu': _scaled(jax.nn.celu, 1.270926833152771),
-  'elu': _scaled(jax.nn.elu, 1.2716004848480225),
-  'gelu': _gelu,
-  'gelu_erf': _scaled(
-    functools.partial(jax.nn.gelu, approximate=False), 1.7015043497085571
-  ),
-  'glu': _scaled(jax.nn.glu, 1.8484294414520264),
-  'leaky_relu': _scaled(jax.nn.leaky_relu, 1.70590341091156),
-  'log_sigmoid': _scaled(jax.nn.log_sigmoid, 1.9193484783172607),
-  'log_softmax': _scaled(jax.nn.log_softmax, 1.0002083778381348),
-  'relu': _scaled(jax.nn.relu, 1.7139588594436646),
-  'relu6': _scaled(jax.nn.relu6, 1.7131484746932983),
-  'selu': _scaled(jax.nn.selu, 1.0008515119552612),
-  'sigmoid': _scaled(jax.nn.sigmoid, 4.803835391998291),
-  'silu': _scaled(jax.nn.silu, 1.7881293296813965),
-  'swish': _scaled(jax.nn.swish, 1.7881293296813965),
-  'soft_sign': _scaled(jax.nn.soft_sign, 2.338853120803833),
-  'softplus': _scaled(jax.nn.softplus, 1.9203323125839233),
-  'tanh': _scaled(jnp.tanh, 1.5939117670059204),
-}
-
-
-# The same without gamma, for the networks that do without scaled activations.
-unscaled_nonlinearities: dict[str, Activation] = {
-  name: getattr(jax.nn, name) for name in nonlinearities if name != 'gelu_erf'
-}
-
-
-def get_nonlinearity(name: str, scaled: bool = True) -> Activation:
-  """Returns the activation of this name, times its gamma if `scaled`.
-
-  Raises:
-    ValueError: if there is none; the message lists the names.
-  """
-  table = nonlinearities if scaled else unscaled_nonlinearities
-  if name not in table:
-    raise ValueError(
-      f'No activation {name!r}; there are {", ".join(sorted(table))}.'
-    )
-  return table[name]
-
-
-def get_variant(table: dict[str, dict], variant: str) -> dict:
-  """Returns one row of a variant table.
-
-  Raises:
-    ValueError: if there is none; the message lists the variants.
-  """
-  if variant not in table:
-    raise ValueError(f'No variant {variant!r}; there are {", ".join(table)}.')
-  return table[variant]
 
 
 class Conv2D(hk.Conv2D):
   """hk.Conv2D for images [B, H, W, C], computed by `nfnets.conv`.
 
-  Parameters: `w` [kh, kw, C, K] and, with a bias, `b` [K].
+  Parameters: `w` [kh, kw, C // groups, K] and, with a bias, `b` [K].
   """
 
   def __init__(
@@ -131,22 +43,21 @@ class Conv2D(hk.Conv2D):
     with_bias: bool = True,
     w_init: hk.initializers.Initializer | None = None,
     b_init: hk.initializers.Initializer | None = None,
+    feature_group_count: int = 1,
     name: str | None = None,
   ):
     super().__init__(
-      output_channels,
-      kernel_shape,
-      stride=stride,
-      rate=rate,
-      padding=padding,
+      *(output_channels, kernel_shape, stride, rate, padding),
       with_bias=with_bias,
       w_init=w_init,
       b_init=b_init,
+      feature_group_count=feature_group_count,
       name=name,
     )
 
   def __call__(self, inputs: jax.Array) -> jax.Array:
-    shape = self.kernel_shape + (inputs.shape[-1], self.output_channels)
+    in_ch = inputs.shape[-1] // self.feature_group_count
+    shape = self.kernel_shape + (in_ch, self.output_channels)
     w_init = self.w_init
     if w_init is None:
       stddev = math.prod(shape[:-1]) ** -0.5
@@ -158,9 +69,11 @@ class Conv2D(hk.Conv2D):
       stride=self.stride,
       padding=self.padding,
       rate=self.kernel_dilation,
+      groups=self.feature_group_count,
     )
     if self.with_bias:
-      out += hk.get_parameter('b', shape[-1:], inputs.dtype, init=self.b_init)
+      bias = hk.get_parameter('b', shape[-1:], inputs.dtype, init=self.b_init)
+      out += jnp.expand_dims(bias, (0, 1, 2))
     return out
 
 
@@ -174,9 +87,13 @@ class WSConv2D(hk.Conv2D):
   Per output channel the kernel becomes gain * (w - mean) / sqrt(max(var *
   fan_in, eps)), with the biased variance (NF-ResNets, equation 2; the gain and
   eps as in the published code). The arguments are hk.Conv2D's; images are
-  [B, H, W, C], or of `joined` columns (see `nfnets.columns`). Parameters: `w`
+  [B, H, W, C], or [B, H, W / factor, factor * C] where a `factor` says that
+  columns are joined (see `conv.space_to_depth`). Parameters: `w`
   [kh, kw, C // groups, K], `gain` [K], `bias` [K]; or, with folded weights, the
   standardized kernel in place of the first two (`nfnets.weights.fold_weights`).
+
+  Example:
+    >>> conv = hk.transform(lambda x: base.WSConv2D(16, 3)(x))
   """
 
   def __init__(
@@ -199,6 +116,7 @@ class WSConv2D(hk.Conv2D):
       feature_group_count=feature_group_count,
       name=name,
     )
+    self.gain_init = jnp.ones
 
   def standardize_weight(self, weight: jax.Array, eps: float = 1e-4):
     """Returns the standardized kernel, of the shape and dtype of `weight`."""
@@ -206,16 +124,21 @@ class WSConv2D(hk.Conv2D):
     var = jnp.var(weight, axis=(0, 1, 2), keepdims=True)
     fan_in = math.prod(weight.shape[:-1])
     gain = hk.get_parameter(
-      'gain', shape=weight.shape[-1:], dtype=weight.dtype, init=jnp.ones
+      'gain', weight.shape[-1:], weight.dtype, init=self.gain_init
     )
-    scale = jax.lax.rsqrt(jnp.maximum(var * fan_in, eps)) * gain
+    scale = self._scale(var, gain, fan_in, eps)
     # One pass over the kernel; (weight - mean) * scale would take two.
     return weight * scale - mean * scale
 
+  @staticmethod  # So that it can be called outside of Haiku, too.
+  def _scale(var, gain, fan_in, eps):
+    scale = jax.lax.rsqrt(jnp.maximum(var * fan_in, eps))
+    return scale * jnp.expand_dims(gain, (0, 1, 2))
+
   def __call__(
-    self, inputs: jax.Array, eps: float = 1e-4, joined: int = 1
+    self, inputs: jax.Array, eps: float = 1e-4, factor: int = 1
   ) -> jax.Array:
-    in_channels = inputs.shape[-1] // joined
+    in_channels = inputs.shape[-1] // factor
     if in_channels % self.feature_group_count:
       raise ValueError(
         f'{self.module_name}: {in_channels} input channels cannot be split '
@@ -233,9 +156,12 @@ class WSConv2D(hk.Conv2D):
     bias = hk.get_parameter(
       'bias', (self.output_channels,), inputs.dtype, init=jnp.zeros
     )
-    if joined > 1:
-      out = columns.conv2d(inputs, weight, stride=self.stride, columns=joined)
-      return out + jnp.tile(bias, joined // self.stride[1])
+    if factor > 1:
+      out = conv.conv2d_space_to_depth(
+        inputs, weight, stride=self.stride, factor=factor
+      )
+      bias = jnp.tile(bias, factor // self.stride[1])
+      return out + jnp.expand_dims(bias, (0, 1, 2))
     out = conv.conv2d(
       inputs,
       weight,
@@ -244,7 +170,7 @@ class WSConv2D(hk.Conv2D):
       rate=self.kernel_dilation,
       groups=self.feature_group_count,
     )
-    return out + bias
+    return out + jnp.expand_dims(bias, (0, 1, 2))
 
 
 class SqueezeExcite(hk.Module):
@@ -252,6 +178,9 @@ class SqueezeExcite(hk.Module):
 
   Hu et al., "Squeeze-and-Excitation Networks" (arXiv 1709.01507). Maps
   [B, H, W, in_ch] to [B, 1, 1, out_ch] in (0, 1).
+
+  Example:
+    >>> gate = hk.transform(lambda x: base.SqueezeExcite(16, 16)(x) * x)
   """
 
   def __init__(
@@ -287,6 +216,9 @@ class StochDepth(hk.Module):
   Huang et al., "Deep Networks with Stochastic Depth" (arXiv 1603.09382). The
   branch is not rescaled in training unless asked, and passes unchanged in
   evaluation.
+
+  Example:
+    >>> drop = hk.transform(lambda x: base.StochDepth(0.1)(x, True))
   """
 
   def __init__(
@@ -311,33 +243,39 @@ class StochDepth(hk.Module):
     return x / keep_rate if self.scale_by_keep else x
 
 
-def call_block(
-  block: Callable[..., tuple[jax.Array, jax.Array]],
-  x: jax.Array,
-  is_training: bool,
-  remat: bool,
-) -> tuple[jax.Array, jax.Array]:
-  """Returns block(x, is_training).
-
-  With `remat`, the backward pass keeps nothing of the block but its input, and
-  computes the rest again, standardized kernels included (arXiv 1604.06174).
-  """
-  if not remat:
-    return block(x, is_training)
-  return hk.remat(lambda x: block(x, is_training))(x)
-
-
-def count_remat(remat: bool | int) -> float:
-  """Returns how many of the first blocks are computed again; True is all.
+def grouped_width(
+  channels: int, expansion: float, group_size: int
+) -> tuple[int, int]:
+  """Returns the width inside a block, whole groups, and their number.
 
   Raises:
-    ValueError: for anything but a bool or a number that is not negative.
+    ValueError: for less than one group.
   """
-  if remat is True:
-    return math.inf
-  if not isinstance(remat, int) or remat < 0:
-    raise ValueError(f'remat is {remat!r}; it must be True, False or a number.')
-  return remat
+  width = int(channels * expansion)
+  groups = width // group_size
+  if groups < 1:
+    raise ValueError(
+      f'{channels} channels leave {width} inside the block, less than one '
+      f'group of {group_size}; use a larger width.'
+    )
+  return groups * group_size, groups
+
+
+def max_pool_3x3(
+  x: jax.Array, padding: str | Sequence[tuple[int, int]]
+) -> jax.Array:
+  """Returns the maxima of 3x3 windows with stride 2.
+
+  Args:
+    x: [B, H, W, C].
+    padding: 'SAME', or pixels before and behind each of the four axes.
+  """
+  return jax.lax.reduce_window(
+    x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding
+  )
+
+
+AVERAGE_POOL = 'nfnets_average_pool'  # A name for what reads the program.
 
 
 def avg_pool_2x2(x: jax.Array) -> jax.Array:
@@ -352,13 +290,20 @@ def avg_pool_2x2(x: jax.Array) -> jax.Array:
   Returns:
     [B, ceil(H / 2), ceil(W / 2), C], of x's dtype.
   """
-  h, w = x.shape[1:3]
-  x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
-  total = x[:, ::2] + x[:, 1::2]
-  total = total[:, :, ::2] + total[:, :, 1::2]
-  rows = np.minimum(2, h - np.arange(0, h, 2))  # How many each window has.
-  columns = np.minimum(2, w - np.arange(0, w, 2))
-  return total / np.outer(rows, columns)[:, :, None].astype(x.dtype)
+
+  def average_pool(x):
+    h, w = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
+    total = x[:, ::2] + x[:, 1::2]
+    total = total[:, :, ::2] + total[:, :, 1::2]
+    rows = np.minimum(2, h - np.arange(0, h, 2))  # How many each window has.
+    columns = np.minimum(2, w - np.arange(0, w, 2))
+    return total / np.outer(rows, columns)[None, :, :, None].astype(x.dtype)
+
+  if conv.chosen() == 'portable':
+    average_pool.__name__ = AVERAGE_POOL
+    average_pool = jax.jit(average_pool)
+  return average_pool(x)
 
 
 def channel_variance(x: jax.Array) -> jax.Array:
@@ -376,29 +321,12 @@ def signal_metrics(x: jax.Array, i: int) -> dict[str, jax.Array]:
   Returns:
     `avg_sq_mean_{i}`, the mean over channels of the squared mean over batch, H
     and W, and `avg_var_{i}`, that of the variance. Scalars.
+
+  Example:
+    >>> sorted(base.signal_metrics(images, 0))
+    ['avg_sq_mean_0', 'avg_var_0']
   """
   return {
     f'avg_sq_mean_{i}': jnp.mean(jnp.square(jnp.mean(x, axis=(0, 1, 2)))),
     f'avg_var_{i}': channel_variance(x),
   }
-
-
-def expected_variances(depths: Sequence[int], alpha: float) -> list[float]:
-  """Returns the variance of each block's input, as the analysis expects it.
-
-  Each branch adds alpha^2 to the variance of its shortcut. A stage's first
-  block starts from the variance that the previous stage reached; its shortcut
-  is activated, which sets that back to 1 (NF-ResNets, section 3).
-
-  Args:
-    depths: the number of blocks in each stage.
-    alpha: scale of the residual branches.
-  """
-  variances, variance = [], 1.0
-  for depth in depths:
-    for block_index in range(depth):
-      variances.append(variance)
-      if block_index == 0:
-        variance = 1.0
-      variance += alpha**2
-  return variances

@@ -1,35 +1,28 @@
-"""Writes a model card: what a network is, how good, and how to use it.
+"""Evaluates a network on test images, and writes its model card: README.md with
+the metadata of the Hugging Face Hub, beside its weights. The folder of a run
+names the dataset.
 
 python -m nfnets.card RUN
 python -m nfnets.card --weights=FILE --data=flowers --output=FOLDER
+
+A README.md that is no model card of nfnets is replaced with --overwrite only;
+changes in a card are not kept. A folder made with --output can be uploaded as
+it is: `hf upload OWNER/NAME FOLDER`; then --weights=hf://OWNER/NAME reads it.
+The last line of standard output is JSON. The exit status is 0 if all went well,
+1 for a failure and 2 for a wrong command.
 """
 
-import argparse
-import json
+import dataclasses
 import sys
-from typing import Any
 
+from nfnets import errors, finite_json
 from nfnets.inference import command_line
 
-_DESCRIPTION = """\
-Evaluates a network on test images and writes its model card, README.md with the
-metadata of the Hugging Face Hub, beside its weights. For the folder of a run it
-is the run's own dataset.
-"""
-_EPILOG = """\
-A README.md that is no model card, or was changed by hand, is replaced with
---overwrite only. A folder made with --output can be uploaded as it is:
-`hf upload OWNER/NAME FOLDER`; then --weights=hf://OWNER/NAME reads it. The last
-line of standard output is JSON. The exit status is 0 if all went well, 1 for a
-failure and 2 for a wrong command.
-"""
 
-
+@command_line.command
 def main(argv: list[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
-  parser = command_line.make_parser(
-    'card', _DESCRIPTION, _EPILOG, weights_required=False
-  )
+  parser = command_line.make_parser('card', __doc__, weights_required=False)
   command_line.add_run_or_data(parser)
   parser.add_argument(
     '--output',
@@ -51,107 +44,63 @@ def main(argv: list[str] | None = None) -> int:
   command_line.check_run_or_data(parser, args, ('weights',))
   if args.recorded and args.data is not None:
     parser.error('--data is for an evaluation, and --recorded makes none')
-  return command_line.run(_card, args)
-
-
-def _card(args: argparse.Namespace) -> int:
   command_line.check_images_can_be_read()
   from nfnets import paths, weights
-  from nfnets.inference import card, card_text
+  from nfnets.inference import card, evaluation, runs
 
-  try:
-    if args.run is not None:
-      source = paths.path(args.run) / card.WEIGHTS
-      metadata, info, measured = _of_run(args)
-    else:
+  info = builder = found = None
+  chosen = False
+  if args.run is not None:
+    source = paths.path(args.run) / card.WEIGHTS
+    info = runs.read_info(source.parent)
+  else:
+    with errors.prefix(args.weights):
       source = weights.find(args.weights)
-      metadata, info, measured = _of_weights(args)
-    folder = source.parent
-    if args.output is not None:
-      folder = paths.path(args.output)
+  folder = source.parent
+  if args.output is not None:
+    folder = paths.path(args.output)
+  elif source.name != card.WEIGHTS:
+    raise errors.UserError(
+      f'A card is of one network, and {folder} may have several: '
+      f'--output=FOLDER makes a folder with the card and {card.WEIGHTS}.',
+      2,
+    )
+  if not args.overwrite and not card.may_write(folder):
+    raise errors.UserError(
+      f'{folder / card.NAME} is no model card of nfnets, and stays. '
+      '--overwrite replaces it.'
+    )
+  if args.run is None:
+    network = command_line.open_network(args)
+    if args.data is not None:
+      builder = command_line.open_data(args)
+  elif not args.recorded:
+    run = runs.open_run(args.run)
+    network, builder, chosen = run.network, run.builder, run.chose_by_test
+  with errors.prefix(str(source)):
+    metadata = weights.read_metadata(source)
+  if args.run is None:  # What was evaluated comes before what the file says.
+    metadata = {**metadata, **weights.describe(network.model)}
+  if args.output is not None:
+    with errors.prefix(f'--output={args.output}'):
       paths.make_folder(folder)
-    elif source.name != card.WEIGHTS:
-      raise command_line.CommandError(
-        f'A card is of one network, and {folder} may have several: '
-        f'--output=FOLDER makes a folder with the card and {card.WEIGHTS}.',
-        2,
-      )
-    # First, since it refuses what must not be replaced.
-    text = card_text.make(metadata, info, measured)
-    output = card.write(folder, text, args.overwrite)
-    if folder != source.parent:
+  if builder is not None:
+    found = evaluation.evaluate(network, builder, 'test', args.batch_size)
+    found = dataclasses.replace(found, chose_weights=chosen)
+  output = card.write(folder, card.make(metadata, info, found))
+  if folder != source.parent:
+    with errors.prefix(str(source)):
       read = weights.read_weights(source)
-      weights.save_weights(folder / card.WEIGHTS, *read, metadata=metadata)
-  except paths.PathError:
-    raise
-  except card.ChangedError as error:
-    raise command_line.CommandError(
-      f'{error} --overwrite replaces it.'
-    ) from error
-  except (OSError, ValueError) as error:
-    reason = getattr(error, 'strerror', None) or str(error)
-    raise command_line.CommandError(reason) from error
-  results: dict[str, Any] = {'output': output}
-  if measured is not None:
-    total = int(measured.counts.total.sum())
+    weights.save_weights(folder / card.WEIGHTS, *read, metadata=metadata)
+  results = {'output': output}
+  if found is not None:
     results |= {
-      'dataset': measured.dataset,
-      'split': measured.split,
-      'images': total,
-      'accuracy': float(measured.counts.correct.sum() / max(total, 1)),
+      'dataset': found.dataset,
+      'split': found.split,
+      'images': found.accuracy['total'],
+      'accuracy': found.accuracy['share'],
     }
-  print(json.dumps(results))
-  return 0
-
-
-def _of_run(args: argparse.Namespace) -> tuple[dict, dict, Any]:
-  """Returns what is known of a run's network: metadata, run.json, results."""
-  from nfnets import paths, weights
-  from nfnets.inference import card, runs
-
-  if args.recorded:
-    folder = paths.path(args.run)
-    info = runs.read_info(folder)
-    return weights.read_metadata(folder / card.WEIGHTS), info, None
-  run = runs.open_run(args.run)
-  measured = _measure(
-    *(run.model, run.params, run.state, run.builder, args.batch_size),
-    chosen=run.chose_by_test,
-  )
-  return weights.read_metadata(run.weights), run.info, measured
-
-
-def _of_weights(args: argparse.Namespace) -> tuple[dict, None, Any]:
-  """Returns what is known of weights: metadata, None, results."""
-  from nfnets import weights
-
-  network = command_line.open_network(args)
-  metadata = weights.read_metadata(args.weights)
-  metadata = weights.describe(network.model, **metadata)
-  if args.data is None:
-    return metadata, None, None
-  builder = command_line.open_data(args)
-  model, params, state = network.model, network.params, network.state
-  measured = _measure(model, params, state, builder, args.batch_size)
-  return metadata, None, measured
-
-
-def _measure(
-  model: Any,
-  params: Any,
-  state: Any,
-  builder: Any,
-  batch_size: int,
-  chosen: bool = False,
-) -> Any:
-  """Evaluates a network on the test images; returns what the card shows."""
-  from nfnets.inference import card, evaluation
-
-  evaluation.check_classes(model, builder)
-  found = evaluation.predict(
-    *(model, params, state, builder, 'test'), batch_size
-  )
-  return card.summarize(found, builder, chosen)
+  return finite_json.print_results(results)
 
 
 if __name__ == '__main__':

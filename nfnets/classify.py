@@ -1,26 +1,8 @@
-"""Says what images show.
+"""Tells the most probable classes of each image: probability, number and name.
 
 python -m nfnets.classify --weights=F0_haiku.npz IMAGE [IMAGE ...]
 python -m nfnets.classify --weights=F0_haiku.npz FOLDER --output=classes.csv
 
-The model is recognized from its weights and gets the images in its own test
-size and preprocessing. Tells the most probable classes of each image.
-"""
-
-import argparse
-from collections.abc import Sequence
-import functools
-import sys
-from typing import Any
-
-from nfnets.inference import classes, command_line, networks
-from nfnets.inference.many import arguments
-
-_SUFFIXES = ('.csv', '.jsonl', '.parquet')
-_DESCRIPTION = """\
-Tells the most probable classes of each image: probability, number and name.
-"""
-_EPILOG = """\
 With --json, and in a .jsonl, there is a line for each image, {"image": ...,
 "model": ..., "top": [{"label": ..., "name": ..., "probability": ...}, ...]}, or
 {"image": ..., "error": ...}; in a .csv or .parquet the same as columns. With
@@ -31,11 +13,22 @@ the accuracy. Everything but results goes to standard error. The exit status is
 command.
 """
 
+import sys
+from typing import Any
 
+from nfnets import finite_json, messages
+from nfnets.errors import UserError
+from nfnets.inference import classes, command_line
+from nfnets.inference.many import sources
+
+_SUFFIXES = ('.csv', '.jsonl', '.parquet')
+
+
+@command_line.command
 def main(argv: list[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
-  parser = command_line.make_parser('classify', _DESCRIPTION, _EPILOG)
-  arguments.add(parser)
+  parser = command_line.make_parser('classify', __doc__)
+  sources.add_arguments(parser, _SUFFIXES, has_output=False)
   command_line.add_runtime_arguments(parser)
   parser.add_argument(
     '--top',
@@ -46,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
   )
   parser.add_argument(
     '--threshold',
-    type=_probability,
+    type=float,
     default=0.0,
     metavar='P',
     help='leave out classes of less than this probability (0)',
@@ -59,162 +52,89 @@ def main(argv: list[str] | None = None) -> int:
     "classes, ImageNet's)",
   )
   parser.add_argument('--json', action='store_true', help='print JSON lines')
-  arguments.add_output(parser, _SUFFIXES, required=False)
   args = parser.parse_args(argv)
-  arguments.check(parser, args, _SUFFIXES)
+  sources.check_arguments(parser, args, _SUFFIXES)
   if args.json and args.output is not None:
     parser.error('--json prints what --output would write')
-  return command_line.run(_classify, args)
-
-
-def _probability(text: str) -> float:
-  try:
-    value = float(text)
-  except ValueError:
-    value = -1.0
-  if not 0 <= value <= 1:
-    raise argparse.ArgumentTypeError(f'{text} is no number from 0 to 1')
-  return value
-
-
-def _classify(args: argparse.Namespace) -> int:
+  if not 0 <= args.threshold <= 1:
+    parser.error(f'--threshold={args.threshold:g} is no number from 0 to 1')
   command_line.check_images_can_be_read()
-  from nfnets.inference.many import running
+  from nfnets.inference.many import formats, running
 
-  journal = running.open_journal(args, has_vectors=False)
-  if journal is not None and running.is_finished(args, journal):
+  journal = formats.open_journal(args)
+  if formats.is_finished(args, journal):
     return 0
-  source = arguments.open_source(args)
-  network = command_line.open_network(args, arguments.are_many(args))
+  source = sources.open_source(args)
+  network = command_line.open_network(args, sources.may_be_many(args))
   if not network.num_classes:
-    raise command_line.CommandError(
+    raise UserError(
       f'{args.weights} has no last layer, so there are no classes. python -m '
       'nfnets.embed computes embeddings.'
     )
-  names = _names(args.labels, network)
-  if source.class_names is not None:
-    _check_classes(source.class_names, network)
-  command = running.Command(args, network, source, journal)
-  settings = None
-  if journal is not None:
-    settings = running.settings(
-      args, network, top=args.top, threshold=args.threshold, names=[*names]
-    )
-  command.run(
-    network.logits,
-    functools.partial(_row, args, network.name, names, source.class_names),
-    None if journal else functools.partial(_print, args, len(names)),
-    settings,
-  )
-  if journal is not None:
-    command.finish(_table(args, network, source))
-  results = command.results()
-  if journal is not None:
-    results['output'] = args.output
-  if journal is not None or source.class_names is not None:
-    running.print_results(results)
-  return 1 if command.tally.failed else 0
-
-
-def _row(
-  args: argparse.Namespace,
-  model: str,
-  names: Sequence[str],
-  true_names: Sequence[str] | None,
-  answer: Any,
-) -> dict[str, Any]:
-  """Returns what there is to tell of an image."""
-  row = {'model': model}
-  if true_names is not None:
-    row['true_label'] = answer.label
-    row['true_name'] = true_names[answer.label]
-    row['correct'] = int(answer.output.argmax()) == answer.label
-  row['top'] = [
-    {'label': label, 'name': names[label], 'probability': probability}
-    for label, probability in classes.top_classes(
-      answer.output, args.top, args.threshold
-    )
-  ]
-  return row
-
-
-def _print(
-  args: argparse.Namespace, num_classes: int, row: dict[str, Any]
-) -> None:
-  """Prints a row as JSON or as a few lines."""
-  from nfnets.inference.many import running
-
-  if args.json:
-    running.print_results(row)
-  elif 'error' not in row:
-    width = len(str(num_classes - 1))
-    title = row['image']
-    if 'true_name' in row:
-      title += f'  ({classes.on_one_line(row["true_name"])})'
-    lines = [
-      f'  {one["probability"]:7.2%}  {one["label"]:{width}}  '
-      f'{classes.on_one_line(one["name"])}'
-      for one in row['top']
-    ]
-    running.say('\n'.join([title, *lines, '']), sys.stdout)
-
-
-def _table(
-  args: argparse.Namespace, network: networks.Network, source: Any
-) -> Any:
-  """Returns how rows become columns."""
-  from nfnets.inference.many import formats
-
-  count = min(args.top, network.num_classes)
-  columns = formats.first_columns(source.class_names is not None)
-  if source.class_names is not None:
-    columns['correct'] = bool
-  kinds = {'label': int, 'name': str, 'probability': float}
-  for i in range(1, count + 1):
-    columns |= {f'{name}_{i}': kind for name, kind in kinds.items()}
-  columns['error'] = str
-
-  def cells(row: dict[str, Any]) -> list[Any]:
-    flat = dict(row)
-    for i, one in enumerate(row.get('top', ()), 1):
-      flat |= {f'{name}_{i}': one[name] for name in kinds}
-    return [flat.get(name) for name in columns]
-
-  return formats.Table(columns, cells, '', network.name)
-
-
-def _names(labels: str | None, network: networks.Network) -> Sequence[str]:
-  """Returns the names of the classes."""
   number, own = network.num_classes, network.class_names
-  if labels is None and not own and number != 1000:
+  if not (args.labels or own or number == 1000):
     print(
       f'The {number} classes have no names here; --labels=FILE gives them.',
       file=sys.stderr,
     )
-  try:
-    return classes.names(number, own, labels)
-  except OSError as error:
-    message = f'{labels}: {error.strerror}'
-    raise command_line.CommandError(message, 2) from error
-  except ValueError as error:
-    raise command_line.CommandError(error, 2) from error
+  names = classes.names(number, own, args.labels)
+  has_labels = source.class_names is not None
+  if source.label_names is not None:
+    named = own if args.labels is None else names
+    match = classes.match(source.label_names, named, number, args.data)
+    if match.note:
+      print(match.note, file=sys.stderr)
 
+  def row(output: Any, label: int | None) -> dict[str, Any]:
+    row = {'model': network.name}
+    if has_labels:
+      row['true_label'] = match.logits[label]
+      row['true_name'] = source.class_names[label]
+      row['correct'] = int(output.argmax()) == row['true_label']
+    best = classes.top_classes(output, args.top, args.threshold)
+    row['top'] = [
+      {'label': label, 'name': names[label], 'probability': probability}
+      for label, probability in best
+    ]
+    return row
 
-def _check_classes(names: Sequence[str], network: networks.Network) -> None:
-  """Raises CommandError unless labels of a dataset are those of a network."""
-  if len(names) != network.num_classes:
-    raise command_line.CommandError(
-      f'the dataset has {len(names)} classes, and the network '
-      f'{network.num_classes}.'
-    )
-  known = network.class_names
-  if known and tuple(known) != tuple(names):
-    i = next(i for i, name in enumerate(names) if name != known[i])
-    print(
-      f'The names of the classes differ: class {i} is {names[i]} in the '
-      f'dataset, and {known[i]} for the network.',
-      file=sys.stderr,
-    )
+  def print_row(row: dict[str, Any]) -> None:
+    if args.json:
+      running.say(finite_json.dumps(row), sys.stdout)
+    elif 'error' not in row:
+      title, width = row['image'], len(str(number - 1))
+      if has_labels:
+        title += f'  ({messages.printable(row["true_name"])})'
+      lines = [
+        f'  {one["probability"]:7.2%}  {one["label"]:{width}}  '
+        f'{messages.printable(one["name"])}'
+        for one in row['top']
+      ]
+      running.say('\n'.join([title, *lines, '']), sys.stdout)
+
+  columns = formats.label_columns(has_labels)
+  columns |= {'correct': 'bool'} if has_labels else {}
+  kinds = {'label': 'int32', 'name': 'string', 'probability': 'double'}
+  for i in range(1, min(args.top, number) + 1):
+    columns |= {f'{name}_{i}': kind for name, kind in kinds.items()}
+
+  def cells(row: dict[str, Any]) -> dict[str, Any]:
+    flat = dict(row)
+    for i, one in enumerate(row.get('top', ()), 1):
+      flat |= {f'{name}_{i}': one[name] for name in kinds}
+    return flat
+
+  results = running.run(
+    *(args, network, source, journal, network.logits, row),
+    formats.Table({**columns, 'error': 'string'}, cells, network.name),
+    print_row,
+    top=args.top,
+    threshold=args.threshold,
+    names=[*names],
+  )
+  if journal is not None or has_labels:
+    finite_json.print_results(results)
+  return 1 if results['failed'] else 0
 
 
 if __name__ == '__main__':

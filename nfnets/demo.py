@@ -1,34 +1,27 @@
-"""Shows a page on which to try a network.
+"""Shows a page in the browser on which to try a network: drop an image, and see
+the most probable classes, what the network saw and where it looked.
 
 python -m nfnets.demo --weights=runs/flowers
 
-Top classes, what the network saw and what it looked at, its maps, and similar
-images; on this machine alone.
-"""
-
-import argparse
-from collections.abc import Sequence
-import os
-import sys
-import threading
-
-from nfnets.inference import classes, command_line, networks
-
-_DESCRIPTION = """\
-Shows a page in the browser on which to try a network: drop an image, and see
-the most probable classes, what the network saw and where it looked.
-"""
-_EPILOG = """\
 The page is there until Ctrl-C. It asks nothing of any other machine and writes
 only to a temporary folder, which is removed at the end. The address goes to
 standard output and everything else to standard error. The exit status is 0
 after Ctrl-C or SIGTERM, 1 for a failure and 2 for a wrong command.
 """
 
+import os
+import sys
+import threading
+import time
 
+from nfnets.errors import UserError
+from nfnets.inference import classes, command_line
+
+
+@command_line.command
 def main(argv: list[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
-  parser = command_line.make_parser('demo', _DESCRIPTION, _EPILOG)
+  parser = command_line.make_parser('demo', __doc__)
   command_line.add_runtime_arguments(parser)
   parser.add_argument(
     '--labels',
@@ -49,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
   )
   parser.add_argument(
     '--port',
-    type=_port,
+    type=command_line.whole_number(0, 65535),
     default=7860,
     metavar='N',
     help='where to listen (7860); 0 takes a free port',
@@ -75,20 +68,10 @@ def main(argv: list[str] | None = None) -> int:
     'through that server',
   )
   args = parser.parse_args(argv)
-  return command_line.run(_demo, args)
-
-
-def _port(text: str) -> int:
-  if not text.isdecimal() or int(text) > 65535:
-    raise argparse.ArgumentTypeError(f'{text} is no port')
-  return int(text)
-
-
-def _demo(args: argparse.Namespace) -> int:
   from nfnets.inference.demo import server
 
   if not server.is_loopback(args.host) and not args.allow_others:
-    raise command_line.CommandError(
+    raise UserError(
       f'--host={args.host} lets whoever reaches that address over the network '
       'use the page, without a password and unencrypted; --allow_others says '
       'that this is meant. To use it from another machine, an SSH tunnel is '
@@ -98,63 +81,47 @@ def _demo(args: argparse.Namespace) -> int:
   with server.folder() as folder:
     command_line.check_images_can_be_read()
     command_line.check_installed('The page', ('gradio',), 'demo')
+    from nfnets.inference.demo import answers as answers_lib
+    from nfnets.inference.demo import neighbours, page, pictures
+
     network = command_line.open_network(args)
     if not network.num_classes:
-      raise command_line.CommandError(
+      raise UserError(
         f'{args.weights} has no last layer, so there are no classes to show.'
       )
+    index = None
+    if args.embeddings:
+      index = neighbours.load(args.embeddings, network.name)
+    names = classes.names(network.num_classes, network.class_names, args.labels)
+    answers = answers_lib.Answers(network, names)
+    examples = []
     try:
-      _serve(args, network, folder)
-    except (OSError, ValueError) as error:
-      raise command_line.CommandError(error) from error
+      examples = pictures.examples(args.weights, f'{folder}/examples')
+    except (ModuleNotFoundError, OSError, ValueError) as error:
+      print(f'There are no examples on the page: {error}', file=sys.stderr)
+    blocks = page.Page(
+      answers,
+      title=f'{args.weights} · {network.num_classes} classes · '
+      f'{network.image_size} × {network.image_size} pixels · '
+      f'{network.runtime}, {network.precision}',
+      examples=examples,
+      index=index,
+      images=args.images,
+    ).blocks
+    url, close = server.launch(
+      blocks, folder, args.host, args.port, args.share, page.style()
+    )
+    try:
+      threading.Thread(target=answers.warm_up, daemon=True).start()
+      print(f'{url} (Ctrl-C ends it)', flush=True)
+      # A signal between Python's last check and a wait without an end would
+      # not end that wait.
+      while True:
+        time.sleep(0.5)
+    except KeyboardInterrupt:
+      close()
   # The network may be computing, and Python's own end would crash then.
   os._exit(0)
-
-
-def _serve(
-  args: argparse.Namespace,
-  network: networks.Network,
-  folder: str,
-) -> None:
-  """Shows the page until somebody ends it."""
-  from nfnets.inference.demo import answers as answers_lib
-  from nfnets.inference.demo import neighbours, page, server
-
-  index = None
-  if args.embeddings:
-    index = neighbours.load(args.embeddings, network.name)
-  names = classes.names(network.num_classes, network.class_names, args.labels)
-  answers = answers_lib.Answers(network, names)
-  blocks = page.Page(
-    answers,
-    folder,
-    title=f'{args.weights} · {network.num_classes} classes · '
-    f'{network.image_size} × {network.image_size} pixels · {network.runtime}, '
-    f'{network.precision}',
-    examples=_examples(args.weights, os.path.join(folder, 'examples')),
-    index=index,
-    images=args.images,
-  ).build()
-  url, close = server.launch(
-    blocks, folder, args.host, args.port, args.share, page.style()
-  )
-  threading.Thread(target=answers.warm_up, daemon=True).start()
-  print(f'{url} (Ctrl-C ends it)', flush=True)
-  try:
-    threading.Event().wait()
-  except KeyboardInterrupt:
-    close()
-
-
-def _examples(run: str, folder: str) -> Sequence[tuple[str, str]]:
-  """Returns test images of a run; without them, the page has none."""
-  try:
-    from nfnets.inference.demo import examples
-
-    return examples.of_run(run, folder)
-  except (ModuleNotFoundError, OSError, ValueError) as error:
-    print(f'There are no examples on the page: {error}', file=sys.stderr)
-    return ()
 
 
 if __name__ == '__main__':

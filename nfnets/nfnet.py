@@ -5,19 +5,26 @@ weight-standardized convolutions keep the variance of the signal, and adaptive
 gradient clipping (`nfnets.optim`) trains it with large batches.
 """
 
+import functools
+from typing import Any
+
 import haiku as hk
 import jax
-import jax.numpy as jnp
 
-from nfnets import base, columns, flops
+from nfnets import base, network
 
 nfnet_params = base.nfnet_params
 
 
-class NFNet(hk.Module):
-  """Normalizer-free network of the F family."""
+class NFNet(network.Network):
+  """Normalizer-free network of the F family.
+
+  Example:
+    >>> net = hk.transform(lambda x: nfnet.NFNet(1000, variant='F0')(x))
+  """
 
   variant_dict = base.nfnet_params
+  joins_columns = True
 
   def __init__(
     self,
@@ -38,215 +45,87 @@ class NFNet(hk.Module):
   ):
     """Builds the modules.
 
+    `network.Network` explains the arguments that are not listed here.
+
     Args:
-      num_classes: size of the logits; 0 leaves out the last layer, and them.
-      variant: a key of `variant_dict`.
       width: multiplies the widths of all stages; the stem keeps its own.
       se_ratio: hidden channels of squeeze and excite, as a part of its input.
-      alpha: scale of the residual branches.
-      stochdepth_rate: of the last block; earlier ones get less, linearly.
-      drop_rate: dropout before the last layer; None is the variant's own.
-      activation: a key of `base.nonlinearities`.
-      fc_init: initializer of the last layer's kernel; None is N(0, 0.01).
       final_conv_mult: channels of the final convolution, as a multiple of the
         last stage's.
       final_conv_ch: those channels themselves, where the multiple is None.
       use_two_convs: whether blocks have a second 3x3 convolution.
-      name: of the module.
-      remat: how many of the first blocks the backward pass computes again,
-        instead of keeping what they computed, or True for all: less memory,
-        more time.
 
     Raises:
       ValueError: for an unknown variant or activation, a width that leaves
         less than one group of channels, or a final convolution of no width.
     """
-    super().__init__(name=name)
-    params = base.get_variant(self.variant_dict, variant)
-    self.variant = variant
-    self.remat = base.count_remat(remat)
-    self.train_imsize = params['train_imsize']
-    self.test_imsize = params['test_imsize']
-    self.activation = base.get_nonlinearity(activation)
-    self.width_pattern = [int(w * width) for w in params['width']]
-    self.depth_pattern = params['depth']
-    self.drop_rate = params['drop_rate'] if drop_rate is None else drop_rate
-
-    stem_ch = params['width'][0] // 2  # As published: `width` widens no stem.
+    super().__init__(
+      num_classes,
+      variant,
+      base.get_nonlinearity(activation),
+      drop_rate,
+      fc_init,
+      name,
+      remat,
+    )
+    widths = [int(w * width) for w in self.row['width']]
+    stem_ch = self.row['width'][0] // 2  # Published without `width`.
     self.stem = [
       base.WSConv2D(ch, 3, stride=stride, name=f'stem_conv{i}')
       for i, (ch, stride) in enumerate(
         [(16, 2), (32, 1), (64, 1), (stem_ch, 2)]
       )
     ]
-
-    self.stages = []
-    index, num_blocks = 0, sum(self.depth_pattern)
-    expected_vars = base.expected_variances(self.depth_pattern, alpha)
-    in_ch = stem_ch
-    for out_ch, depth, stride in zip(
-      self.width_pattern, self.depth_pattern, (1, 2, 2, 2), strict=True
-    ):
-      blocks = []
-      for block_index in range(depth):
-        blocks.append(
-          NFBlock(
-            in_ch,
-            out_ch,
-            stride=stride if block_index == 0 else 1,
-            group_size=params.get('group_width', 128),
-            alpha=alpha,
-            beta=expected_vars[index] ** -0.5,
-            se_ratio=se_ratio,
-            activation=self.activation,
-            use_two_convs=use_two_convs,
-            stochdepth_rate=stochdepth_rate * index / num_blocks,
-          )
-        )
-        in_ch = out_ch
-        index += 1
-      self.stages.append(blocks)
-
+    make_block = functools.partial(
+      NFBlock,
+      group_size=self.row.get('group_width', 128),
+      se_ratio=se_ratio,
+      activation=self.activation,
+      two_convs=use_two_convs,
+    )
+    self.stages = network.build_stages(
+      *(make_block, stem_ch, widths, self.depth_pattern),
+      stochdepth_rate=stochdepth_rate,
+      alpha=alpha,
+    )
     if final_conv_mult is not None:
-      final_conv_ch = int(final_conv_mult * in_ch)
+      final_conv_ch = int(final_conv_mult * widths[-1])
     elif final_conv_ch is None:
       raise ValueError('Give final_conv_mult or final_conv_ch; both are None.')
     self.final_conv = base.WSConv2D(final_conv_ch, 1, name='final_conv')
-    if fc_init is None:
-      fc_init = hk.initializers.RandomNormal(stddev=0.01)
-    self.fc = None
-    if num_classes:
-      self.fc = hk.Linear(num_classes, w_init=fc_init, name='linear')
-
-  def __call__(
-    self,
-    x: jax.Array,
-    is_training: bool = True,
-    return_metrics: bool = False,
-  ) -> dict[str, jax.Array]:
-    """Computes logits, and what lies before them.
-
-    Args:
-      x: normalized images [B, H, W, 3].
-      is_training: whether dropout and stochastic depth act.
-      return_metrics: whether to add the signal metrics.
-
-    Returns:
-      `logits` [B, num_classes]; `pool` [B, C], before dropout; `features`, the
-      five maps at strides 2, 4, 8, 16 and 32 before their activation; with
-      `return_metrics`, scalars `avg_sq_mean_{i}` and `avg_var_{i}`, where i = 0
-      is the stem and i + 1 block i, and `res_avg_var_{i}`, the variance of
-      block i's residual branch.
-    """
-    strides = [conv.stride[1] for conv in self.stem]
-    joined = columns.side_by_side(x.shape[2], strides)
-    out = columns.join(x, joined)
-    for i, conv in enumerate(self.stem):
-      if i > 0:
-        # The last one before the stride is stride 2.
-        features = [columns.separate(out, joined)]
-        out = self.activation(out)
-      out = conv(out, joined=joined)
-      joined = max(joined // conv.stride[1], 1)
-    metrics = base.signal_metrics(out, 0) if return_metrics else {}
-
-    index = 0
-    for blocks in self.stages:
-      for block in blocks:
-        out, branch = base.call_block(
-          block, out, is_training, remat=index < self.remat
-        )
-        if return_metrics:
-          metrics[f'res_avg_var_{index}'] = base.channel_variance(branch)
-          metrics.update(base.signal_metrics(out, index + 1))
-        index += 1
-      features.append(out)
-
-    out = self.final_conv(out)
-    features[-1] = out
-    pool = jnp.mean(self.activation(out), axis=(1, 2))
-    out = pool
-    if is_training and self.drop_rate > 0:
-      out = hk.dropout(hk.next_rng_key(), self.drop_rate, out)
-    outputs = {'pool': pool, 'features': features}
-    if self.fc is not None:
-      outputs['logits'] = self.fc(out)
-    return {**outputs, **metrics}
-
-  def count_flops(self, h: int, w: int) -> tuple[list[int], int]:
-    """Returns the multiply-adds for one image [h, w]: per part, and in all."""
-    return flops.count_flops(
-      h, w, self.stem, self.stages, self.final_conv, self.fc
-    )
 
 
-class NFBlock(hk.Module):
+class NFBlock(network.ResidualBlock):
   """Residual block: 1x1, two grouped 3x3, 1x1, squeeze and excite."""
+
+  pools_shortcut = True
 
   def __init__(
     self,
     in_ch: int,
     out_ch: int,
-    expansion: float = 0.5,
-    se_ratio: float = 0.5,
-    stride: int = 1,
-    beta: float = 1.0,
-    alpha: float = 0.2,
-    activation: base.Activation = base.nonlinearities['gelu'],
     group_size: int = 128,
-    use_two_convs: bool = True,
-    stochdepth_rate: float = 0.0,
-    name: str | None = None,
+    se_ratio: float = 0.5,
+    two_convs: bool = True,
+    **kwargs: Any,
   ):
-    super().__init__(name=name)
-    self.in_ch, self.out_ch = in_ch, out_ch
-    self.stride = stride
-    self.alpha, self.beta = alpha, beta
-    self.activation = activation
-
-    groups = int(out_ch * expansion) // group_size
-    if groups < 1:
-      raise ValueError(
-        f'{out_ch} channels leave {int(out_ch * expansion)} inside the '
-        f'block, less than one group of {group_size}; use a larger width.'
-      )
-    self.width = groups * group_size
-
-    self.conv0 = base.WSConv2D(self.width, 1, name='conv0')
-    self.conv1 = base.WSConv2D(
-      self.width, 3, stride=stride, feature_group_count=groups, name='conv1'
+    width, groups = base.grouped_width(out_ch, 0.5, group_size)
+    super().__init__(
+      *(in_ch, out_ch, width), groups=groups, two_convs=two_convs, **kwargs
     )
-    self.conv1b = None
-    if use_two_convs:
-      self.conv1b = base.WSConv2D(
-        self.width, 3, feature_group_count=groups, name='conv1b'
-      )
-    self.conv2 = base.WSConv2D(out_ch, 1, name='conv2')
-    self.conv_shortcut = None
-    if stride > 1 or in_ch != out_ch:
-      self.conv_shortcut = base.WSConv2D(out_ch, 1, name='conv_shortcut')
-    self.se = base.SqueezeExcite(out_ch, out_ch, se_ratio)
-    self.stoch_depth = base.StochDepth(stochdepth_rate)
+    self.gate = base.SqueezeExcite(out_ch, out_ch, se_ratio)
 
   def __call__(
     self, x: jax.Array, is_training: bool
   ) -> tuple[jax.Array, jax.Array]:
     """Returns the output and the residual branch, [B, H', W', out_ch]."""
     out = self.activation(x) * self.beta
-    shortcut = x
-    if self.conv_shortcut is not None:
-      shortcut = out
-      if self.stride > 1:
-        shortcut = base.avg_pool_2x2(shortcut)
-      shortcut = self.conv_shortcut(shortcut)
+    shortcut = self.shortcut(x, out)
 
     out = self.conv0(out)
     out = self.conv1(self.activation(out))
     if self.conv1b is not None:
       out = self.conv1b(self.activation(out))
     out = self.conv2(self.activation(out))
-    branch = 2 * self.se(out) * out
-
-    out = self.stoch_depth(branch, is_training)
-    gain = hk.get_parameter('skip_gain', (), out.dtype, init=jnp.zeros)
-    return shortcut + out * self.alpha * gain, branch
+    branch = 2 * self.gate(out) * out
+    return self.add_branch(shortcut, branch, is_training)

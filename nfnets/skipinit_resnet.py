@@ -5,17 +5,27 @@ Function in Deep Networks" (arXiv 2002.10444): in place of normalization, each
 residual branch is multiplied by a scalar that starts at zero.
 """
 
+import functools
+from typing import Any
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets import base, flops
+from nfnets import base, network
 
 
-class SkipInit_ResNet(hk.Module):
-  """Pre-activation ResNet with SkipInit."""
+class SkipInit_ResNet(network.Network):
+  """Pre-activation ResNet with SkipInit.
+
+  Example:
+    >>> net = hk.transform(
+    ...   lambda x: skipinit_resnet.SkipInit_ResNet(1000)(x)
+    ... )
+  """
 
   variant_dict = base.resnet_params
+  pool_padding = 'SAME'
 
   def __init__(
     self,
@@ -31,152 +41,43 @@ class SkipInit_ResNet(hk.Module):
   ):
     """Builds the modules.
 
+    `network.Network` explains the arguments that are not listed here.
+
     Args:
-      num_classes: size of the logits; 0 leaves out the last layer, and them.
-      variant: a key of `variant_dict`.
       width: multiplies the widths 64, 128, 256, 512 of the stages.
-      stochdepth_rate: of the last block; earlier ones get less, linearly.
-      drop_rate: dropout before the last layer; None is the variant's own, or 0.
-      activation: a key of `base.unscaled_nonlinearities`.
-      fc_init: initializer of the last layer's kernel.
-      name: of the module.
-      remat: how many of the first blocks the backward pass computes again,
-        instead of keeping what they computed, or True for all: less memory,
-        more time.
 
     Raises:
       ValueError: for an unknown variant or activation.
     """
-    super().__init__(name=name)
-    params = base.get_variant(self.variant_dict, variant)
-    self.variant = variant
-    self.remat = base.count_remat(remat)
-    self.activation = base.get_nonlinearity(activation, scaled=False)
-    self.width_pattern = [int(w * width) for w in (64, 128, 256, 512)]
-    self.depth_pattern = params['depth']
-    if drop_rate is None:
-      drop_rate = params.get('drop_rate', 0.0)
-    self.drop_rate = drop_rate
-
-    in_ch = int(16 * width)
-    self.initial_conv = base.Conv2D(
-      in_ch, 7, stride=2, with_bias=False, name='initial_conv'
+    super().__init__(
+      num_classes,
+      variant,
+      base.get_nonlinearity(activation, scaled=False),
+      drop_rate,
+      fc_init,
+      name,
+      remat,
     )
-
-    self.stages = []
-    index, num_blocks = 0, sum(self.depth_pattern)
-    for out_ch, depth, stride in zip(
-      self.width_pattern, self.depth_pattern, (1, 2, 2, 2), strict=True
-    ):
-      blocks = []
-      for block_index in range(depth):
-        blocks.append(
-          NFResBlock(
-            in_ch,
-            out_ch,
-            stride=stride if block_index == 0 else 1,
-            activation=self.activation,
-            stochdepth_rate=stochdepth_rate * index / num_blocks,
-          )
-        )
-        in_ch = out_ch
-        index += 1
-      self.stages.append(blocks)
-
-    self.fc = None
-    if num_classes:
-      self.fc = hk.Linear(num_classes, w_init=fc_init, name='linear')
-
-  def __call__(
-    self,
-    x: jax.Array,
-    is_training: bool = True,
-    return_metrics: bool = False,
-  ) -> dict[str, jax.Array]:
-    """Computes logits, and what lies before them.
-
-    Args:
-      x: normalized images [B, H, W, 3].
-      is_training: whether dropout and stochastic depth act.
-      return_metrics: whether to add the signal metrics.
-
-    Returns:
-      `logits` [B, num_classes]; `pool` [B, C], before dropout; `features`, the
-      five maps at strides 2, 4, 8, 16 and 32 before their activation; with
-      `return_metrics`, scalars `avg_sq_mean_{i}` and `avg_var_{i}`, where i = 0
-      is the stem after pooling and i + 1 block i, and `res_avg_var_{i}`, the
-      variance of block i's residual branch.
-    """
-    out = self.initial_conv(x)
-    features = [out]
-    out = hk.max_pool(out, (1, 3, 3, 1), (1, 2, 2, 1), 'SAME')
-    metrics = base.signal_metrics(out, 0) if return_metrics else {}
-
-    index = 0
-    for blocks in self.stages:
-      for block in blocks:
-        out, branch = base.call_block(
-          block, out, is_training, remat=index < self.remat
-        )
-        if return_metrics:
-          metrics[f'res_avg_var_{index}'] = base.channel_variance(branch)
-          metrics.update(base.signal_metrics(out, index + 1))
-        index += 1
-      features.append(out)
-
-    pool = jnp.mean(self.activation(out), axis=(1, 2))
-    out = pool
-    if is_training and self.drop_rate > 0:
-      out = hk.dropout(hk.next_rng_key(), self.drop_rate, out)
-    outputs = {'pool': pool, 'features': features}
-    if self.fc is not None:
-      outputs['logits'] = self.fc(out)
-    return {**outputs, **metrics}
-
-  def count_flops(self, h: int, w: int) -> tuple[list[int], int]:
-    """Returns the multiply-adds for one image [h, w]: per part, and in all."""
-    return flops.count_flops(
-      h, w, [self.initial_conv], self.stages, None, self.fc, max_pool=True
+    self.stem, self.stages = network.build_resnet(
+      functools.partial(base.Conv2D, with_bias=False),
+      functools.partial(NFResBlock, activation=self.activation),
+      *(width, self.depth_pattern),
+      stochdepth_rate=stochdepth_rate,
     )
 
 
-class NFResBlock(hk.Module):
+class NFResBlock(network.ResidualBlock):
   """Pre-activation bottleneck block: 1x1, 3x3, 1x1, and a scalar gain."""
 
-  def __init__(
-    self,
-    in_ch: int,
-    out_ch: int,
-    bottleneck_ratio: float = 0.25,
-    stride: int = 1,
-    activation: base.Activation = base.unscaled_nonlinearities['relu'],
-    stochdepth_rate: float = 0.0,
-    name: str | None = None,
-  ):
-    super().__init__(name=name)
-    self.in_ch, self.out_ch = in_ch, out_ch
-    self.stride = stride
-    self.activation = activation
-    self.width = int(out_ch * bottleneck_ratio)
-
-    self.conv0 = base.Conv2D(self.width, 1, name='conv0')
-    self.conv1 = base.Conv2D(self.width, 3, stride=stride, name='conv1')
-    self.conv2 = base.Conv2D(out_ch, 1, name='conv2')
-    self.conv_shortcut = None
-    if stride > 1 or in_ch != out_ch:
-      self.conv_shortcut = base.Conv2D(
-        out_ch, 1, stride=stride, name='conv_shortcut'
-      )
-    self.stoch_depth = base.StochDepth(stochdepth_rate)
+  def __init__(self, in_ch: int, out_ch: int, **kwargs: Any):
+    super().__init__(in_ch, out_ch, out_ch // 4, base.Conv2D, **kwargs)
 
   def __call__(
     self, x: jax.Array, is_training: bool
   ) -> tuple[jax.Array, jax.Array]:
     """Returns the output and the residual branch, [B, H', W', out_ch]."""
     out = self.activation(x)
-    shortcut = x
-    if self.conv_shortcut is not None:
-      shortcut = self.conv_shortcut(out)
+    shortcut = self.shortcut(x, out)
 
     out = self.conv0(out)
     out = self.conv1(self.activation(out))

@@ -27,6 +27,10 @@ def flatten_haiku_tree(
   """Flattens {module: {name: array}} to {'module.name': array}.
 
   The `/~/` and `/` of module names become `.`.
+
+  Example:
+    >>> sorted(utils.flatten_haiku_tree({'a/~/b': {'w': 1}}))
+    ['a.b.w']
   """
   return {
     f'{module}/{name}'.replace('/~/', '.').replace('/', '.'): value
@@ -39,6 +43,9 @@ def smooth_labels(labels: jax.Array, smoothing: float) -> jax.Array:
   """Mixes labels, float [..., K], with the uniform distribution.
 
   Szegedy et al. (arXiv 1512.00567), section 7: y (1 - s) + s / K.
+
+  Example:
+    >>> smoothed = utils.smooth_labels(labels, smoothing=0.1)
   """
   return optax.smooth_labels(labels, smoothing)
 
@@ -52,6 +59,10 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
   Returns:
     float32 [...], in nats.
+
+  Example:
+    >>> utils.softmax_cross_entropy(jnp.zeros((2, 10)), labels).shape
+    (2,)
   """
   return optax.softmax_cross_entropy(logits.astype(jnp.float32), labels)
 
@@ -67,6 +78,10 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
   Returns:
     float32 [...], in nats.
+
+  Example:
+    >>> utils.sigmoid_cross_entropy(jnp.zeros((2, 10)), labels).shape
+    (2,)
   """
   losses = optax.sigmoid_binary_cross_entropy(
     logits.astype(jnp.float32), labels
@@ -88,6 +103,10 @@ def topk_correct(
     {'top_{k}_acc': float32 [B] of zeros and ones} for each k. A class that ties
     with the label counts as higher, so equal or NaN logits are correct only
     where k covers all classes.
+
+  Example:
+    >>> utils.topk_correct(labels, jnp.array([3, 7]))['top_1_acc']
+    Array([1., 1.], dtype=float32)
   """
   num_classes = logits.shape[-1]
   of_label = jnp.take_along_axis(logits, labels[:, None], axis=-1)
@@ -100,6 +119,10 @@ def ema_decay(step: jax.Array, decay: float) -> jax.Array:
 
   min(decay, (1 + step) / (10 + step)), as TensorFlow 1's
   ExponentialMovingAverage with `num_updates`: early values are forgotten soon.
+
+  Example:
+    >>> round(float(utils.ema_decay(jnp.asarray(0), 0.9)), 3)
+    0.1
   """
   step = jnp.asarray(step, jnp.float32)
   return jnp.minimum(decay, (1 + step) / (10 + step))
@@ -115,6 +138,9 @@ def ema_update(average: Any, value: Any, decay: jax.typing.ArrayLike) -> Any:
 
   Returns:
     decay * average + (1 - decay) * value. Integers are copied from `value`.
+
+  Example:
+    >>> average = utils.ema_update(params, params, decay=0.99)
   """
 
   def update(old, new):

@@ -1,19 +1,13 @@
-"""The tables of variants: widths, depths, image sizes and their own settings.
+"""The tables of variants, and the names of all models, without JAX.
 
-Each maps the name of a variant to its row; `nfnets.base` has them too.
+Each table maps the name of a variant to its row: widths, depths, image sizes
+and its own settings; `nfnets.base` has them too.
 """
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-def _nfnet_row(width, depth, train_imsize, test_imsize, drop_rate, level):
-  return {
-    'width': width,
-    'depth': depth,
-    'train_imsize': train_imsize,
-    'test_imsize': test_imsize,
-    'RA_level': level,
-    'drop_rate': drop_rate,
-  }
-
+from nfnets import timm_variants
 
 # NFNets (arXiv 2102.06171), table 1, and the published settings. `RA_level` is
 # RandAugment's: layers, then two digits of magnitude.
@@ -27,17 +21,31 @@ _F_ROWS = {
   'F6': (448, 576, 0.5, '415'),
   'F7': (480, 608, 0.5, '415'),
 }
-nfnet_params: dict[str, dict] = {}
-for _suffix, _width in (
-  ('', [256, 512, 1536, 1536]),
-  ('+', [384, 768, 2048, 2048]),
-):
-  for _n, (_name, _row) in enumerate(_F_ROWS.items(), start=1):
-    _depth = [_n, 2 * _n, 6 * _n, 3 * _n]
-    nfnet_params[_name + _suffix] = _nfnet_row(_width, _depth, *_row)
+nfnet_params: dict[str, dict] = {
+  f'{name}{suffix}': {
+    'width': width,
+    'depth': [n, 2 * n, 6 * n, 3 * n],
+    'train_imsize': train_imsize,
+    'test_imsize': test_imsize,
+    'RA_level': level,
+    'drop_rate': drop_rate,
+  }
+  for suffix, width in (
+    ('', [256, 512, 1536, 1536]),
+    ('+', [384, 768, 2048, 2048]),
+  )
+  for n, (name, (train_imsize, test_imsize, drop_rate, level)) in enumerate(
+    _F_ROWS.items(), start=1
+  )
+}
 # A small network of the same kind for 32x32 images, 0.27 M parameters.
 nfnet_params['digits'] = {
-  **_nfnet_row([32, 64, 128, 128], [1, 1, 2, 1], 32, 32, 0.0, None),
+  'width': [32, 64, 128, 128],
+  'depth': [1, 1, 2, 1],
+  'train_imsize': 32,
+  'test_imsize': 32,
+  'RA_level': None,
+  'drop_rate': 0.0,
   'group_width': 16,
 }
 
@@ -74,3 +82,56 @@ resnet_params: dict[str, dict] = {
   'ResNet288': {'depth': [24, 24, 24, 24]},
   'ResNet600': {'depth': [50, 50, 50, 50]},
 }
+
+
+class Row(NamedTuple):
+  """The module, arguments and image sizes that belong to a model's name.
+
+  Attributes:
+    family: the module of `nfnets` that has its class.
+    kwargs: arguments of the class.
+    train_size: side of the training images, in pixels.
+    test_size: side of the test images.
+    eval_preproc: as `nfnets.data.preprocess.preprocess_eval` names it.
+    statistics: `mean` and `std` of the channels, where they are not ImageNet's.
+  """
+
+  family: str
+  kwargs: Mapping[str, Any]
+  train_size: int
+  test_size: int
+  eval_preproc: str
+  statistics: Mapping[str, Any]
+
+
+models: dict[str, Row] = {
+  pattern.format(variant.lower()): Row(
+    family,
+    {'variant': variant, **kwargs},
+    row.get('train_imsize', 224),
+    row.get('test_imsize', 224),
+    'resize_crop_1' if variant == 'digits' else eval_preproc.format(**row),
+    {key: row[key] for key in ('mean', 'std') if key in row},
+  )
+  for pattern, family, table, kwargs, eval_preproc in (
+    ('nfnet_{}', 'nfnet', nfnet_params, {}, 'resize_crop_32'),
+    ('nf_regnet_{}', 'nf_regnet', nf_regnet_params, {}, 'crop_resize'),
+    ('nf_{}', 'nf_resnet', resnet_params, {}, 'crop_resize'),
+    ('{}', 'resnet', resnet_params, {'width': 4}, 'crop_resize'),
+    (
+      *('{}_v1', 'resnet', resnet_params),
+      *({'width': 4, 'preactivation': False}, 'crop_resize'),
+    ),
+    ('skipinit_{}', 'skipinit_resnet', resnet_params, {}, 'crop_resize'),
+    ('fixup_{}', 'fixup_resnet', resnet_params, {}, 'crop_resize'),
+    (
+      *('timm/{}', 'timm_nets', timm_variants.timm_params, {}),
+      'center_crop_{crop:g}',
+    ),
+  )
+  for variant, row in table.items()
+}
+# The network of the digits for small pictures of any kind, 32 to 96 pixels.
+models['nfnet_tiny'] = models['nfnet_digits']._replace(
+  train_size=64, test_size=64
+)

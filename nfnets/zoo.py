@@ -10,18 +10,19 @@ from typing import Any
 
 import haiku as hk
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nfnets import (
   fixup_resnet,
   imagenet,
+  initialization,
   nf_regnet,
   nf_resnet,
   nfnet,
   resnet,
   skipinit_resnet,
   timm_nets,
+  variants,
 )
 
 
@@ -38,65 +39,20 @@ class Entry:
   mean: np.ndarray = dataclasses.field(default_factory=lambda: imagenet.MEAN)
   std: np.ndarray = dataclasses.field(default_factory=lambda: imagenet.STD)
 
-  def normalize(self, images):
-    """Normalizes images to what the model takes.
 
-    Args:
-      images: float32 [..., 3] in 0-255; of NumPy, JAX or TensorFlow.
-
-    Returns:
-      float32 [..., 3], of the same library.
-    """
-    return imagenet.normalize(images, self.mean, self.std)
-
-  def denormalize(self, images):
-    """Undoes `normalize`: in 0-255 again, neither rounded nor clipped."""
-    return imagenet.denormalize(images, self.mean, self.std)
-
-
-def _table() -> dict[str, Entry]:
-  table = {}
-  for variant, row in nfnet.NFNet.variant_dict.items():
-    table[f'nfnet_{variant.lower()}'] = Entry(
-      nfnet.NFNet,
-      {'variant': variant},
-      row['train_imsize'],
-      row['test_imsize'],
-      'resize_crop_1' if variant == 'digits' else 'resize_crop_32',
-    )
-  for variant, row in nf_regnet.NF_RegNet.variant_dict.items():
-    table[f'nf_regnet_{variant.lower()}'] = Entry(
-      nf_regnet.NF_RegNet,
-      {'variant': variant},
-      row['train_imsize'],
-      row['test_imsize'],
-      'crop_resize',
-    )
-  for name, module, kwargs in (
-    ('nf_{}', nf_resnet.NF_ResNet, {}),
-    ('{}', resnet.ResNet, {'width': 4}),
-    ('{}_v1', resnet.ResNet, {'width': 4, 'preactivation': False}),
-    ('skipinit_{}', skipinit_resnet.SkipInit_ResNet, {}),
-    ('fixup_{}', fixup_resnet.FixUp_ResNet, {}),
-  ):
-    for variant in module.variant_dict:
-      table[name.format(variant.lower())] = Entry(
-        module, {'variant': variant, **kwargs}, 224, 224, 'crop_resize'
-      )
-  for variant, row in timm_nets.NormFreeNet.variant_dict.items():
-    table[f'timm/{variant}'] = Entry(
-      timm_nets.NormFreeNet,
-      {'variant': variant},
-      row['train_imsize'],
-      row['test_imsize'],
-      f'center_crop_{row["crop"]:g}',
-      row['mean'],
-      row['std'],
-    )
-  return table
-
-
-_TABLE = _table()
+_CLASSES = {
+  'nfnet': nfnet.NFNet,
+  'nf_regnet': nf_regnet.NF_RegNet,
+  'nf_resnet': nf_resnet.NF_ResNet,
+  'resnet': resnet.ResNet,
+  'skipinit_resnet': skipinit_resnet.SkipInit_ResNet,
+  'fixup_resnet': fixup_resnet.FixUp_ResNet,
+  'timm_nets': timm_nets.NormFreeNet,
+}
+_TABLE = {
+  name: Entry(_CLASSES[row.family], *row[1:5], **row.statistics)
+  for name, row in variants.models.items()
+}
 
 
 def list_models(filter: str = '') -> list[str]:
@@ -104,6 +60,10 @@ def list_models(filter: str = '') -> list[str]:
 
   Args:
     filter: a pattern with `*` and `?`; without these, a part of the name.
+
+  Example:
+    >>> nfnets.list_models('nf_regnet_b?')[:2]
+    ['nf_regnet_b0', 'nf_regnet_b1']
   """
   if not any(c in filter for c in '*?['):
     filter = f'*{filter}*'
@@ -137,6 +97,10 @@ def create_model(name: str, num_classes: int = 1000, **overrides) -> 'Model':
   Raises:
     ValueError: for an unknown name or an impossible number of classes.
     TypeError: for an argument that the network does not have.
+
+  Example:
+    >>> model = nfnets.create_model('nfnet_digits', num_classes=10)
+    >>> params, state = model.init(jax.random.key(0))
   """
   entry = get_entry(name)
   if not isinstance(num_classes, int) or num_classes < 0:
@@ -173,6 +137,10 @@ class Model:
 
   Images are normalized, float32 [B, H, W, 3] (see `preprocess`); parameters
   and state are Haiku's trees, {module: {name: array}}.
+
+  Example:
+    >>> model.logits(params, images).shape
+    (2, 10)
   """
 
   name: str
@@ -201,19 +169,17 @@ class Model:
   def init(
     self, rng: jax.Array, image_size: int | tuple[int, int] | None = None
   ) -> tuple[hk.MutableParams, hk.MutableState]:
-    """Returns new parameters and state.
+    """Returns new parameters and state, float32.
+
+    They have the distributions of the modules' initializers, but not the values
+    that `hk.transform(...).init` draws for this key.
 
     Args:
       rng: a key of `jax.random`.
-      image_size: side or (height, width) in pixels; the training size if None.
-        No parameter's shape depends on it.
+      image_size: has no effect: no parameter's shape depends on it.
     """
-    size = self.train_size if image_size is None else image_size
-    h, w = (size, size) if isinstance(size, int) else size
-    images = jax.ShapeDtypeStruct((1, h, w, 3), jnp.float32)
-    init = functools.partial(self.transformed.init, is_training=True)
-    # Compiled, so that the forward pass of `init` is dropped as unused.
-    return jax.jit(lambda rng: init(rng, jnp.zeros(images.shape)))(rng)
+    del image_size
+    return initialization.initialize(self.transformed, rng)
 
   def apply(
     self,
@@ -250,10 +216,11 @@ class Model:
     images: jax.Array,
     state: hk.State | None,
   ) -> Any:
+    imagenet.check_images(images)
     try:
       return self._jitted((key,), params, state or {}, images)[key]
     except ValueError as error:
-      if state or not jax.eval_shape(self.init, jax.random.key(0))[1]:
+      if state or not initialization.trace(self.transformed)[1]:
         raise
       raise ValueError(
         f'{self.name} has moving averages; pass the state that belongs to '
@@ -268,7 +235,8 @@ class Model:
     Networks with BatchNorm need the state that belongs to the parameters.
 
     Raises:
-      ValueError: without that state, or if the model has no last layer.
+      ValueError: without that state, if the model has no last layer, or for
+        other images.
     """
     if not self.num_classes:
       raise ValueError(
@@ -291,25 +259,32 @@ class Model:
 
   def normalize(self, images):
     """Normalizes images [..., 3] in 0-255 to what this network takes."""
-    return self.entry.normalize(images)
+    return imagenet.normalize(images, self.entry.mean, self.entry.std)
 
   def denormalize(self, images):
     """Undoes `normalize`: in 0-255 again, neither rounded nor clipped."""
-    return self.entry.denormalize(images)
+    return imagenet.denormalize(images, self.entry.mean, self.entry.std)
 
-  def preprocess(self, image: bytes | np.ndarray) -> np.ndarray:
-    """Prepares one image as in the published evaluation.
+  def preprocess(self, image: Any) -> np.ndarray:
+    """Prepares one picture as in the published evaluation.
 
-    Needs TensorFlow, whose decoder and resizing these are.
+    Needs Pillow and, for JPEGs, simplejpeg.
 
     Args:
-      image: an encoded JPEG or PNG, or uint8 [H, W, 3].
+      image: an encoded file, such as a JPEG or PNG, its path, an image of
+        Pillow, or uint8 or uint16 pixels: [H, W] or [H, W, C] with 1 channel
+        (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha). It is turned
+        as its EXIF orientation says, and laid on white where it is transparent.
 
     Returns:
       float32 [test_size, test_size, 3], normalized.
+
+    Raises:
+      ValueError: if it is none of these, or damaged.
     """
-    from nfnets.data import preprocess
+    from nfnets.inference import preprocessing
 
     size = (self.test_size, self.test_size)
-    image = preprocess.preprocess_eval(image, size, self.entry.eval_preproc)
-    return self.normalize(np.asarray(image))
+    return self.normalize(
+      preprocessing.preprocess_eval(image, size, self.entry.eval_preproc)
+    )

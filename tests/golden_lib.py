@@ -15,6 +15,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import reference_params
 
 from nfnets import (
@@ -138,6 +139,14 @@ def count_flops(
   return _in_transform(
     lambda module: module.count_flops(h, w), model, num_classes, kwargs
   )
+
+
+def skip_without_float16():
+  """Skips a test where XLA cannot compile float16: on CPUs without F16C."""
+  try:
+    jax.jit(jnp.cos)(jnp.ones((), jnp.float16))
+  except jax.errors.JaxRuntimeError:
+    pytest.skip('XLA cannot compile float16 for this processor.')
 
 
 def rel_l2(actual, expected) -> float:

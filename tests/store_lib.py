@@ -6,16 +6,11 @@ is as before when the test is over; a command that it starts inherits it.
 
 from collections.abc import Iterator
 import os
-import pathlib
-import sys
 from unittest import mock
 import uuid
 
+import emulated_store
 import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
-
-import emulated_store  # noqa: E402
 
 
 @pytest.fixture(scope='session')

@@ -3,14 +3,12 @@
 import re
 
 import golden_lib
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference_params
 
-from nfnets import conv, nfnet
+from nfnets import conv
 
 
 def values_and_gradients(lowering, x, w, kwargs):
@@ -56,7 +54,7 @@ def test_no_form_changes_values_and_gradients(kernel, groups, kwargs):
     loop = values_and_gradients('split', x, w, kwargs)
   forms = [split, loop]
   if groups <= 2 and kernel != (1, 1):
-    with conv.of_examples():
+    with conv.per_example():
       forms.append(values_and_gradients('split', x, w, kwargs))
   for form in forms:
     for ours, theirs in zip(form, plain, strict=True):
@@ -77,24 +75,6 @@ def test_gradients_in_a_loop_have_the_form_that_is_fast():
   forms = re.findall(r'dim_numbers = (.*?), window', text)
   assert len(forms) >= 3
   assert set(forms) == {'[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]'}
-
-
-@pytest.mark.parametrize('lowering', ['plain', 'split'])
-def test_convolution_agrees_with_its_definition(lowering):
-  rng = np.random.default_rng(0)
-  x = np.float32(rng.standard_normal((2, 7, 6, 4)))
-  w = np.float32(rng.standard_normal((3, 3, 2, 6)))
-  with conv.lowering(lowering):
-    out = conv.conv2d(x, w, stride=(2, 2), padding='VALID', groups=2)
-  expected = np.zeros((2, 3, 2, 6))
-  for i in range(3):
-    for j in range(2):
-      patch = np.float64(x[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3])
-      for k in range(6):
-        channels = slice(0, 2) if k < 3 else slice(2, 4)
-        product = patch[..., channels] * w[..., k]
-        expected[:, i, j, k] = product.sum((1, 2, 3))
-  np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
 def group_counts(groups, kernel=3):
@@ -141,25 +121,3 @@ def test_unknown_lowering_is_answered_with_all_names():
   with pytest.raises(ValueError, match="'fast'.*auto.*plain.*split"):
     with conv.lowering('fast'):
       pass
-
-
-def test_a_block_of_groups_is_the_same_under_both_lowerings():
-  """With its gradients: 1x1 and grouped kernels, a stride, an odd size."""
-  block = hk.transform(
-    lambda x: nfnet.NFBlock(8, 16, stride=2, group_size=4)(x, True)[0]
-  )
-  x = reference_params.reference_images(2, 9, 24).reshape(2, 9, 9, 8)
-  shapes = jax.eval_shape(block.init, jax.random.key(0), x)
-  params = reference_params.reference_params(shapes)
-
-  def run(lowering):
-    with conv.lowering(lowering):
-      return golden_lib.jit(
-        jax.value_and_grad(
-          lambda p, x: jnp.sum(block.apply(p, None, x) ** 2), (0, 1)
-        )
-      )(params, x)
-
-  split, plain = (jax.tree.leaves(run(name)) for name in ('split', 'plain'))
-  for ours, theirs in zip(split, plain, strict=True):
-    assert golden_lib.rel_l2(ours, theirs) < 1e-4

@@ -1,11 +1,15 @@
-"""Who may import whom."""
+"""Who may import whom, and how much code there may be."""
 
 import ast
 import pathlib
 
 import nfnets
+from tools import count_statements
 
 _ROOT = pathlib.Path(nfnets.__file__).parent
+# Statements that there were when this was last changed.
+_SOURCE_STATEMENTS = 13_400
+_TEST_STATEMENTS = 13_540
 
 
 def imported(file: pathlib.Path) -> set[str]:
@@ -25,3 +29,12 @@ def test_dependencies_point_one_way():
     assert 'experiments' not in names, file
     is_data = file.is_relative_to(_ROOT / 'data')
     assert is_data or 'tensorflow' not in names, file
+
+
+def test_there_is_not_much_more_code_than_there_was():
+  for folders, before in (
+    (count_statements.SOURCES, _SOURCE_STATEMENTS),
+    (['tests'], _TEST_STATEMENTS),
+  ):
+    now = count_statements.count(*folders)['sum']['statements']
+    assert now <= 1.03 * before, folders

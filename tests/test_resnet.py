@@ -30,27 +30,6 @@ def jit(f, **kwargs):
   return jax.jit(f, compiler_options=golden_lib.QUICK, **kwargs)
 
 
-def test_resnet50_outputs_and_signal_metrics_agree_with_golden():
-  golden = golden_lib.load('resnet50')
-  golden_lib.check_outputs('ResNet/ResNet50', golden)
-
-
-def test_default_arguments_make_resnet50_v2_with_batchnorm():
-  forward = hk.transform_with_state(lambda x: resnet.ResNet(4, 1000)(x))
-  published = golden_lib.param_trees()['ResNet/ResNet50']
-  for tree, expected in zip(
-    golden_lib.init_shapes(forward),
-    (published['params'], published['state']),
-    strict=True,
-  ):
-    assert (
-      golden_lib.with_leaves(tree, lambda *leaf: list(leaf[2].shape))
-      == expected
-    )
-  variants = [f'ResNet{depth}' for depth in (50, 101, 152, 200, 288, 600)]
-  assert list(resnet.ResNet.variant_dict)[:6] == variants
-
-
 # As torchvision has them, whose ResNets are v1 with their strides in the 3x3
 # convolutions: parameters, and billions of multiply-adds at 224 pixels.
 @pytest.mark.parametrize(
@@ -140,51 +119,6 @@ def test_v1_block_agrees_with_float64(stride):
   assert golden_lib.rel_l2(branch, expected) < 1e-5
   expected += norm(conv(x, 'conv_shortcut'), 'block/shortcut_bn')
   assert golden_lib.rel_l2(out, np.maximum(expected, 0)) < 1e-5
-
-
-@pytest.mark.parametrize('preactivation', [True, False])
-def test_pool_follows_from_the_last_feature_map(preactivation):
-  transformed, params, state = make(preactivation=preactivation)
-  images = reference_params.reference_images(2, 64, 96)
-  out, _ = jit(lambda: transformed.apply(params, state, None, images))()
-  x = np.float64(out['features'][-1])
-  if preactivation:
-    norm = params['ResNet/~/final_bn']
-    mean = state['ResNet/~/final_bn/~/mean_ema']['average']
-    var = state['ResNet/~/final_bn/~/var_ema']['average']
-    x = (x - mean) / np.sqrt(var + 1e-5) * norm['scale'] + norm['offset']
-    x = np.maximum(x, 0)
-  np.testing.assert_allclose(out['pool'], x.mean((1, 2)), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize('preactivation', [True, False])
-def test_squeeze_and_excite_gates_each_branch(preactivation):
-  transformed, params, state = make(use_se=True, preactivation=preactivation)
-  plain, *_ = make(preactivation=preactivation)
-  block = f'ResNet/~/res_block_v{2 if preactivation else 1}'
-  squeeze = f'{block}_1/~/squeeze_excite/~/linear'
-  assert params[squeeze]['w'].shape == (128, 32)  # A ratio of 0.25.
-
-  # A gate of sigmoid(log 3) = 0.75 is a last layer 0.75 times as large.
-  def gated(module, name, leaf):
-    if 'squeeze_excite' not in module:
-      return leaf
-    return np.full_like(leaf, np.log(3) if name == 'b' else 0)
-
-  def scaled(module, name, leaf):
-    last = '/conv2' if preactivation else '/bn2'
-    return np.float32(leaf * 0.75) if module.endswith(last) else leaf
-
-  images = reference_params.reference_images(2, 32, 32)
-  apply = jit(lambda f, p: f(p, state, None, images)[0], static_argnums=0)
-  out = apply(transformed.apply, golden_lib.with_leaves(params, gated))
-  plain_params = {
-    module: leaves
-    for module, leaves in golden_lib.with_leaves(params, scaled).items()
-    if 'squeeze_excite' not in module
-  }
-  expected = apply(plain.apply, plain_params)
-  assert golden_lib.rel_l2(out['logits'], expected['logits']) < 1e-5
 
 
 def test_training_uses_the_statistics_of_the_batch():
@@ -344,18 +278,6 @@ def test_unknown_normalization_is_answered_with_all_names():
     make(which_norm='BathNorm')
   with pytest.raises(TypeError, match='cross_replica_axes'):
     make(norm_kwargs={'cross_replica_axes': 'i'})
-
-
-def test_dropout_acts_in_training_only():
-  transformed, params, state = make(drop_rate=0.5)
-  images = reference_params.reference_images(4, 32, 32)
-  train = jit(
-    lambda rng: transformed.apply(params, state, rng, images, True)[0]
-  )
-  first, second = (train(jax.random.key(i)) for i in range(2))
-  assert golden_lib.rel_l2(first['pool'], second['pool']) < 1e-6
-  assert golden_lib.rel_l2(first['logits'], second['logits']) > 1e-3
-  transformed.apply(params, state, None, images, False)  # Needs no key.
 
 
 def test_arguments_of_convolutions_are_used():

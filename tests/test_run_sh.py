@@ -1,5 +1,6 @@
 """run.sh with an interpreter whose venv and pip only leave traces."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -111,7 +112,7 @@ def test_smoke_test_runs_with_its_arguments_after_the_installation(checkout):
   assert process.returncode == 0, stderr
   setuptools, pins, package, smoke = checkout.calls.read_text().splitlines()
   assert ' setuptools==' in setuptools
-  assert pins.endswith(' -r requirements.txt')
+  assert pins.endswith(' --no-deps --no-compile -r requirements.txt')
   assert package.endswith(' --no-deps -e .')
   assert smoke == 'experiments/smoke_test.py --steps=2 x'
   assert stdout == 'what it says\n'  # Not what pip says.
@@ -245,10 +246,109 @@ def test_pins_lie_in_the_ranges_of_pyproject():
   project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
   extras = project['optional-dependencies']
   lines = project['dependencies'][:]
-  for extra in ('train', 'onnx', 'test'):
-    lines += extras[extra]
+  for extra in ('images', 'train', 'onnx', 'heic', 'test'):
+    lines += [x for x in extras[extra] if x != 'nfnets[images]']
   for line in lines:
     requirement = requirements.Requirement(line)
     name = utils.canonicalize_name(requirement.name)
     assert name in pins, f'{name} is not pinned'
     assert pins[name] in requirement.specifier, f'{line}: {pins[name]}'
+
+
+# The lines of a driver that has CUDA 13, with others around them.
+NVIDIA_SMI = """#!/bin/sh
+echo '| NVIDIA-SMI 580.65.06    Driver Version: 580.65.06    CUDA Version: %s |'
+echo '|   0  NVIDIA H200              Off |   00000000:1B:00.0 Off |        0 |'
+"""
+
+
+def choice(checkout, tmp_path, cuda='', device='', **env):
+  """Returns the builds of JAX that are installed, and what is printed."""
+  folder = tmp_path / 'bin'
+  folder.mkdir(exist_ok=True)
+  (folder / 'nvidia-smi').write_text(
+    NVIDIA_SMI % cuda if cuda else '#!/bin/sh\nexit 9\n'
+  )
+  (folder / 'nvidia-smi').chmod(0o755)
+  dev = tmp_path / 'dev'
+  dev.mkdir(exist_ok=True)
+  if device:
+    (dev / device).parent.mkdir(exist_ok=True)
+    (dev / device).touch()
+  env = {'PATH': f'{folder}:{os.environ["PATH"]}', 'DEV': str(dev), **env}
+  status, stderr, calls = checkout.run('setup', **env)
+  assert status == 0, stderr
+  return [c.split()[-1] for c in calls if ' jax[' in c], stderr
+
+
+@pytest.mark.parametrize(
+  'cuda, device, env, build, reason',
+  [
+    ('13.0', '', {}, 'cuda13', 'nvidia-smi: CUDA 13'),
+    ('14.2', '', {}, 'cuda13', 'nvidia-smi: CUDA 14'),
+    ('12.8', '', {}, 'cuda12', 'nvidia-smi: CUDA 12'),
+    ('11.4', '', {}, None, 'CUDA 11, a driver too old for JAX'),
+    ('', 'accel0', {}, 'tpu', 'a TPU VM'),
+    ('', 'vfio/0', {}, 'tpu', 'a TPU VM'),
+    ('', '', {}, None, 'there is no GPU and no TPU'),
+    ('13.0', '', {'ACCELERATOR': 'cpu'}, None, 'ACCELERATOR says so'),
+    ('', '', {'ACCELERATOR': 'tpu'}, 'tpu', 'ACCELERATOR says so'),
+  ],
+)
+def test_jax_is_built_for_the_accelerator_that_there_is(
+  checkout, tmp_path, cuda, device, env, build, reason
+):
+  builds, stderr = choice(checkout, tmp_path, cuda, device, **env)
+  version = read_pins('requirements.txt')['jax']
+  assert builds == ([f'jax[{build}]=={version}'] if build else [])
+  assert f'JAX for {build or "cpu"} (' in stderr and reason in stderr
+
+
+def test_another_accelerator_makes_another_environment(checkout, tmp_path):
+  assert choice(checkout, tmp_path, '13.0')[0]
+  for cuda, env in (
+    ('13.0', {}),
+    ('', {}),  # A login node of the same cluster.
+    ('13.0', {'ACCELERATOR': 'cuda13'}),
+  ):
+    assert choice(checkout, tmp_path, cuda, **env) == ([], '')
+  assert 'jax[cuda12]' in choice(checkout, tmp_path, '12.4')[0][0]
+  _, stderr = choice(checkout, tmp_path, '12.4', ACCELERATOR='cpu')
+  assert 'JAX for cpu' in stderr
+
+
+def test_an_accelerator_that_there_is_not_is_an_error(checkout):
+  status, stderr, calls = checkout.run('setup', ACCELERATOR='gpu')
+  assert status == 2 and not calls
+  assert 'ACCELERATOR is gpu; it is cpu, cuda12, cuda13 or tpu' in stderr
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+  'build, packages',
+  [
+    ('cuda12', {'jax-cuda12-plugin', 'jax-cuda12-pjrt'}),
+    ('cuda13', {'jax-cuda13-plugin', 'jax-cuda13-pjrt'}),
+    ('tpu', {'libtpu'}),
+  ],
+)
+def test_pip_finds_the_build_at_the_pinned_version(tmp_path, build, packages):
+  pins = read_pins('requirements.txt')
+  report = tmp_path / 'report.json'
+  subprocess.run(
+    [
+      *(sys.executable, '-m', 'pip', 'install', '--dry-run'),
+      *('--ignore-installed', '--report', str(report), '-q'),
+      *('-c', str(ROOT / 'requirements.txt'), f'jax[{build}]=={pins["jax"]}'),
+    ],
+    check=True,
+  )
+  found = {
+    utils.canonicalize_name(x['metadata']['name']): x['metadata']['version']
+    for x in json.loads(report.read_text())['install']
+  }
+  assert packages <= found.keys() and not any('tensorflow' in x for x in found)
+  for name in found.keys() & pins.keys():
+    assert found[name] == pins[name], name
+  for name in packages - {'libtpu'}:
+    assert found[name] == pins['jax']

@@ -1,13 +1,10 @@
 """Makes a tiny ImageNet of drawn images, with TFDS's own imagenet2012 builder.
 
-  python tests/tiny_imagenet.py --data_dir=DIR --train=64 --valid=37
-
-writes the two archives that ImageNet consists of into DIR/downloads/manual and
-has TFDS prepare them, so that everything downstream sees the real dataset, only
-smaller. Prints where it is.
+`make` writes the two archives that ImageNet consists of into
+DIR/downloads/manual and has TFDS prepare them, so that everything downstream
+sees the real dataset, only smaller.
 """
 
-import argparse
 import contextlib
 import io
 import os
@@ -102,17 +99,3 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
   member = tarfile.TarInfo(name)
   member.size = len(content)
   archive.addfile(member, io.BytesIO(content))
-
-
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--data_dir', required=True, help='TFDS data directory')
-  parser.add_argument('--train', type=int, default=64, help='training images')
-  parser.add_argument('--valid', type=int, default=37, help='test images')
-  args = parser.parse_args()
-  tf.config.set_visible_devices([], 'GPU')
-  print(make(args.data_dir, args.train, args.valid).data_path)
-
-
-if __name__ == '__main__':
-  main()

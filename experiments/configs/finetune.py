@@ -16,7 +16,8 @@ pre-trained on JFT-4B, 90.4 % with four augmentations of each image
 """
 
 from experiments import configs
-import nfnets.base
+from nfnets import variants
+from nfnets.errors import UserError
 
 
 def get_config(name: str = 'finetune'):
@@ -27,20 +28,20 @@ def get_config(name: str = 'finetune'):
   if option == '2023':
     config = _get_published('f7+', name)
     experiment = config.experiment_kwargs.config
-    experiment.num_steps = 0
     experiment.num_epochs = 50.0
     experiment.image_size = experiment.eval_image_size = 480
     return config
-  if option.upper() not in nfnets.base.nfnet_params:
-    raise ValueError(
+  if option.upper() not in variants.nfnet_params:
+    raise UserError(
       f'There is no published fine-tuning of {option!r}: it is finetune:2023, '
-      'or finetune: and a variant, such as f4+.'
+      'or finetune: and a variant, such as f4+.',
+      2,
     )
   return _get_published(option, name)
 
 
 def _get_small(name: str):
-  config = configs.get_base(name, '')
+  config = configs.get_base(name, None)
   config.evaluations = 10
   config.report = True
   config.interval_type = 'steps'
@@ -49,14 +50,14 @@ def _get_small(name: str):
   config.log_train_data_interval = 10
   experiment = config.experiment_kwargs.config
   experiment.model_kwargs = {}  # The network's own.
-  experiment.which_dataset = ''
-  experiment.num_classes = 0
+  experiment.which_dataset = None
+  experiment.num_classes = None
   experiment.eval_subset = 'valid'
-  experiment.train_preproc = ''
+  experiment.train_preproc = None
   experiment.train_batch_size = 32
   experiment.eval_batch_size = 64
-  experiment.num_epochs = 0.0
-  experiment.lr = 0.0
+  experiment.num_epochs = None
+  experiment.lr = None
   experiment.lr_scale_by_bs = False
   experiment.lr_schedule.warmup_part = 0.1
   experiment.optimizer = {
@@ -65,7 +66,7 @@ def _get_small(name: str):
       'momentum': 0.9,
       'nesterov': True,
       'weight_decay': 1e-5,
-      'clipping': 0.0,  # As measured; see lr.
+      'clipping': None,  # It follows from measurements; see lr.
       'eps': 1e-3,
     },
   }
@@ -82,7 +83,7 @@ def _get_published(variant: str, name: str):
   config = configs.get_base(name, f'nfnet_{variant}')
   experiment = config.experiment_kwargs.config
   experiment.model_kwargs = {'stochdepth_rate': 0.1, 'drop_rate': 0.25}
-  experiment.num_steps = 15_000
+  experiment.num_epochs = 15_000 * 2048 / 1_281_167  # 15,000 updates.
   experiment.train_batch_size = 2048
   experiment.lr = 0.1
   experiment.lr_scale_by_bs = False

@@ -8,7 +8,7 @@ this goes on in the same way.
 """
 
 from experiments import configs
-import nfnets.base
+from nfnets import variants
 
 
 def get_config(name: str = 'nf_regnet_b0'):
@@ -18,7 +18,7 @@ def get_config(name: str = 'nf_regnet_b0'):
   experiment = config.experiment_kwargs.config
   experiment.model_kwargs = {
     'stochdepth_rate': 0.1,
-    'drop_rate': nfnets.base.nf_regnet_params[variant]['drop_rate'],
+    'drop_rate': variants.nf_regnet_params[variant]['drop_rate'],
     'activation': 'silu',
   }
   experiment.augment_name = 'cutmix_mixup'

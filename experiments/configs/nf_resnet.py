@@ -40,7 +40,8 @@ def _make_private(config) -> None:
   experiment.augmentation_multiplicity = 4
   experiment.label_smoothing = 0.0
   experiment.train_batch_size = 16_384
-  experiment.num_steps = 71_589
+  # 71,589 updates.
+  experiment.num_epochs = 71_589 * 16_384 / 1_271_167
   experiment.lr = 4.0
   experiment.lr_scale_by_bs = False
   experiment.lr_schedule.name = 'constant'

@@ -9,14 +9,14 @@ was published of F7 and of the wider ones, F0+ to F7+; they get the same.
 """
 
 from experiments import configs
-import nfnets.base
+from nfnets import variants
 
 
 def get_config(name: str = 'f0'):
   """Returns the recipe of one variant, such as 'f0', 'f3+' or 'f6:sam'."""
   variant, _, option = name.partition(':')
   config = configs.get_base(name, f'nfnet_{variant}')
-  row = nfnets.base.nfnet_params[variant.upper()]
+  row = variants.nfnet_params[variant.upper()]
   experiment = config.experiment_kwargs.config
   experiment.model_kwargs = {
     'stochdepth_rate': 0.25,

@@ -10,7 +10,8 @@ JFT-4B gave F7+ 90.3 %, and 90.4 % with four augmentations of each image
 """
 
 from experiments import configs
-import nfnets.base
+from nfnets import variants
+from nfnets.errors import UserError
 
 
 def get_config(name: str = 'pretrain'):
@@ -18,10 +19,11 @@ def get_config(name: str = 'pretrain'):
   option = name.partition(':')[2]
   if option == '2023':
     return _get_published('f7+', name, num_epochs=1.0)
-  if option.upper() not in nfnets.base.nfnet_params:
-    raise ValueError(
+  if option.upper() not in variants.nfnet_params:
+    raise UserError(
       f'There is no published pre-training of {option!r}: it is pretrain:2023, '
-      'or pretrain: and a variant, such as f4+.'
+      'or pretrain: and a variant, such as f4+.',
+      2,
     )
   return _get_published(option, name, num_epochs=10.0)
 
@@ -39,8 +41,8 @@ def _get_published(variant: str, name: str, num_epochs: float):
   config = configs.get_base(name, f'nfnet_{variant}')
   experiment = config.experiment_kwargs.config
   experiment.model_kwargs = {'stochdepth_rate': 0.1, 'drop_rate': 0.0}
-  experiment.which_dataset = ''
-  experiment.num_classes = 0
+  experiment.which_dataset = None
+  experiment.num_classes = None
   experiment.eval_subset = 'valid'
   experiment.image_size = experiment.eval_image_size = 224
   experiment.train_batch_size = 4096

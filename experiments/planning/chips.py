@@ -2,14 +2,15 @@
 
 A device is what JAX calls one: of TPU v3, a core, of which a chip has two; else
 a whole chip. Sources: Google's pages on TPU v3, v4, v5e, v5p and v6e (peaks,
-memory, links) and NVIDIA's data sheets; the clocks are those that give the
-published peaks. `capacity_gib` is what the compiler has to offer, in its own
-words ("exceeds available HBM"): the memory without what the runtime keeps; of a
-GPU, the three quarters that JAX takes unless it is told otherwise.
+memory, links); the clocks are those that give the published peaks.
+`capacity_gib` is what the compiler has to offer, in its own words ("exceeds
+available HBM"): the memory without what the runtime keeps.
 """
 
 import dataclasses
 import difflib
+
+from nfnets.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,14 +19,13 @@ class Chip:
 
   Attributes:
     name: for the command line.
-    platform: 'tpu' or 'cuda'.
     topology: of the devices that a program is compiled for, as the compiler
       names them: few, but more than one.
     options: of the topology.
     devices_per_chip: how many devices a chip is.
-    clock_ghz: of a device; 0 where the compiler estimates no cycles.
+    clock_ghz: of a device.
     macs_per_cycle: multiply-adds of bfloat16 that its matrix units begin in a
-      cycle; 0 where it is not needed, as `link_gb_per_s`.
+      cycle.
     memory_gib: of a device, as published.
     capacity_gib: what of it a program can have.
     link_gb_per_s: what a chip sends to its neighbours at the same time, over
@@ -33,7 +33,6 @@ class Chip:
   """
 
   name: str
-  platform: str
   topology: str
   devices_per_chip: int
   clock_ghz: float
@@ -56,10 +55,9 @@ _V3, _V5E, _V4, _V6E = 2 * 128**2, 4 * 128**2, 8 * 128**2, 4 * 256**2
 CHIPS = {
   chip.name: chip
   for chip in (
-    Chip('tpu_v3', 'tpu', 'v3:1x1', 2, 0.94, _V3, 16, 15.48, 328),
+    Chip('tpu_v3', 'v3:1x1', 2, 0.94, _V3, 16, 15.48, 328),
     Chip(
       'tpu_v4',
-      'tpu',
       'v4:1x2x1',
       1,
       1.05,
@@ -70,29 +68,24 @@ CHIPS = {
       # Else its two cores are two devices.
       (('chip_config_name', 'megacore'),),
     ),
-    Chip('tpu_v5e', 'tpu', 'v5e:1x2', 1, 1.5, _V5E, 16, 15.75, 200),
-    Chip('tpu_v5p', 'tpu', 'v5p:1x2x1', 1, 1.75, _V4, 95, 95.73, 600),
-    Chip('tpu_v6e', 'tpu', 'v6e:1x2', 1, 1.75, _V6E, 32, 31.24, 400),
-    Chip('h100', 'cuda', '1x1x2', 1, 0, 0, 80, 60, 0),
-    Chip('a100', 'cuda', '1x1x2', 1, 0, 0, 80, 60, 0),
+    Chip('tpu_v5e', 'v5e:1x2', 1, 1.5, _V5E, 16, 15.75, 200),
+    Chip('tpu_v5p', 'v5p:1x2x1', 1, 1.75, _V4, 95, 95.73, 600),
+    Chip('tpu_v6e', 'v6e:1x2', 1, 1.75, _V6E, 32, 31.24, 400),
   )
 }
-
-
-class UnknownChipError(ValueError):
-  """There is no such device; the message lists those that there are."""
 
 
 def get(name: str) -> Chip:
   """Returns the device of that name.
 
   Raises:
-    UnknownChipError: if there is none.
+    UserError: if there is none.
   """
   if name in CHIPS:
     return CHIPS[name]
   close = difflib.get_close_matches(name, CHIPS, n=1, cutoff=0.5)
   hint = f' Did you mean {close[0]}?' if close else ''
-  raise UnknownChipError(
-    f'There is no device {name!r}.{hint} The devices are {", ".join(CHIPS)}.'
+  raise UserError(
+    f'There is no device {name!r}.{hint} The devices are {", ".join(CHIPS)}.',
+    2,
   )

@@ -10,15 +10,11 @@ import jax
 from jax.experimental import topologies
 import numpy as np
 
-from experiments.planning import chips, gpu, workload
+from experiments.planning import chips, workload
 from nfnets import conv
+from nfnets.errors import UserError
 
 _GIB = 2**30
-_CUDA = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
-
-
-class CompilerMissingError(RuntimeError):
-  """The compiler is not installed; the message says how to install it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,30 +46,18 @@ def devices(chip: chips.Chip) -> list[Any]:
   """Returns JAX's descriptions of the devices to compile for.
 
   Raises:
-    CompilerMissingError: without the compiler.
+    UserError: without the compiler.
   """
-  options = dict(chip.options)
-  name = chip.topology
-  if chip.platform == 'cuda':
-    if not any(map(importlib.util.find_spec, _CUDA)):
-      raise CompilerMissingError(
-        "Planning for a GPU needs its compiler: pip install 'nfnets[cuda12]'"
-      )
-    options |= {
-      'topology': chip.topology,
-      'target_config': gpu.target_config(chip.name),
-    }
-    name = chip.name
-  elif importlib.util.find_spec('libtpu') is None:
-    raise CompilerMissingError(
+  if importlib.util.find_spec('libtpu') is None:
+    raise UserError(
       "Planning needs the TPU compiler: pip install 'nfnets[plan]'"
     )
   return topologies.get_topology_desc(
-    platform=chip.platform, topology_name=name, **options
+    platform='tpu', topology_name=chip.topology, **dict(chip.options)
   ).devices
 
 
-def compile_for(chip: chips.Chip, program: workload.Program) -> Compiled:
+def compile_for(chip: chips.Chip, program: workload.StepSpec) -> Compiled:
   """Compiles a program for some devices, of which each has its arguments.
 
   Args:
@@ -81,7 +65,7 @@ def compile_for(chip: chips.Chip, program: workload.Program) -> Compiled:
     program: what each of them computes.
 
   Raises:
-    CompilerMissingError: without the compiler.
+    UserError: without the compiler.
   """
   mesh = jax.sharding.Mesh(np.array(devices(chip)), (workload.AXIS,))
   specs = tuple(
@@ -115,8 +99,7 @@ def compile_for(chip: chips.Chip, program: workload.Program) -> Compiled:
   )
   start = time.monotonic()
   # JAX's default backend is the CPU, here.
-  form = 'columns' if chip.platform == 'tpu' else 'plain'
-  with conv.lowering(form):
+  with conv.lowering('space_to_depth'):
     lowered = jax.jit(mapped, donate_argnums=program.donated).lower(*arguments)
   try:
     compiled = lowered.compile()

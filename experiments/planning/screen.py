@@ -1,139 +1,86 @@
 """What people see of a plan: one screen."""
 
-from experiments.planning import changes, estimate, workload
+from typing import Any
 
-_GIB = 2**30
 # How many times its estimate a step of the paper's took on TPU v3, at least and
 # at most (docs/planning.md).
 _MEASURED_OVER_ESTIMATED = 1.25, 1.41
 
 
-def describe(plan: estimate.Plan, name: str) -> str:
+def describe(plan: dict[str, Any], name: str) -> str:
   """Returns a plan in lines of at most 80 characters.
 
   Args:
-    plan: the plan.
+    plan: the numbers of `estimate.plan`.
     name: of the recipe.
   """
-  work, chip = plan.work, plan.chip
-  config = work.recipe.config
+  memory, verdict = (
+    plan['memory_gib'],
+    'fits' if plan['fits'] else 'DOES NOT FIT',
+  )
+  parts = ['parameters', 'optimizer', 'averages', 'batch']
+  if plan['step_ms'] is not None:
+    parts += ['temporary', 'code']
   lines = [
-    f'{name} on {work.devices} x {chip.name} ({plan.num_chips} '
-    f'chip{"s" * (plan.num_chips > 1)}), {work.batch} images of '
-    f'{config.image_size} px each, {work.batch * work.devices} in all',
+    f'{name} on {plan["devices"]} x {plan["device"]} ({plan["chips"]} '
+    f'chip{"s" * (plan["chips"] > 1)}), {plan["batch"]} images of '
+    f'{plan["image_size"]} px each, {plan["train_batch_size"]} in all',
     '',
-    *_memory(plan),
+    f'memory: {verdict}; {_peak(plan)} per device (by the compiler)',
+    *(f'  {part:<12}{memory[part]:>9.2f}' for part in parts),
+    f'  (temporary, estimated: activations {memory["activations"]:.2f} that '
+    'the backward pass needs,\n'
+    f'  and then gradients {memory["gradients"]:.2f})',
   ]
-  if plan.step_seconds is not None:
-    lines += ['', *_time(plan), '', *_cycles(plan)]
-  return '\n'.join(lines)
-
-
-def name_settings(work: workload.Workload) -> str:
-  """Returns a line on what is to be compiled."""
-  config = work.recipe.config
-  return (
-    f'{work.batch} images on each of {work.devices}, remat={config.remat}, '
-    f'accumulate_steps={config.accumulate_steps}'
-  )
-
-
-def summarize(plan: estimate.Plan) -> str:
-  """Returns a line on a plan: whether it fits, and how long an update takes."""
-  update = plan.update
-  line = (
-    f'{"fits" if plan.fits else "does not fit"}: {_gib(update.peak_bytes)} of '
-    f'{_gib(update.capacity_bytes)} GiB'
-  )
-  if plan.step_seconds is not None:
-    line += f', {1e3 * plan.step_seconds:,.1f} ms'
-  return f'{line} (compiled in {update.seconds:.0f} s)'
-
-
-def describe_changes(found: list[changes.Change]) -> str:
-  """Returns what makes a recipe fit, the cheapest first."""
-  if not found:
-    return 'Nothing that was tried makes it fit: it needs a larger device.'
-  return '\n'.join(['it fits with, the cheapest first:', *map(_change, found)])
-
-
-def describe_largest_batch(found: changes.Change | None) -> str:
-  """Returns which batch is the largest that fits."""
-  if found is None:
-    return 'No batch fits: see what does without --search.'
-  return f'the largest batch that fits:\n{_change(found)}'
-
-
-def _change(change: changes.Change) -> str:
-  plan = change.plan
-  settings = ' '.join(f'--{k}={v}' for k, v in change.settings.items())
-  line = (
-    f'  {settings:<22}{_gib(plan.update.peak_bytes)} of '
-    f'{_gib(plan.update.capacity_bytes)} GiB'
-  )
-  if plan.step_seconds is None:
-    return line
-  return (
-    f'{line}, {1e3 * plan.step_seconds:,.0f} ms, '
-    f'{change.images_per_device_second:,.1f} images/s of each'
-  )
-
-
-def _memory(plan: estimate.Plan) -> list[str]:
-  update = plan.update
-  verdict = 'fits' if plan.fits else 'DOES NOT FIT'
-  lines = [
-    f'memory: {verdict}; {_gib(update.peak_bytes)} of '
-    f'{_gib(update.capacity_bytes)} GiB per device (by the compiler)'
-  ]
-  memory = plan.memory()
-  lines += [
-    f'  {name:<12}{_gib(memory[name]):>9}'
-    for name in ('parameters', 'optimizer', 'averages', 'batch')
-  ]
-  if update.parts:
-    lines += [
-      f'  {name:<12}{_gib(memory[name]):>9}' for name in ('temporary', 'code')
-    ]
-  lines.append(
-    '  (temporary, estimated: activations '
-    f'{_gib(memory["activations"])} that the backward pass needs,\n'
-    f'  and then gradients {_gib(memory["gradients"])})'
-  )
-  if plan.evaluation is not None:
+  if 'eval_batch' in plan:
     lines.append(
-      f'  evaluation, {plan.work.eval_batch} images each: '
-      f'{_gib(plan.evaluation_peak_bytes)}'
+      f'  evaluation, {plan["eval_batch"]} images each: '
+      f'{plan["eval_peak_gib"]:.2f}'
     )
-  return lines
+  if plan['step_ms'] is None:
+    return '\n'.join(lines)
+  total = sum(plan['cycles'].values())
+  least, most = _MEASURED_OVER_ESTIMATED
+  return '\n'.join(
+    [
+      *lines,
+      '',
+      'time, estimated by the compiler and not measured:',
+      f'  step        {plan["step_ms"]:>9,.1f} ms, of which averaging at '
+      f'least {plan["communication_ms"]:,.1f}',
+      f'  of the peak {100 * plan["mfu"]:>9.1f} %',
+      f'  images/s    {plan["images_per_second"]:>9,.0f}',
+      f'  run         {plan["hours"]:>9,.1f} hours, {plan["chip_hours"]:,.0f} '
+      f'chip-hours, for {plan["steps"]:,} steps',
+      f"  Likely more: the paper's steps on TPU v3 took {least} to {most} "
+      'times as long.',
+      '',
+      f'cycles of a step, {total / 1e6:,.1f} M, estimated:',
+      *(
+        f'  {part:<20}{cycles / 1e6:>9,.1f} M {100 * cycles / total:>5.1f} %'
+        for part, cycles in plan['cycles'].items()
+      ),
+    ]
+  )
 
 
-def _time(plan: estimate.Plan) -> list[str]:
-  numbers = plan.to_json()
-  return [
-    'time, estimated by the compiler and not measured:',
-    f'  step        {numbers["step_ms"]:>9,.1f} ms, of which averaging at '
-    f'least {numbers["communication_ms"]:,.1f}',
-    f'  of the peak {100 * numbers["mfu"]:>9.1f} %',
-    f'  images/s    {numbers["images_per_second"]:>9,.0f}',
-    f'  run         {numbers["hours"]:>9,.1f} hours, '
-    f'{numbers["chip_hours"]:,.0f} chip-hours, for {plan.work.num_steps:,} '
-    'steps',
-    "  Likely more: the paper's steps on TPU v3 took "
-    '{} to {} times as long.'.format(*_MEASURED_OVER_ESTIMATED),
-  ]
+def summarize(plan: dict[str, Any]) -> str:
+  """Returns a line: whether it fits, and how long an update takes."""
+  time = f', {plan["step_ms"]:,.1f} ms' if plan['step_ms'] is not None else ''
+  return (
+    f'{"fits" if plan["fits"] else "does not fit"}: {_peak(plan)}{time} '
+    f'(compiled in {plan["compile_seconds"]:.0f} s)'
+  )
 
 
-def _cycles(plan: estimate.Plan) -> list[str]:
-  total = sum(plan.cycles.values())
-  return [
-    f'cycles of a step, {total / 1e6:,.1f} M, estimated:',
-    *(
-      f'  {part:<20}{cycles / 1e6:>9,.1f} M {100 * cycles / total:>5.1f} %'
-      for part, cycles in plan.cycles.items()
-    ),
-  ]
+def describe_change(name: str, plan: dict[str, Any]) -> str:
+  """Returns a line on a plan that fits with another value of a setting."""
+  setting = f'--{name}={plan[name]}'
+  return (
+    f'  {setting:<22}{_peak(plan)}, {plan["step_ms"]:,.0f} ms, '
+    f'{plan["images_per_second"] / plan["devices"]:,.1f} images/s of each'
+  )
 
 
-def _gib(size: int) -> str:
-  return f'{size / _GIB:.2f}'
+def _peak(plan: dict[str, Any]) -> str:
+  return f'{plan["peak_gib"]:.2f} of {plan["capacity_gib"]:.2f} GiB'

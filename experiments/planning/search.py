@@ -1,110 +1,104 @@
-"""Finds what fits, with few compilations."""
+"""Finds settings with which a recipe fits, and the largest batch."""
 
-from collections.abc import Callable, Iterable, Sequence
-import dataclasses
+import bisect
+from collections.abc import Callable
 from typing import Any
 
+from nfnets import network
 
-@dataclasses.dataclass(frozen=True)
-class Point:
-  """What was tried.
+# Returns the plan with another `remat`, `accumulate_steps` or `batch`.
+Attempt = Callable[..., dict[str, Any]]
 
-  Attributes:
-    value: of what is searched.
-    fits: whether it fits.
-    need: how much memory it needs.
-    result: what else came of it.
-  """
-
-  value: int
-  fits: bool
-  need: float
-  result: Any = None
+# The number of recomputed blocks may be too large by one in so many: compiling
+# a deep network takes minutes.
+_PART = 24
+_MOST_IMAGES = 2048
 
 
-def first_that_fits(
-  values: Sequence[int],
-  attempt: Callable[[int], Point],
-  capacity: float,
-  known: Iterable[Point] = (),
-  within: int = 1,
-  step: int = 1,
-) -> tuple[Point | None, list[Point]]:
-  """Finds the first of some values that fits, where all later ones do.
-
-  Goes on from what is known in growing steps, to where a line through the last
-  two meets the capacity, because memory is nearly linear in most settings. With
-  one that fits and one that does not it bisects, every other time by that line.
+def changes(
+  first: dict[str, Any], attempt: Attempt
+) -> list[tuple[str, dict[str, Any]]]:
+  """Returns the least change of each kind that makes a recipe fit.
 
   Args:
-    values: rising or falling numbers, in the order of falling need.
-    attempt: tries a value; takes long, and less where it does not fit.
-    capacity: what there is.
-    known: what has been tried.
-    within: how many places the answer may be behind the first.
-    step: how many places to go from what is known, at first.
+    first: the plan that does not fit.
+    attempt: makes other plans.
 
   Returns:
-    The first that fits, or None, and all that were tried, in that order.
+    Names of settings, and the plans with them; the fastest first.
   """
-  tried = {point.value: point for point in known}
-
-  def at(place: int) -> Point:
-    value = values[place]
-    if value not in tried:
-      tried[value] = attempt(value)
-    return tried[value]
-
-  # The last that is known not to fit, and the first that is known to.
-  low, high, end = -1, len(values), len(values)
-  for place, value in enumerate(values):
-    if value in tried:
-      if tried[value].fits:
-        high = min(high, place)
-      else:
-        low = max(low, place)
-  line, growing = None, within  # The line is two places.
-  interpolates = True
-  while low < end - 1 if high == end else high - low > within:
-    if low >= 0 and high < end:
-      line = (low, high) if interpolates else None
-      # A line that misses is not trusted twice.
-      interpolates = not interpolates
-    meeting = line and _meeting_place(*map(at, line), values, capacity)
-    if high == end:
-      place = min(max(low + step, meeting or 0), end - 1)
-    elif low < 0:
-      place = max(min(high - step, high if meeting is None else meeting), 0)
-    elif meeting is None:
-      place = (low + high) // 2
-    else:
-      place = min(max(meeting, low + 1), high - 1)
-    # After the first step a line says how far to go, and where it does not come
-    # to an end at once, steps grow.
-    step = growing
-    if line is not None:
-      growing *= 2
-    if at(place).fits:
-      line = (high, place) if high < end else None
-      high = place
-    else:
-      line = (low, place) if low >= 0 else None
-      low = place
-  return (None if high == end else at(high)), list(tried.values())
+  batch, parts = first['batch'], first['accumulate_steps']
+  factors = [k for k in range(2, batch + 1) if batch % k == 0]
+  blocks = first['blocks']
+  remat = min(network.count_remat(first['remat']), blocks)
+  spacing = max(1, blocks // _PART)
+  values = {
+    'remat': [
+      min(n, blocks) for n in range(remat + spacing, blocks + spacing, spacing)
+    ],
+    'accumulate_steps': [k for k in factors if k > parts and k % parts == 0],
+    'batch': [batch // k for k in factors if batch // k % parts == 0],
+  }
+  found = [(name, _least(name, values[name], attempt)) for name in values]
+  return sorted(
+    ((name, plan) for name, plan in found if plan is not None),
+    key=lambda item: -item[1]['images_per_second'] / item[1]['devices'],
+  )
 
 
-def _meeting_place(
-  one: Point, other: Point, values: Sequence[int], capacity: float
-) -> int | None:
-  """Returns the first place that fits, or the last, if the need is linear.
+def _least(
+  name: str, values: list[int], attempt: Attempt
+) -> dict[str, Any] | None:
+  """Returns the plan with the first value that fits, where later ones do."""
+  plans = {}
 
-  None if the need does not fall from one point to the other, in the order of
-  the values.
+  def fits(value: int) -> bool:
+    plans[value] = attempt(**{name: value})
+    return plans[value]['fits']
+
+  # The first is mostly enough: half of the images.
+  if values and not fits(values[0]):
+    bisect.bisect_left(values, True, lo=1, key=fits)
+  fitting = [v for v in values if v in plans and plans[v]['fits']]
+  return plans[fitting[0]] if fitting else None
+
+
+def largest_batch(
+  first: dict[str, Any], attempt: Attempt
+) -> dict[str, Any] | None:
+  """Returns the plan with the largest of the batches tried that fits, or None.
+
+  These are powers of two and then multiples of 128, by bisection. Memory does
+  not grow evenly with the batch, because the compiler recomputes by itself, so
+  that others may fit.
+
+  Args:
+    first: the plan of some batch, whether it fits or not.
+    attempt: makes others.
   """
-  slope = (other.need - one.need) / (other.value - one.value)
-  if slope * (values[-1] - values[0]) >= 0:
-    return None
-  for place, value in enumerate(values):
-    if one.need + slope * (value - one.value) <= capacity:
-      return place
-  return len(values) - 1
+  plans = {first['batch']: first}
+
+  def is_too_large(batch: int) -> bool:
+    plans[batch] = attempt(batch=batch)
+    return not plans[batch]['fits']
+
+  for sizes in (
+    [2**n for n in range(_MOST_IMAGES.bit_length())],
+    range(128, _MOST_IMAGES, 128),
+  ):
+    largest = max((b for b in plans if plans[b]['fits']), default=0)
+    limit = min(
+      (b for b in plans if b > largest and not plans[b]['fits']),
+      default=_MOST_IMAGES + 1,
+    )
+    between = [
+      b
+      for b in sizes
+      if largest < b < limit and b % first['accumulate_steps'] == 0
+    ]
+    bisect.bisect_left(between, True, key=is_too_large)
+  return max(
+    (plan for plan in plans.values() if plan['fits']),
+    key=lambda plan: plan['batch'],
+    default=None,
+  )

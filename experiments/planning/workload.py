@@ -14,6 +14,7 @@ import ml_collections
 from experiments import recipe
 from experiments import step as step_lib
 from nfnets.data import augmentation
+from nfnets.errors import UserError
 
 # The axis that the devices average over.
 AXIS = 'i'
@@ -24,7 +25,7 @@ _IMAGENET, _IMAGENET_EXAMPLES = 'imagenet2012', 1_281_167
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class StepSpec:
   """A function of what one device has.
 
   Attributes:
@@ -110,7 +111,7 @@ class Workload:
     kept = jax.eval_shape(backward, params, self.state.state, images, _key())
     return num_bytes(kept) - num_bytes(params)
 
-  def update(self) -> Program:
+  def update(self) -> StepSpec:
     """Returns one update of training, whose state is donated."""
     config = self.recipe.config
     step = step_lib.make_train_step(
@@ -121,18 +122,18 @@ class Workload:
       AXIS,
     )
     batch = _train_batch(config, self.batch)
-    return Program(
+    return StepSpec(
       step, (self.state, batch, _key()), (False, True, False), (0,)
     )
 
-  def evaluation(self) -> Program:
+  def evaluation(self) -> StepSpec:
     """Returns one step of evaluation."""
     config = self.recipe.config
     step = step_lib.make_eval_step(self.recipe.model, config, AXIS)
     size = self.eval_batch
     batch = _batch(config, size, config.eval_image_size, jnp.float32)
     batch['mask'] = jax.ShapeDtypeStruct((size,), jnp.float32)
-    return Program(
+    return StepSpec(
       step, (self.state.params, self.state.state, batch), (False, False, True)
     )
 
@@ -150,9 +151,8 @@ def build(
       `train_batch_size` follows from them.
 
   Raises:
-    recipe.ConfigError: for settings that are wrong, or do not go together.
-    nfnets.data.dataset.DatasetError: if a dataset that says how many examples
-      there are cannot be used.
+    UserError: for settings that are wrong or do not go together, or if the
+      dataset cannot be used.
   """
   ours = config.experiment_kwargs.config
   devices, batch = _shares(ours, devices, batch)
@@ -160,7 +160,9 @@ def build(
   if is_imagenet:
     ours.fake_data = True
     ours.num_classes = ours.num_classes or 1000
-  built = recipe.build(ours, jax.random.PRNGKey(0), devices)
+  built = recipe.build(
+    ours, jax.random.PRNGKey(0), devices, config.training_steps
+  )
   if is_imagenet:
     built = dataclasses.replace(built, num_examples=_IMAGENET_EXAMPLES)
   state = _train_state(built)
@@ -200,9 +202,10 @@ def _shares(ours, devices: int | None, batch: int | None) -> tuple[int, int]:
     batch = min(_BATCH, total)
   whole, given = ('devices', devices) if devices else ('batch', batch)
   if total % given:
-    raise recipe.ConfigError(
+    raise UserError(
       f'train_batch_size is {total}, which --{whole}={given} does not divide; '
-      'give both --devices and --batch for another size.'
+      'give both --devices and --batch for another size.',
+      2,
     )
   return (devices, total // devices) if devices else (total // batch, batch)
 

@@ -1,5 +1,5 @@
 """Studies of networks: each module is a sub-command of `tools/study.py`.
 
 A module has `add_arguments(parser)` and `run(args)`, which returns the exit
-status or raises `nfnets.inference.command_line.CommandError`.
+status or raises `UserError`.
 """

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import os
 import pathlib
+import re
 import runpy
 import traceback
 import types
@@ -14,7 +15,7 @@ import ml_collections
 import optuna
 
 from experiments import command_line, configs
-from nfnets.inference.command_line import CommandError
+from nfnets.errors import UserError
 
 # The settings that a value of an axis stands for, by the name of the value.
 Choices = Mapping[Any, Mapping[str, Any]]
@@ -26,19 +27,19 @@ class Sweep:
 
   Attributes:
     config: name of a recipe, or the path of a config file.
-    settings: {name: value} that all trials have.
     axes: {name: choices, or a distribution of Optuna's}, in the file's order.
     seeds: values of `random_seed` that every point is trained with.
+    settings: {name: value} that all trials have.
     metric: of the results of a run.
     maximize: whether high values are good ones.
     sampler: one of Optuna's; None tries all points of the grid.
-    num_points: that the sampler chooses.
+    num_points: how many the sampler chooses.
   """
 
   config: str
-  settings: Mapping[str, Any]
   axes: Mapping[str, Choices | optuna.distributions.BaseDistribution]
   seeds: tuple[int, ...]
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   metric: str = 'test_top_1_acc'
   maximize: bool = True
   sampler: optuna.samplers.BaseSampler | None = None
@@ -71,17 +72,25 @@ class Sweep:
       settings.update(axis[value] if is_named else {name: value})
     return {**settings, 'random_seed': seed}
 
+  def folder_of(
+    self, folder: pathlib.Path, trial: optuna.trial.FrozenTrial
+  ) -> pathlib.Path:
+    """Returns the folder of a trial, such as lr=0.1,seed=0."""
+    values = {name: trial.params[name] for name in self.axes}
+    values['seed'] = trial.user_attrs['seed']
+    short = {key.rpartition('.')[2]: value for key, value in values.items()}
+    values = short if len(short) == len(values) else values
+    name = ','.join(f'{key}={value}' for key, value in values.items())
+    return folder / re.sub(r'[^\w.,=+-]', '_', name)
+
   def config_of(
     self, point: Mapping[str, Any], seed: int
   ) -> ml_collections.ConfigDict:
-    """Returns the config of a trial.
-
-    Raises:
-      command_line.UsageError: if there is no such setting.
-    """
+    """Returns the config of a trial; raises UserError for unknown settings."""
     config = configs.load(self.config)
+    config.report = False  # The sweep has its own.
     # One program for all values of what is tried most.
-    config.experiment_kwargs.config.numbers_as_arguments = True
+    config.experiment_kwargs.config.traced_hyperparams = True
     command_line.change(config, self.settings_of(point, seed))
     return config
 
@@ -96,82 +105,75 @@ def read(path: str) -> Sweep:
       distribution of Optuna's. Names that begin with `_` are the file's own.
 
   Raises:
-    CommandError: if it cannot be read, or describes no sweep.
+    UserError: if it cannot be read, or describes no sweep.
   """
   if not os.path.isfile(path):
-    raise CommandError(f'There is no file {path}.', 2)
+    raise UserError(f'There is no file {path}.', 2)
   try:
     names = runpy.run_path(path)
-  except SyntaxError as error:
-    raise CommandError(
-      f'{path}, line {error.lineno}: {error.msg}.', 2
-    ) from error
   except Exception as error:
-    lines = [
-      frame.lineno
-      for frame in traceback.extract_tb(error.__traceback__)
-      if frame.filename == path
-    ]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    text = f'{type(error).__name__}: {error}'
+    if isinstance(error, SyntaxError):
+      lines, text = [error.lineno], f'{error.msg}.'
     where = f'{path}, line {lines[-1]}' if lines else path
-    raise CommandError(
-      f'{where}: {type(error).__name__}: {error}', 2
-    ) from error
+    raise UserError(f'{where}: {text}', 2) from error
+  own = {
+    name: value
+    for name, value in names.items()
+    if not name.startswith('_') and not isinstance(value, types.ModuleType)
+  }
   try:
-    return _check(
-      {
-        name: value
-        for name, value in names.items()
-        if not name.startswith('_') and not isinstance(value, types.ModuleType)
-      }
-    )
+    return _check(own)
   except ValueError as error:
-    raise CommandError(f'{path}: {error}', 2) from error
-
-
-def name(path: str) -> str:
-  """Returns what a sweep is called after its file."""
-  return pathlib.PurePath(path).stem
+    raise UserError(f'{path}: {error}', 2) from error
 
 
 def _check(names: dict[str, Any]) -> Sweep:
   """Returns the sweep; raises ValueError where something is wrong."""
   known = [field.name for field in dataclasses.fields(Sweep)]
-  for unknown in sorted(set(names) - set(known)):
-    raise ValueError(
-      f'{unknown!r} says nothing about a sweep; there are '
-      f'{", ".join(known)}. Begin names of your own with an underscore.'
-    )
-  for needed in ('config', 'axes', 'seeds'):
-    if needed not in names:
-      raise ValueError(f'{needed!r} is missing.')
-  for kind in ('axes', 'settings'):
-    if not isinstance(names.setdefault(kind, {}), Mapping):
-      raise ValueError(f'{kind!r} must be a dict, with names of settings.')
-  if not names['axes']:
-    raise ValueError("'axes' is empty: name at least one setting to try.")
-  seeds = names['seeds']
-  if not isinstance(seeds, (list, tuple, range)) or not all(
-    isinstance(seed, int) for seed in seeds
+  for name in names:
+    if name not in known:
+      raise ValueError(
+        f'{name!r} says nothing about a sweep; there are {", ".join(known)}. '
+        'Begin names of your own with an underscore.'
+      )
+  names = {'settings': {}, **names}
+  for name, kinds, text in (
+    ('config', str, 'the name of a config'),
+    ('axes', Mapping, 'a dict with names of settings'),
+    ('seeds', (list, tuple, range), 'a list of numbers'),
+    ('settings', Mapping, 'a dict with names of settings'),
   ):
-    raise ValueError(f"'seeds' is {seeds!r}; it must be a list of numbers.")
-  if not seeds:
-    raise ValueError("'seeds' is empty: one number trains each point once.")
-  names['seeds'] = tuple(seeds)
-  names['axes'] = {k: _axis(k, v) for k, v in names['axes'].items()}
-  sweep = Sweep(**names)
-  continuous = [
-    name for name, axis in sweep.axes.items() if not isinstance(axis, Mapping)
-  ]
-  if sweep.sampler is None and continuous:
-    raise ValueError(
-      f'axis {continuous[0]!r} has no list of values, which needs a sampler: '
-      'sampler = optuna.samplers.TPESampler(seed=0), and num_points.'
-    )
+    if name not in names:
+      raise ValueError(f'{name!r} is missing: {text}.')
+    value = names[name]
+    if not isinstance(value, kinds) or not (value or name == 'settings'):
+      raise ValueError(f'{name!r} is {value!r}; it must be {text}.')
+  axes = {key: _axis(key, value) for key, value in names['axes'].items()}
+  sweep = Sweep(**{**names, 'axes': axes, 'seeds': tuple(names['seeds'])})
+  for name, axis in axes.items():
+    if sweep.sampler is None and not isinstance(axis, Mapping):
+      raise ValueError(
+        f'axis {name!r} has no list of values, which needs a sampler: '
+        'sampler = optuna.samplers.TPESampler(seed=0), and num_points.'
+      )
   if sweep.sampler is not None and sweep.num_points < 1:
     raise ValueError(
       "'num_points' is missing: how many points the sampler chooses."
     )
-  _check_settings(sweep)
+  # Every value of every axis must be one that its setting can have.
+  values = {
+    name: list(axis)
+    if isinstance(axis, Mapping)
+    else [getattr(axis, 'low', None) or axis.choices[0]]
+    for name, axis in axes.items()
+  }
+  first = {name: found[0] for name, found in values.items()}
+  for name, found in values.items():
+    for value in found:
+      sweep.config_of({**first, name: value}, sweep.seeds[0])
   return sweep
 
 
@@ -179,13 +181,11 @@ def _axis(name: str, values: Any) -> Any:
   """Returns the choices of an axis, or its distribution."""
   if isinstance(values, optuna.distributions.BaseDistribution):
     return values
-  if not isinstance(values, (list, tuple, range, Mapping)):
+  if not isinstance(values, (list, tuple, range, Mapping)) or not values:
     raise ValueError(
       f'axis {name!r} is {values!r}; it must be a list of values, a dict of '
       '{name: {setting: value}}, or a distribution of Optuna.'
     )
-  if not values:
-    raise ValueError(f'axis {name!r} is empty.')
   if isinstance(values, Mapping):
     for key, settings in values.items():
       if not isinstance(settings, Mapping):
@@ -199,17 +199,3 @@ def _axis(name: str, values: Any) -> Any:
     value if isinstance(value, plain) else str(value): {name: value}
     for value in values
   }
-
-
-def _check_settings(sweep: Sweep) -> None:
-  """Raises ValueError if a config or a setting is none."""
-  first = {
-    name: next(iter(axis))
-    if isinstance(axis, Mapping)
-    else getattr(axis, 'low', None) or axis.choices[0]
-    for name, axis in sweep.axes.items()
-  }
-  sweep.config_of(first, sweep.seeds[0])
-  for name, axis in sweep.axes.items():
-    for value in axis if isinstance(axis, Mapping) else ():
-      sweep.config_of({**first, name: value}, sweep.seeds[0])

@@ -1,78 +1,23 @@
 """What came out of a sweep: a table, and small multiples with error bars."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 import csv
-import dataclasses
 import math
 import pathlib
 import statistics
 import sys
 from typing import Any
 
+from matplotlib import axes as axes_lib
 from matplotlib import figure
+from optuna.trial import FrozenTrial, TrialState
 
-from experiments.studies import sweep_file, sweep_trials
+from experiments.studies import sweep_file
 from nfnets import paths
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """One point of a sweep, over its seeds.
-
-  Attributes:
-    point: {axis: name of its value}.
-    values: the metric of the trials that ended well.
-    diverged: the number of trials that came to numbers that are not finite.
-  """
-
-  point: Mapping[str, Any]
-  values: tuple[float, ...]
-  diverged: int
-
-  @property
-  def mean(self) -> float:
-    """The mean of the values; NaN without any."""
-    return statistics.mean(self.values) if self.values else math.nan
-
-  @property
-  def spread(self) -> float:
-    """Their standard deviation, of a sample; NaN for less than two."""
-    return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
-
-
-def summarize(
-  sweep: sweep_file.Sweep, trials: Iterable[sweep_trials.Trial]
-) -> list[Row]:
-  """Returns a row for each point that was tried, in the order of the axes."""
-  points: dict[str, list[sweep_trials.Trial]] = {}
-  for trial in trials:
-    points.setdefault(repr(trial.point), []).append(trial)
-  rows = [
-    Row(
-      point=found[0].point,
-      values=tuple(t.value for t in found if t.value is not None),
-      diverged=sum(t.diverged for t in found),
-    )
-    for found in points.values()
-  ]
-  # As in the file; what a sampler has chosen, by size.
-  orders = [
-    list(axis).index if isinstance(axis, Mapping) else lambda value: value
-    for axis in sweep.axes.values()
-  ]
-  return sorted(
-    rows,
-    key=lambda row: [
-      order(value)
-      for order, value in zip(orders, row.point.values(), strict=True)
-    ],
-  )
-
-
 def write(
-  sweep: sweep_file.Sweep,
-  trials: list[sweep_trials.Trial],
-  folder: pathlib.Path,
+  sweep: sweep_file.Sweep, trials: list[FrozenTrial], folder: pathlib.Path
 ) -> dict[str, str]:
   """Writes `trials.csv`, `sweep.csv` and `sweep.png`; shows the table.
 
@@ -86,80 +31,90 @@ def write(
   """
   if not trials:
     return {}
-  axes = list(sweep.axes)
-  _write_csv(
-    folder / 'trials.csv',
-    [*axes, 'seed', sweep.metric, 'diverged', 'folder'],
-    [
-      [*t.point.values(), t.seed, t.value, int(t.diverged), t.folder.name]
-      for t in sorted(trials, key=lambda t: t.folder.name)
-    ],
-  )
-  rows = summarize(sweep, trials)
-  table = folder / 'sweep.csv'
-  header = [*axes, 'mean', 'spread', 'seeds', 'diverged']
-  cells = [
-    [*row.point.values(), row.mean, row.spread, len(row.values), row.diverged]
-    for row in rows
-  ]
-  _write_csv(table, header, cells)
-  print(_as_text(header, cells), file=sys.stderr)
-  picture = folder / 'sweep.png'
+  table, picture = folder / 'sweep.csv', folder / 'sweep.png'
+  points: dict[str, list[dict[str, Any]]] = {}
+  for trial in trials:
+    point = {name: trial.params[name] for name in sweep.axes}
+    row = {
+      **point,
+      'seed': trial.user_attrs['seed'],
+      sweep.metric: trial.value,
+      'diverged': int(trial.state == TrialState.PRUNED),
+      'folder': sweep.folder_of(folder, trial).name,
+    }
+    points.setdefault(repr(point), []).append(row)
+  found = [row for rows in points.values() for row in rows]
+  _write_csv(folder / 'trials.csv', sorted(found, key=lambda r: r['folder']))
+  rows = []
+  for found in points.values():
+    values = [x for row in found if (x := row[sweep.metric]) is not None]
+    rows.append(
+      {
+        **{name: found[0][name] for name in sweep.axes},
+        'mean': statistics.mean(values) if values else math.nan,
+        'spread': statistics.stdev(values) if len(values) > 1 else math.nan,
+        'seeds': len(values),
+        'diverged': sum(row['diverged'] for row in found),
+      }
+    )
+
+  def order(row):  # As in the file; what a sampler has chosen, by size.
+    return [
+      list(axis).index(row[name]) if isinstance(axis, Mapping) else row[name]
+      for name, axis in sweep.axes.items()
+    ]
+
+  rows.sort(key=order)
+  _write_csv(table, rows)
+  for line in [map(_short, rows[0]), *map(_cells, rows)]:
+    shown = (f'{x:.4g}' if isinstance(x, float) else str(x) for x in line)
+    print(*(f'{text:>12}' for text in shown), file=sys.stderr)
   with paths.writing(str(picture)) as temporary:
-    draw(sweep, rows).savefig(temporary, dpi=100, format='png')
+    _draw(sweep, rows).savefig(temporary, dpi=100, format='png')
   return {'table': str(table), 'picture': str(picture)}
 
 
-def draw(sweep: sweep_file.Sweep, rows: list[Row]) -> figure.Figure:
+def _draw(sweep: sweep_file.Sweep, rows: list[dict[str, Any]]) -> figure.Figure:
   """Returns small multiples of the metric.
 
   The first axis of the sweep is from left to right, and each choice of the
   others is a picture, with the others' curves behind in grey. What a sampler
   has chosen from continuous axes is points, with a picture per axis.
   """
+  first, *others = sweep.axes
   is_grid = all(isinstance(axis, Mapping) for axis in sweep.axes.values())
-  panels = _curves(sweep, rows) if is_grid else {a: rows for a in sweep.axes}
+  # {title: (the axis from left to right, rows)}.
+  panels = {} if is_grid else {name: (name, rows) for name in sweep.axes}
+  for row in rows if is_grid else ():
+    title = ', '.join(f'{_short(name)} {row[name]}' for name in others)
+    panels.setdefault(title, (first, []))[1].append(row)
   # Full lines where three or four in a line make some.
-  columns = min(
-    len(panels), 3 if len(panels) % 4 and not len(panels) % 3 else 4
-  )
+  columns = 3 if len(panels) % 4 and not len(panels) % 3 else 4
+  columns = min(columns, len(panels))
   lines = -(-len(panels) // columns)
-  first = next(iter(sweep.axes.values()))
-  width = max(2.6, 0.45 * len(first)) if is_grid else 2.6
+  width = max(2.6, 0.45 * len(sweep.axes[first])) if is_grid else 2.6
   picture = figure.Figure(
     figsize=(width * columns + 0.8, 2.4 * lines + 0.4), layout='constrained'
   )
   axes = list(picture.subplots(lines, columns, sharey=True, squeeze=False).flat)
   for ax in axes[len(panels) :]:
     ax.set_visible(False)
-  for ax, (title, shown) in zip(axes, panels.items(), strict=False):
-    name = next(iter(sweep.axes)) if is_grid else title
-    x = _positions(sweep.axes[name], ax)
-    if is_grid:
-      for others in panels.values():
-        ax.plot(
-          [x(row.point[name]) for row in others],
-          [row.mean for row in others],
-          color='0.85',
-          linewidth=1,
-          zorder=1,
-        )
-      ax.set_title(title, fontsize=9)
-    ax.errorbar(
-      [x(row.point[name]) for row in shown],
-      [row.mean for row in shown],
-      [row.spread for row in shown],
-      fmt='-o' if is_grid else 'o',
-      markersize=3,
-      capsize=2,
-      color='C0',
-      zorder=2,
-    )
+  for ax, (title, (name, shown)) in zip(axes, panels.items(), strict=False):
+    place = _place(sweep.axes[name], ax)
+    for _, curve in panels.values() if is_grid else ():
+      xs, means = zip(
+        *((place(x[name]), x['mean']) for x in curve), strict=True
+      )
+      ax.plot(xs, means, color='0.85', linewidth=1, zorder=1)
+    xs = [place(row[name]) for row in shown]
+    means, spreads = ([row[key] for row in shown] for key in ('mean', 'spread'))
+    line = {'fmt': '-o' if is_grid else 'o', 'color': 'C0', 'zorder': 2}
+    ax.errorbar(xs, means, spreads, markersize=3, capsize=2, **line)
     for row in shown:
-      if row.diverged:
+      if row['diverged']:
         ax.annotate(
-          f'{row.diverged} diverged',
-          (x(row.point[name]), 0),
+          f'{row["diverged"]} diverged',
+          (place(row[name]), 0),
           xycoords=('data', 'axes fraction'),
           rotation=90,
           ha='center',
@@ -169,41 +124,22 @@ def draw(sweep: sweep_file.Sweep, rows: list[Row]) -> figure.Figure:
         )
     ax.grid(alpha=0.3)
     ax.tick_params(labelsize=8)
+    ax.set_title(title if is_grid else '', fontsize=9)
     ax.set_xlabel(_short(name), fontsize=8)
   picture.supylabel(sweep.metric, fontsize=9)
   return picture
 
 
-def _curves(sweep: sweep_file.Sweep, rows: list[Row]) -> dict[str, list[Row]]:
-  """Returns {what it is: its rows} of the curves along the first axis."""
-  first = next(iter(sweep.axes))
-  curves: dict[str, list[Row]] = {}
-  for row in rows:
-    title = ', '.join(
-      f'{_short(name)} {value}'
-      for name, value in row.point.items()
-      if name != first
-    )
-    curves.setdefault(title, []).append(row)
-  return curves
-
-
-def _positions(axis: Any, ax: Any) -> Any:
+def _place(axis: Any, ax: axes_lib.Axes) -> Callable[[Any], Any]:
   """Sets the ticks; returns a function from a value to where it is drawn."""
   if not isinstance(axis, Mapping):
-    if getattr(axis, 'log', False):
-      ax.set_xscale('log')
+    ax.set_xscale('log' if getattr(axis, 'log', False) else 'linear')
     return lambda value: value
   # Values of equal distance: most are factors, or no numbers.
-  names = list(axis)
-  labels = [str(name) for name in names]
-  tilted = sum(map(len, labels)) > 24
-  ax.set_xticks(
-    range(len(names)),
-    labels,
-    rotation=40 if tilted else 0,
-    ha='right' if tilted else 'center',
-  )
+  names, labels = list(axis), [str(name) for name in axis]
+  is_long = sum(map(len, labels)) > 24
+  tilt = {'rotation': 40, 'ha': 'right'} if is_long else {}
+  ax.set_xticks(range(len(names)), labels, **tilt)
   ax.set_xlim(-0.4, len(names) - 0.6)
   return names.index
 
@@ -212,28 +148,16 @@ def _short(name: str) -> str:
   return name.rpartition('.')[2].replace('_', ' ')
 
 
-def _write_csv(
-  path: pathlib.Path, header: list[str], rows: list[list[Any]]
-) -> None:
+def _write_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
   with (
     paths.writing(str(path)) as temporary,
     open(temporary, 'w', newline='') as file,
   ):
     writer = csv.writer(file)
-    writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerow(rows[0])
+    writer.writerows(map(_cells, rows))
 
 
-def _as_text(header: list[str], rows: list[list[Any]]) -> str:
-  """Returns a table with aligned columns."""
-  lines = [[_short(name) for name in header]] + [
-    [f'{cell:.4g}' if isinstance(cell, float) else str(cell) for cell in row]
-    for row in rows
-  ]
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  return '\n'.join(
-    '  '.join(
-      cell.rjust(width) for cell, width in zip(line, widths, strict=True)
-    )
-    for line in lines
-  )
+def _cells(row: dict[str, Any]) -> list[Any]:
+  """Returns values, with '' for NaN; an axis may have infinity."""
+  return ['' if x is None or x != x else x for x in row.values()]

@@ -1,242 +1,213 @@
-"""The trials of a sweep, which several processes share by Optuna's storage.
+"""Makes the trials of a sweep, which several processes share.
 
-What is to be tried, is under way and has come out is in `sweep.db`. A process
-holds a lock of the operating system for the trial that it runs, in the trial's
-folder, which is free again when the process has died, however it did: a trial
-that is under way, but whose lock is free, is tried again by who comes next.
+What is to be tried, is under way and has come out is in `sweep.db`, Optuna's
+storage. A process holds a lock of the operating system for the trial that it
+runs, in the trial's folder. The lock is free again when the process has died,
+however it did; a trial that is under way, but whose lock is free, is tried
+again by the next process. (Optuna's heartbeats would tell that after a while
+only, and wrongly of a process that was stopped for as long.)
 """
 
-from collections.abc import Iterator, Mapping
 import contextlib
-import dataclasses
 import hashlib
+import itertools
 import pathlib
-import re
+import shlex
+import time
 from typing import Any
-import warnings
 
+from absl import logging
 import filelock
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 import sqlalchemy.exc
 
+from experiments import hosts, loop, run_folder, screen, train
+from experiments import step as step_lib
 from experiments.studies import sweep_file
-from nfnets.inference.command_line import CommandError
+from nfnets import messages
+from nfnets.errors import UserError
 
-STORAGE = 'sweep.db'
 _LOCK = '.lock'
 _SECONDS = 60.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Trial:
-  """One run.
+def make(
+  sweep: sweep_file.Sweep, folder: pathlib.Path
+) -> tuple[list[FrozenTrial], dict[str, Any]]:
+  """Makes trials while there are any that no other process makes.
 
-  Attributes:
-    number: Optuna's.
-    point: {axis: name of its value}.
-    seed: value of `random_seed`.
-    folder: where the run is.
-    value: the metric; None where it is not known, or training diverged.
-    diverged: whether training came to numbers that are not finite.
+  Returns:
+    Optuna's trials that have ended, and how many there are of what kind.
+
+  Raises:
+    UserError: if one cannot be made, the storage cannot be used, or it is of
+      another sweep.
   """
-
-  number: int
-  point: Mapping[str, Any]
-  seed: int
-  folder: pathlib.Path
-  value: float | None = None
-  diverged: bool = False
-
-
-def _digest(sweep: sweep_file.Sweep) -> str:
-  """Returns what the axes are known by."""
-  text = repr(sweep.distributions())
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-class Trials:
-  """What is to be tried and what has come out."""
-
-  def __init__(self, sweep: sweep_file.Sweep, folder: pathlib.Path):
-    """Opens the storage, or makes it.
-
-    Args:
-      sweep: what to try.
-      folder: of the sweep, which is there.
-
-    Raises:
-      CommandError: if the storage cannot be used, or is of another sweep.
-    """
-    self._sweep, self._folder = sweep, folder
-    self._lock = filelock.FileLock(folder / _LOCK)
-    self._held: filelock.FileLock | None = None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with self._using_storage():
-      storage = optuna.storages.RDBStorage(
-        f'sqlite:///{folder / STORAGE}',
-        engine_kwargs={'connect_args': {'timeout': _SECONDS}},
+  try:
+    study = _open_study(sweep, folder)
+    screen.set_up_logging()
+    hosts.keep_compiled_programs()
+    shared, stopped = step_lib.make_shared(), False
+    while not stopped and (taken := _take(study, sweep, folder)):
+      trial, lock = taken
+      start, run = time.monotonic(), sweep.folder_of(folder, trial)
+      try:
+        results = _train(sweep, trial, run, shared)
+        stopped = bool(results.get('stopped_by_sigterm'))
+        if not stopped:
+          _tell(study, trial, results, sweep.metric)
+      except UserError as error:
+        raise UserError(f'{run.name}: {error}', error.status) from error
+      finally:
+        lock.release()
+      value, seconds = results.get(sweep.metric), time.monotonic() - start
+      shown = 'diverged' if value is None else f'{sweep.metric} {value:.4g}'
+      logging.info(
+        '%s: %s; %.0f s; %d left', run.name, shown, seconds, _num_left(study)
       )
-      self._study = optuna.create_study(
-        storage=storage,
-        sampler=sweep.sampler,
-        # In a study of Optuna's, an axis keeps its values.
-        study_name=_digest(sweep),
-        direction='maximize' if sweep.maximize else 'minimize',
-        load_if_exists=True,
-      )
-      self._check_same(storage)
+    ended = _get(study, TrialState.COMPLETE, TrialState.PRUNED)
+    counts = {'trials': len(ended), 'left': _num_left(study)}
+    return ended, {**counts, 'stopped_by_sigterm': stopped}
+  except (
+    sqlalchemy.exc.SQLAlchemyError,
+    optuna.exceptions.StorageInternalError,
+  ) as error:
+    cause = getattr(error.__cause__, 'orig', None)
+    cause = messages.one_line(cause or getattr(error, 'orig', error))
+    raise UserError(
+      f'The storage {folder}/sweep.db cannot be used: {cause}.'
+    ) from error
 
-  def _check_same(self, storage: optuna.storages.BaseStorage) -> None:
-    """Raises CommandError if trials were made of anything else."""
-    sweep = self._sweep
-    what = {
-      'config': sweep.config,
-      'settings': {k: str(v) for k, v in sorted(sweep.settings.items())},
-      'metric': sweep.metric,
-    }
+
+def _open_study(sweep: sweep_file.Sweep, folder: pathlib.Path) -> optuna.Study:
+  """Opens the storage, or makes it; raises UserError for another sweep's."""
+  optuna.logging.set_verbosity(optuna.logging.WARNING)
+  axes = repr(sweep.distributions()).encode()
+  same = {
+    'config': sweep.config,
+    'settings': {k: str(v) for k, v in sorted(sweep.settings.items())},
+    'metric': sweep.metric,
+  }
+  with filelock.FileLock(folder / _LOCK):
+    storage = optuna.storages.RDBStorage(
+      f'sqlite:///{folder}/sweep.db',
+      engine_kwargs={'connect_args': {'timeout': _SECONDS}},
+    )
+    study = optuna.create_study(
+      storage=storage,
+      sampler=sweep.sampler,
+      # In a study of Optuna's, an axis keeps its values.
+      study_name=hashlib.sha256(axes).hexdigest()[:16],
+      direction='maximize' if sweep.maximize else 'minimize',
+      load_if_exists=True,
+    )
     for summary in optuna.get_all_study_summaries(storage):
-      for key, value in summary.user_attrs.get('sweep', what).items():
-        if value != what[key]:
-          raise CommandError(
-            f'{self._folder} has trials of another sweep: its {key} was '
-            f'{value}, and is {what[key]}. Choose another --output.',
+      for key, value in summary.user_attrs.get('sweep', same).items():
+        if value != same[key]:
+          raise UserError(
+            f'{folder} has trials of another sweep: its {key} was {value}, '
+            f'and is {same[key]}. Choose another --output.',
             2,
           )
-    self._study.set_user_attr('sweep', what)
+    study.set_user_attr('sweep', same)
+  return study
 
-  def take(self) -> Trial | None:
-    """Returns the next trial, which is this process's until `finish`.
 
-    Returns:
-      None if nothing is left, or is under way in other processes.
+def _get(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
+  """Returns trials, without those by which a sampler chose a point."""
+  found = study.get_trials(states=states or None)
+  return [trial for trial in found if 'seed' in trial.user_attrs]
 
-    Raises:
-      CommandError: if the storage cannot be used.
-    """
-    with self._using_storage():
-      self._add_missing()
-      self._retry_abandoned()
-      if not self._study.get_trials(states=(TrialState.WAITING,)):
-        if not self._choose_point():
-          return None
-      trial = self._trial(self._study.trials[self._study.ask().number])
-      trial.folder.mkdir(parents=True, exist_ok=True)
-      self._held = filelock.FileLock(trial.folder / _LOCK)
-      self._held.acquire(timeout=_SECONDS)
-      return trial
 
-  def finish(self, trial: Trial, value: float | None) -> None:
-    """Notes what came out of a trial, None where training diverged."""
-    with self._using_storage():
-      # For samplers, a trial that was pruned is worse than all that were not.
-      state = TrialState.PRUNED if value is None else TrialState.COMPLETE
-      self._study.tell(trial.number, value, state)
-      self._held.release()
+def _num_left(study: optuna.Study) -> int:
+  return len(_get(study, TrialState.WAITING, TrialState.RUNNING))
 
-  def all(self) -> list[Trial]:
-    """Returns the trials that have ended."""
-    states = (TrialState.COMPLETE, TrialState.PRUNED)
-    with self._using_storage():
-      return [self._trial(t) for t in self._study.get_trials(states=states)]
 
-  def num_left(self) -> int:
-    """Returns how many trials there are to make or under way."""
-    states = (TrialState.WAITING, TrialState.RUNNING)
-    with self._using_storage():
-      return len(self._study.get_trials(states=states))
+def _take(
+  study: optuna.Study, sweep: sweep_file.Sweep, folder: pathlib.Path
+) -> tuple[FrozenTrial, filelock.FileLock] | None:
+  """Returns the next trial and its lock, which this process holds now.
 
-  def _trial(self, trial: optuna.trial.FrozenTrial) -> Trial:
-    seed = trial.user_attrs['seed']
-    values = {**trial.params, 'seed': seed}
-    names = [name.rpartition('.')[2] for name in values]
-    if len(set(names)) < len(names):
-      names = list(values)
-    name = ','.join(
-      f'{name}={value}'
-      for name, value in zip(names, values.values(), strict=True)
-    )
-    return Trial(
-      number=trial.number,
-      point={name: trial.params[name] for name in self._sweep.axes},
-      seed=seed,
-      folder=self._folder / re.sub(r'[^\w.,=+-]', '_', name),
-      value=trial.value if trial.state == TrialState.COMPLETE else None,
-      diverged=trial.state == TrialState.PRUNED,
-    )
+  None if nothing is left, or is under way in other processes.
+  """
 
-  def _add(self, point: Mapping[str, Any], seed: int) -> None:
-    self._study.add_trial(
+  def add(params, seed):
+    study.add_trial(
       optuna.create_trial(
         state=TrialState.WAITING,
-        params=dict(point),
-        distributions=self._sweep.distributions(),
+        params=params,
+        distributions=sweep.distributions(),
         user_attrs={'seed': seed},
       )
     )
 
-  def _seeded(self) -> list[optuna.trial.FrozenTrial]:
-    """Returns all trials but those by which a sampler chose a point."""
-    trials = self._study.get_trials(deepcopy=False)
-    return [trial for trial in trials if 'seed' in trial.user_attrs]
+  def lock_of(trial):
+    run = sweep.folder_of(folder, trial)
+    run.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(run / _LOCK, timeout=0)
 
-  def _add_missing(self) -> None:
-    """Adds the points of the grid that are not in the storage."""
-    there = {
-      (repr(self._trial(trial).point), trial.user_attrs['seed'])
-      for trial in self._seeded()
-    }
-    for seed in self._sweep.seeds:
-      for point in self._sweep.grid():
-        if (repr(point), seed) not in there:
-          self._add(point, seed)
+  with filelock.FileLock(folder / _LOCK):
+    for trial in _get(study, TrialState.RUNNING):
+      with contextlib.suppress(filelock.Timeout), lock_of(trial):
+        study.tell(trial.number, state=TrialState.FAIL)
+        add(trial.params, trial.user_attrs['seed'])
+    there = [(trial.params, trial.user_attrs['seed']) for trial in _get(study)]
+    for seed, point in itertools.product(sweep.seeds, sweep.grid()):
+      if (point, seed) not in there:
+        add(point, seed)
+    if not _get(study, TrialState.WAITING):
+      points = {repr(params) for params, _ in there}
+      if sweep.sampler is None or len(points) >= sweep.num_points:
+        return None
+      chosen = study.ask(sweep.distributions())
+      study.tell(chosen, state=TrialState.FAIL)  # It has no seed.
+      for seed in sweep.seeds:
+        add(chosen.params, seed)
+    trial = study.trials[study.ask().number]
+    lock = lock_of(trial)
+    lock.acquire(timeout=_SECONDS)
+    return trial, lock
 
-  def _choose_point(self) -> bool:
-    """Has the sampler choose a point, unless there are enough; tells that."""
-    sweep = self._sweep
-    points = {repr(self._trial(trial).point) for trial in self._seeded()}
-    if sweep.sampler is None or len(points) >= sweep.num_points:
-      return False
-    # What is asked for would be under way, with one seed.
-    chosen = self._study.ask(sweep.distributions())
-    self._study.tell(chosen, state=TrialState.FAIL)
-    for seed in sweep.seeds:
-      self._add(chosen.params, seed)
-    return True
 
-  def _retry_abandoned(self) -> None:
-    """Has trials made again whose process is no more."""
-    for trial in self._study.get_trials(states=(TrialState.RUNNING,)):
-      if 'seed' not in trial.user_attrs:  # It died as it chose a point.
-        self._study.tell(trial.number, state=TrialState.FAIL)
-        continue
-      folder = self._trial(trial).folder
-      folder.mkdir(parents=True, exist_ok=True)
-      try:
-        filelock.FileLock(folder / _LOCK).acquire(timeout=0).lock.release()
-      except filelock.Timeout:
-        continue
-      self._study.tell(trial.number, state=TrialState.FAIL)
-      with warnings.catch_warnings():
-        warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
-        retry = optuna.storages.RetryHeartbeatStaleTrialCallback()
-      retry(self._study, trial)
+def _train(
+  sweep: sweep_file.Sweep, trial: FrozenTrial, run: pathlib.Path, shared: Any
+) -> dict[str, Any]:
+  """Trains without a word; returns the results, without any if it diverged."""
+  info = run_folder.read_info(str(run)) or {}
+  if 'results' in info:  # But its process ended before that was noted.
+    return info['results']
+  seed = trial.user_attrs['seed']
+  settings = sweep.settings_of(trial.params, seed) | {'checkpoint_dir': run}
+  command = [
+    *('python', 'experiments/experiment.py', f'--config={sweep.config}'),
+    *(f'--{name}={value}' for name, value in settings.items()),
+  ]
+  config = sweep.config_of(trial.params, seed)
+  config.checkpoint_dir = str(run)
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.WARNING)
+  try:
+    results = train.train_and_evaluate(
+      config, 'train', shlex.join(command), shared
+    )
+  except loop.NonFiniteError:
+    return {}
+  finally:
+    logging.set_verbosity(verbosity)
+  if results.get('interrupted'):
+    raise KeyboardInterrupt
+  return results
 
-  @contextlib.contextmanager
-  def _using_storage(self) -> Iterator[None]:
-    """Keeps other processes out, and tells errors in one line."""
-    try:
-      with self._lock:
-        yield
-    except (
-      OSError,
-      sqlalchemy.exc.SQLAlchemyError,
-      optuna.exceptions.StorageInternalError,
-    ) as error:
-      cause = getattr(error.__cause__, 'orig', None) or getattr(
-        error, 'orig', None
-      )
-      raise CommandError(
-        f'The storage {self._folder / STORAGE} cannot be used: '
-        f'{cause or getattr(error, "strerror", None) or error}.'
-      ) from error
+
+def _tell(
+  study: optuna.Study, trial: FrozenTrial, results: dict[str, Any], metric: str
+) -> None:
+  """Notes what came out of a trial."""
+  if results and metric not in results:
+    raise UserError(
+      f'There is no {metric} in the results; there are {", ".join(results)}.'
+    )
+  # For samplers, a trial that was pruned is worse than all that were not.
+  state = TrialState.COMPLETE if results else TrialState.PRUNED
+  study.tell(trial.number, results.get(metric), state)

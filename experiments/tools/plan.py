@@ -5,7 +5,6 @@ python experiments/tools/plan.py --config=NAME --device=DEVICE [options]
 
 import argparse
 import functools
-import json
 import pathlib
 import sys
 from typing import Any
@@ -16,19 +15,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from experiments.planning import environment
 
 if __name__ == '__main__':
-  environment.prepare(sys.argv)  # Before JAX is imported.
+  environment.prepare()  # Before JAX is imported.
 
-from experiments import command_line, recipe  # noqa: E402
-from experiments.planning import (  # noqa: E402
-  changes,
-  chips,
-  compiling,
-  estimate,
-  screen,
-  table,
-  workload,
-)
-from nfnets.data import dataset  # noqa: E402
+from experiments import command_line  # noqa: E402
+from experiments.planning import chips  # noqa: E402
+from nfnets import finite_json, paths  # noqa: E402
+from nfnets.errors import UserError  # noqa: E402
+from nfnets.inference import command_line as commands  # noqa: E402
 
 _EPILOG = """\
 Any setting of the recipe may be given by its name, such as --remat=24,
@@ -41,35 +34,25 @@ other settings are tried. Nothing is run: times are the compiler's estimates.
 The last line of standard output is JSON.
 """
 
-# Errors whose message says it all: the command is wrong, or has failed.
-_WRONG = (command_line.UsageError, recipe.ConfigError, chips.UnknownChipError)
-_FAILED = (compiling.CompilerMissingError, dataset.DatasetError, OSError)
-
 
 def main(argv: list[str]) -> int:
   """Runs the command; returns its exit status.
 
   0 is success, whether it fits or not, 1 a failure, 2 a wrong command.
   """
-  args, rest = _parser().parse_known_args(argv[1:])
-  try:
-    if args.all or args.table:
-      results = _make_table(args, rest)
-    else:
-      results = _plan(args, [argv[0], *rest])
-  except _WRONG as error:
-    return _fail(error, 2)
-  except _FAILED as error:
-    return _fail(error, 1)
-  print(json.dumps(results), flush=True)
-  return 0
+  parser = _parser()
+  args, rest = parser.parse_known_args(argv[1:])
+
+  def plan(args: argparse.Namespace) -> int:
+    return finite_json.print_results(_plan(args, [argv[0], *rest], parser))
+
+  return commands.run(plan, args)
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+  parser = commands.Parser(
     description=__doc__.split('\n')[0],
-    usage='plan.py --config=NAME --device=DEVICE [options] [--SETTING=VALUE]\n'
-    '       plan.py --all --output=FILE',
+    usage='plan.py --config=NAME --device=DEVICE [options] [--SETTING=VALUE]',
     epilog=_EPILOG,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
@@ -79,103 +62,98 @@ def _parser() -> argparse.ArgumentParser:
     '--device', help=f'for which device: {", ".join(chips.CHIPS)}'
   )
   parser.add_argument(
-    '--devices', type=_positive, metavar='N', help='how many of them'
+    '--devices', type=commands.positive, metavar='N', help='how many of them'
   )
   parser.add_argument(
     '--batch',
-    type=_positive,
+    type=commands.positive,
     metavar='N',
     help='images of each in an update; without this and --devices, 32 and as '
     'many devices as train_batch_size needs',
   )
-  for flag, text in (
-    ('--search', 'find the largest batch of each device that fits'),
-    (
-      '--quick',
-      'the update of training alone: no evaluation, and no other settings '
-      'where it does not fit',
-    ),
-    (
-      '--all',
-      'all variants of NFNet-F for all devices, one after the other, into '
-      '--output; what it has already is left out',
-    ),
-    ('--table', 'print the tables of --output in Markdown'),
-  ):
-    parser.add_argument(flag, action='store_true', help=text)
+  parser.add_argument(
+    '--search',
+    action='store_true',
+    help='find the largest batch of each device that fits, among powers of two '
+    'and multiples of 128',
+  )
+  parser.add_argument(
+    '--quick',
+    action='store_true',
+    help='the update of training alone: no evaluation, and no other settings '
+    'where it does not fit',
+  )
   parser.add_argument(
     '--output', type=pathlib.Path, metavar='FILE', help='JSON to write, too'
   )
   return parser
 
 
-def _positive(text: str) -> int:
-  number = int(text)
-  if number < 1:
-    raise argparse.ArgumentTypeError(f'{text} is not at least 1')
-  return number
-
-
-def _plan(args: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
+def _plan(
+  args: argparse.Namespace, argv: list[str], parser: argparse.ArgumentParser
+) -> dict[str, Any]:
   """Returns the results for one recipe and device."""
-  name, config = command_line.parse(argv)
+  name, config = command_line.parse(argv, parser)
   if not args.device:
-    raise command_line.UsageError(
-      f'--device is missing; it is one of {", ".join(chips.CHIPS)}.'
+    raise UserError(
+      f'--device is missing; it is one of {", ".join(chips.CHIPS)}.',
+      2,
     )
   chip = chips.get(args.device)
+  # They take seconds; a wrong command is answered before that.
+  from experiments.planning import estimate, screen, search, workload
 
   def attempt(
-    evaluates: bool = False,
-    devices: int | None = args.devices,
-    batch: int | None = args.batch,
-    **settings,
-  ) -> estimate.Plan:
+    evaluates=False, devices=args.devices, batch=args.batch, **settings
+  ) -> dict[str, Any]:
     changed = config.copy_and_resolve_references()
     with changed.ignore_type():  # `remat` may be a bool or a number.
       changed.experiment_kwargs.config.update(settings)
     work = workload.build(changed, devices, batch)
-    _log(f'compiling {name} for {chip.name}: {screen.name_settings(work)}')
+    ours = work.recipe.config
+    _log(
+      f'compiling {name} for {chip.name}: {work.batch} images on each of '
+      f'{work.devices}, remat={ours.remat}, '
+      f'accumulate_steps={ours.accumulate_steps}'
+    )
     plan = estimate.plan(chip, work, evaluates)
     _log(f'  {screen.summarize(plan)}')
     return plan
 
   first = attempt(evaluates=not args.quick)
   print(screen.describe(first, name), flush=True)
-  results = {'config': name, **first.to_json()}
+  results = {'config': name, **first}
   if args.search:
-    at_devices = functools.partial(attempt, devices=first.work.devices)
-    found = changes.largest_batch(first, at_devices)
-    results['largest_batch'] = found and found.to_json()
-    print(f'\n{screen.describe_largest_batch(found)}', flush=True)
-  elif not first.update.fits and not args.quick:
-    found = changes.find(first, attempt)
-    results['changes'] = [change.to_json() for change in found]
-    print(f'\n{screen.describe_changes(found)}', flush=True)
+    at_devices = functools.partial(attempt, devices=first['devices'])
+    found = search.largest_batch(first, at_devices)
+    results['largest_batch'] = found and _change('batch', found)
+    text = 'No batch fits: see what does without --search.'
+    if found:
+      text = 'the largest of the batches tried that fits:\n'
+      text += screen.describe_change('batch', found)
+    print(f'\n{text}', flush=True)
+  elif not first['fits'] and 'eval_batch' not in first and not args.quick:
+    changes = search.changes(first, attempt)
+    results['changes'] = [_change(*change) for change in changes]
+    text = 'Nothing that was tried makes it fit: it needs a larger device.'
+    if changes:
+      text = 'it fits with, the cheapest first:'
+      text = '\n'.join([text, *(screen.describe_change(*c) for c in changes)])
+    print(f'\n{text}', flush=True)
   if args.output:
-    args.output.write_text(f'{json.dumps(results, indent=1)}\n')
+    text = f'{finite_json.dumps(results, indent=1)}\n'
+    paths.write_bytes(args.output, text.encode())
   return results
 
 
-def _make_table(args: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
-  """Makes the tables of all variants, or prints them."""
-  if rest:
-    raise command_line.UsageError(f'Unknown arguments: {" ".join(rest)}')
-  if not args.output:
-    raise command_line.UsageError('--output=FILE is missing.')
-  if args.all:
-    table.make(args.output, _log)
-  print(table.render(args.output), flush=True)
-  return {'output': str(args.output)}
+def _change(name: str, plan: dict[str, Any]) -> dict[str, Any]:
+  """Returns the setting, and what comes of it."""
+  names = ('devices', 'fits', 'peak_gib', 'step_ms', 'images_per_second')
+  return {key: plan[key] for key in (name, *names)}
 
 
 def _log(line: str) -> None:
   print(line, file=sys.stderr, flush=True)
-
-
-def _fail(error: Exception, status: int) -> int:
-  _log(f'error: {error}')
-  return status
 
 
 if __name__ == '__main__':

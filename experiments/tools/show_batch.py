@@ -6,43 +6,23 @@ The images are those that the first rows of the batch of that step hold when the
 recipe is trained, after all that is done to them, with their labels.
 """
 
+import argparse
+import functools
 import io
-import json
 import math
 import pathlib
 import sys
 
-from absl import flags
-from matplotlib import figure
 import ml_collections
 import numpy as np
 
 # The command works from a clone that is not installed, too.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from experiments import command_line, jaxline_compat, recipe
-from nfnets import paths
-from nfnets.data import builders, dataset
-from nfnets.data.batches import Batch
-
-_USAGE = """\
-usage: python experiments/tools/show_batch.py --config=NAME --output=FILE
-           [options]
-
-  --config=NAME        a recipe, or the path of a config file
-  --SETTING=VALUE      another value of a setting, such as
-                       --augment_name=cutmix
-  --output=FILE        the PNG to write
-  --images=N           how many images of the batch to show (16)
-  --step=N             the step, from 0, whose batch to show (0)
-
-The last line of standard output is JSON; everything else goes to standard
-error.
-"""
-
-_OUTPUT = flags.DEFINE_string('output', None, 'The PNG to write.')
-_IMAGES = flags.DEFINE_integer('images', 16, 'How many images.', lower_bound=1)
-_STEP = flags.DEFINE_integer('step', 0, 'The step, from 0.', lower_bound=0)
+from experiments import command_line
+from nfnets import finite_json, paths
+from nfnets.errors import UserError
+from nfnets.inference import command_line as commands
 
 _DPI = 100
 # Of an image in the drawing, in pixels.
@@ -54,37 +34,50 @@ def main(argv: list[str]) -> int:
 
   0 is success, 1 a failure, 2 a wrong command.
   """
-  if '--help' in argv or '-h' in argv:
-    print(_USAGE, file=sys.stderr)
-    return 0
-  try:
-    name, config = command_line.parse(argv)
-    if not _OUTPUT.value:
-      raise command_line.UsageError(f'--output is missing.\n\n{_USAGE}')
-    paths.path(_OUTPUT.value)
-    images, labels = read(config, _STEP.value, _IMAGES.value)
-    ours = config.experiment_kwargs.config
-    title = f'{name}, step {_STEP.value}: {ours.train_preproc}'
-    if ours.augment_name:
-      title += f', {ours.augment_name}'
-    paths.write_bytes(_OUTPUT.value, draw(images, labels, title))
-  except (
-    command_line.UsageError,
-    recipe.ConfigError,
-    paths.PathError,
-  ) as error:
-    return _fail(error, 2)
-  except (dataset.DatasetError, OSError) as error:
-    return _fail(error, 1)
-  results = {
-    'config': name,
-    'output': _OUTPUT.value,
-    'step': _STEP.value,
-    'images': len(images),
-    'image_size': ours.image_size,
-  }
-  print(json.dumps(results), flush=True)
-  return 0
+  parser = commands.Parser(
+    description=__doc__.split('\n')[0],
+    usage='show_batch.py --config=NAME --output=FILE [options] '
+    '[--SETTING=VALUE]',
+    allow_abbrev=False,
+  )
+  parser.add_argument('--output', metavar='FILE', help='the PNG to write')
+  parser.add_argument(
+    '--images',
+    type=commands.positive,
+    default=16,
+    metavar='N',
+    help='how many images of the batch to show (16)',
+  )
+  parser.add_argument(
+    '--step',
+    type=commands.whole_number(0),
+    default=0,
+    metavar='N',
+    help='the step, from 0, whose batch to show (0)',
+  )
+  args, rest = parser.parse_known_args(argv[1:])
+  command = functools.partial(_show, argv=[argv[0], *rest], parser=parser)
+  return commands.run(command, args)
+
+
+def _show(
+  args: argparse.Namespace, argv: list[str], parser: argparse.ArgumentParser
+) -> int:
+  name, config = command_line.parse(argv, parser)
+  command_line.check_exist(config)
+  if not args.output:
+    raise UserError('--output is missing: the PNG to write.', 2)
+  paths.path(args.output)
+  images, labels = read(config, args.step, args.images)
+  ours = config.experiment_kwargs.config
+  title = f'{name}, step {args.step}: {ours.train_preproc}'
+  if ours.augment_name:
+    title += f', {ours.augment_name}'
+  paths.write_bytes(args.output, draw(images, labels, title))
+  sizes = {'images': len(images), 'image_size': ours.image_size}
+  return finite_json.print_results(
+    {'config': name, 'output': args.output, 'step': args.step, **sizes}
+  )
 
 
 def read(
@@ -98,23 +91,28 @@ def read(
     num_images: how many images.
 
   Returns:
-    What the network gets, without normalization: uint8 [num_images, H, W, 3],
+    What the network normalizes: uint8 [num_images, H, W, 3],
     and the label of each, in one line per class that it belongs to.
 
   Raises:
-    ConfigError: if settings are wrong, or the batch has fewer images.
-    nfnets.data.dataset.DatasetError: if the dataset cannot be used.
+    UserError: if settings are wrong, the batch has fewer images, or the dataset
+      cannot be used.
   """
+  # They take seconds; a wrong command is answered before that.
+  from experiments import jaxline_compat, recipe
+  from nfnets.data import builders
+
   ours = config.experiment_kwargs.config
   built = recipe.build(ours, jaxline_compat.init_rng(config))
   if built.builder is None:
-    raise recipe.ConfigError('fake_data is set: there is nothing to see.')
-  batch_size = ours.train_batch_size
+    raise UserError('fake_data is set: there is nothing to see.', 2)
+  batch_size = built.batch_size
   copies = ours.augmentation_multiplicity
   if num_images > batch_size * copies:
-    raise recipe.ConfigError(
+    raise UserError(
       f'--images={num_images} is more than the batch has; train_batch_size is '
-      f'{batch_size}.'
+      f'{ours.train_batch_size}.',
+      2,
     )
   # The first of as many processes as leave it just enough of the batch: the
   # rest of it is not even decoded.
@@ -128,10 +126,16 @@ def read(
   if ours.transpose:
     batch['images'] = batch['images'].transpose(3, 0, 1, 2)
   batch = {key: x[:num_images] for key, x in batch.items()}
-  normalized = built.model.normalize(batch['images'].astype(np.float32))
-  images = built.model.denormalize(normalized)
-  images = np.uint8(np.round(images.clip(0, 255)))
-  return images, _labels(batch, builders.class_names(built.builder))
+  names = builders.class_names(built.builder)
+  labels = [names[label] for label in batch['labels']]
+  if 'ratio' in batch:  # Such as '63 % tench', and '37 % goldfish' below.
+    others = [names[label] for label in batch['mix_labels']]
+    percents = np.round(100 * batch['ratio']).astype(int)
+    labels = [
+      f'{n} % {a}\n{100 - n} % {b}' if a != b else f'100 % {a}'
+      for a, b, n in zip(labels, others, percents, strict=True)
+    ]
+  return np.uint8(np.round(batch['images'].clip(0, 255))), labels
 
 
 def draw(images: np.ndarray, labels: list[str], title: str) -> bytes:
@@ -145,6 +149,8 @@ def draw(images: np.ndarray, labels: list[str], title: str) -> bytes:
   Returns:
     A PNG.
   """
+  from matplotlib import figure
+
   columns = math.ceil(math.sqrt(len(images)))
   rows = math.ceil(len(images) / columns)
   side = min(max(images.shape[1], _MIN_SIDE), _MAX_SIDE) / _DPI
@@ -155,8 +161,7 @@ def draw(images: np.ndarray, labels: list[str], title: str) -> bytes:
   )
   canvas.suptitle(title, fontsize=9)
   for i, axes in enumerate(canvas.subplots(rows, columns, squeeze=False).flat):
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     if i < len(images):
       axes.imshow(images[i])
@@ -164,24 +169,6 @@ def draw(images: np.ndarray, labels: list[str], title: str) -> bytes:
   png = io.BytesIO()
   canvas.savefig(png, format='png')
   return png.getvalue()
-
-
-def _labels(batch: Batch, names: list[str]) -> list[str]:
-  """Returns the labels, such as 'goldfish' or '63 % tench\\n37 % goldfish'."""
-  labels = [names[label] for label in batch['labels']]
-  if 'ratio' not in batch:
-    return labels
-  others = [names[label] for label in batch['mix_labels']]
-  percents = np.round(100 * batch['ratio']).astype(int)
-  return [
-    f'{percent} % {a}\n{100 - percent} % {b}' if a != b else f'100 % {a}'
-    for a, b, percent in zip(labels, others, percents, strict=True)
-  ]
-
-
-def _fail(error: Exception, status: int) -> int:
-  print(f'error: {error}', file=sys.stderr, flush=True)
-  return status
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """Studies networks: how their signals propagate, what their settings do.
 
 python experiments/tools/study.py signal --models=resnet50,nf_resnet50
+python experiments/tools/study.py lr --config=finetune --data=DIR --weights=W
 python experiments/tools/study.py sweep FILE
 """
 
@@ -18,6 +19,7 @@ from nfnets.inference import command_line  # noqa: E402
 # one that is asked for is imported.
 _STUDIES = {
   'signal': 'draw how means and variances propagate through networks, by depth',
+  'lr': 'find a learning rate: raise it over a short training, draw the loss',
   'sweep': 'train one recipe with many settings and seeds, and compare',
 }
 
@@ -27,7 +29,7 @@ def main(argv: list[str]) -> int:
 
   0 is success, 1 a failure, 2 a wrong command.
   """
-  parser = argparse.ArgumentParser(
+  parser = command_line.Parser(
     prog='study.py',
     description=__doc__.split('\n')[0],
     allow_abbrev=False,
@@ -44,8 +46,15 @@ def main(argv: list[str]) -> int:
     if name in argv[1:2]:
       module = importlib.import_module(f'experiments.studies.{name}')
       module.add_arguments(study)
-  args = parser.parse_args(argv[1:])
-  return command_line.run(module.run, args)
+
+  def run(argv: list[str]) -> int:
+    if argv[:1] == ['lr']:  # The rest is settings of the recipe.
+      args, args.settings = parser.parse_known_args(argv)
+    else:
+      args = parser.parse_args(argv)
+    return module.run(args)
+
+  return command_line.run(run, argv[1:])
 
 
 if __name__ == '__main__':

@@ -9,9 +9,12 @@ import os
 
 # Both have to be set before TensorFlow is imported: log errors only, and do
 # without oneDNN, which nothing here uses and which announces itself at length.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':  # JAX sets it to that.
+  os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
+# It needs a home folder, which is found here.
+import nfnets.paths  # noqa: E402, F401, I001
 import tensorflow as tf  # noqa: E402
 
 try:

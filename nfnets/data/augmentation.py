@@ -1,4 +1,4 @@
-"""Names of augmentations, such as cutmix_mixup_0.4_randaugment_415.
+"""Augmentations by name, such as cutmix_mixup_0.4_randaugment_415.
 
 A name joins parts by underscores, in any order and each at most once:
 
@@ -9,19 +9,21 @@ A name joins parts by underscores, in any order and each at most once:
                  magnitude 15; up to 100, N is the magnitude of 2 layers
   autoaugment    AutoAugment's policy for ImageNet; not with RandAugment
 
-The empty name is no augmentation.
+The empty name is no augmentation. The target of a mixed image is ratio *
+onehot(a's label) + (1 - ratio) * onehot(b's label).
 """
 
 from collections.abc import Callable, Mapping
 import difflib
 import inspect
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import tensorflow as tf
 
 from nfnets.data import autoaugment
 
+_NUMBER = re.compile(r'-?(\d+\.?\d*|\.\d+)', re.ASCII)
 _EXAMPLE = 'cutmix_mixup_0.4_randaugment_415'
 _PARTS = ('mixup', 'cutmix', 'randaugment', 'autoaugment')
 _DEFAULT_ALPHA = 0.2
@@ -40,6 +42,8 @@ class Augmentation(NamedTuple):
     num_layers: Of RandAugment; 0 without it.
     magnitude: Of RandAugment.
     autoaugment: Whether there is AutoAugment.
+    mixes: Whether every image is made from two.
+    alters: Whether there is RandAugment or AutoAugment.
   """
 
   mixup_alpha: float | None = None
@@ -50,12 +54,10 @@ class Augmentation(NamedTuple):
 
   @property
   def mixes(self) -> bool:
-    """Whether every image is made from two."""
     return self.cutmix or self.mixup_alpha is not None
 
   @property
   def alters(self) -> bool:
-    """Whether there is RandAugment or AutoAugment."""
     return self.autoaugment or self.num_layers > 0
 
 
@@ -66,6 +68,14 @@ def parse(name: str) -> Augmentation:
     ValueError: A part is unknown, repeated, incomplete or out of range, or two
       parts exclude each other.
   """
+
+  def fail(what: str) -> NoReturn:
+    raise ValueError(
+      f'In the augmentation {name!r}, {what}. Names join parts by underscores, '
+      f'such as {_EXAMPLE}; the parts are mixup_ALPHA (or mixup, which is '
+      f'mixup_{_DEFAULT_ALPHA}), cutmix, randaugment_N and autoaugment.'
+    )
+
   numbers = {}  # By part; None where it has none.
   words = name.split('_') if name else []
   while words:
@@ -73,41 +83,36 @@ def parse(name: str) -> Augmentation:
     if part not in _PARTS:
       close = difflib.get_close_matches(part, _PARTS, n=1, cutoff=0.5)
       hint = f' (did you mean {close[0]!r}?)' if close else ''
-      raise _error(name, f'{part!r} is unknown{hint}')
+      fail(f'{part!r} is unknown{hint}')
     if part in numbers:
-      raise _error(name, f'{part!r} occurs twice')
+      fail(f'{part!r} occurs twice')
     takes_number = part in ('mixup', 'randaugment')
-    has_number = takes_number and words and _is_number(words[0])
+    has_number = takes_number and words and _NUMBER.fullmatch(words[0])
     numbers[part] = words.pop(0) if has_number else None
   if 'autoaugment' in numbers and 'randaugment' in numbers:
-    raise _error(name, "'autoaugment' and 'randaugment' exclude each other")
-  fields = {}
+    fail("'autoaugment' and 'randaugment' exclude each other")
+  alpha, layers, magnitude = None, 0, 0
   if 'mixup' in numbers:
     alpha = float(numbers['mixup'] or _DEFAULT_ALPHA)
     if not _MIN_ALPHA <= alpha <= _MAX_ALPHA:
-      raise _error(
-        name,
+      fail(
         f"the number of 'mixup_{numbers['mixup']}' is not in "
-        f'[{_MIN_ALPHA}, {_MAX_ALPHA}]',
+        f'[{_MIN_ALPHA}, {_MAX_ALPHA}]'
       )
-    fields['mixup_alpha'] = alpha
   if 'randaugment' in numbers:
-    number = numbers['randaugment']
-    if number is None or not number.isdigit():
-      raise _error(name, "'randaugment' needs a whole number after it")
+    number = numbers['randaugment'] or ''
+    if not number.isdigit():
+      fail("'randaugment' needs a whole number after it")
     layers, magnitude = divmod(int(number), 100)
     if int(number) <= 100:
       layers, magnitude = _DEFAULT_LAYERS, int(number)
     if magnitude > _MAX_MAGNITUDE or layers > _MAX_LAYERS:
-      raise _error(
-        name,
+      fail(
         f"'randaugment_{number}' is {layers} layers of magnitude {magnitude}, "
-        f'but there are at most {_MAX_LAYERS} of at most {_MAX_MAGNITUDE}',
+        f'but there are at most {_MAX_LAYERS} of at most {_MAX_MAGNITUDE}'
       )
-    fields |= {'num_layers': layers, 'magnitude': magnitude}
-  return Augmentation(
-    cutmix='cutmix' in numbers, autoaugment='autoaugment' in numbers, **fields
-  )
+  auto = 'autoaugment' in numbers
+  return Augmentation(alpha, 'cutmix' in numbers, layers, magnitude, auto)
 
 
 def gives_uint8(plan: Augmentation, augment_before_mix: bool) -> bool:
@@ -137,40 +142,126 @@ def augmenter(
   Raises:
     ValueError: There is no such keyword argument.
   """
-  kwargs = dict(kwargs or {})
+  kwargs = kwargs or {}
   if not plan.alters:
     return lambda image, seed: image
-  if plan.autoaugment:
-    function, args = autoaugment.auto_augment, ()
-  else:
+  function, args = autoaugment.auto_augment, ()
+  if not plan.autoaugment:
     function = autoaugment.rand_augment
     args = (plan.num_layers, plan.magnitude)
-  known = [
-    parameter.name
-    for parameter in inspect.signature(function).parameters.values()
-    if parameter.kind == parameter.KEYWORD_ONLY
-  ]
-  unknown = [key for key in kwargs if key not in known]
-  if unknown:
+  known = inspect.getfullargspec(function).kwonlyargs
+  if unknown := [key for key in kwargs if key not in known]:
     raise ValueError(
       f'There is no augment_kwargs {", ".join(unknown)}; there are '
       f'{", ".join(known)}.'
     )
 
-  def augment(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    image = tf.saturate_cast(image, tf.uint8)
-    return function(image, seed, *args, **kwargs)
-
-  return augment
-
-
-def _is_number(word: str) -> bool:
-  return bool(re.fullmatch(r'-?(\d+\.?\d*|\.\d+)', word, re.ASCII))
-
-
-def _error(name: str, what: str) -> ValueError:
-  return ValueError(
-    f'In the augmentation {name!r}, {what}. Names join parts by underscores, '
-    f'such as {_EXAMPLE}; the parts are mixup_ALPHA (or mixup, which is '
-    f'mixup_{_DEFAULT_ALPHA}), cutmix, randaugment_N and autoaugment.'
+  return lambda image, seed: function(
+    tf.saturate_cast(image, tf.uint8), seed, *args, **kwargs
   )
+
+
+def mix(
+  a: tf.Tensor,
+  b: tf.Tensor,
+  plan: Augmentation,
+  seed: tf.Tensor,
+  use_mixup: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Mixes two images by mixup or by CutMix.
+
+  Args:
+    a: float32 or uint8 [h, w, 3].
+    b: The same.
+    plan: Which of the two there are.
+    seed: int64 [2].
+    use_mixup: bool []; decides if there are both.
+
+  Returns:
+    The image [h, w, 3], float32 if there is mixup and otherwise like `a`, and
+    the ratio, float32 [].
+  """
+  if plan.mixup_alpha is None:
+    return cutmix(a, b, seed)
+  a, b = tf.cast(a, tf.float32), tf.cast(b, tf.float32)
+  if not plan.cutmix:
+    return mixup(a, b, plan.mixup_alpha, seed)
+  return tf.cond(
+    use_mixup,
+    lambda: mixup(a, b, plan.mixup_alpha, seed),
+    lambda: cutmix(a, b, seed),
+  )
+
+
+def mixup(
+  a: tf.Tensor, b: tf.Tensor, alpha: float, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Blends two images (Zhang et al., arXiv 1710.09412).
+
+  Args:
+    a: float32 [h, w, 3].
+    b: float32 [h, w, 3].
+    alpha: The ratio is drawn from Beta(alpha, alpha).
+    seed: int64 [2]; the same seed gives the same ratio.
+
+  Returns:
+    ratio * a + (1 - ratio) * b, float32 [h, w, 3], and the ratio, float32 [].
+  """
+  # x / (x + y) of two draws from Gamma(alpha), which is Gamma(alpha + 1) times
+  # U^(1 / alpha). All in logarithms: with a small alpha, x and y are often too
+  # small for a float, and their ratio would be 0 / 0.
+  gamma = tf.random.stateless_gamma([2], seed, alpha + 1)
+  uniform = 1 - tf.random.stateless_uniform([2], tf.random.fold_in(seed, 0))
+  x, y = tf.unstack(tf.math.log(gamma) + tf.math.log(uniform) / alpha)
+  ratio = tf.sigmoid(x - y)
+  return ratio * a + (1 - ratio) * b, ratio
+
+
+def cutmix(
+  a: tf.Tensor, b: tf.Tensor, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Pastes a box of one image into another (Yun et al., arXiv 1905.04899).
+
+  Args:
+    a: [h, w, 3], whose shape is known; the box is pasted into this one.
+    b: [h, w, 3] of the same dtype.
+    seed: int64 [2]; the same seed gives the same box.
+
+  Returns:
+    The image [h, w, 3], and the share of its pixels that are a's, float32 [].
+  """
+  height, width, channels = a.shape
+  box = cutmix_box((height, width), seed)
+  area = tf.cast(tf.reduce_prod(box[2:] - box[:2]), tf.float32)
+  # A row as one axis, which is copied faster than columns of three numbers.
+  rows = [height, width * channels]
+  box *= [1, channels, 1, channels]
+  where = {'begin': box[:2], 'end': box[2:], 'strides': [1, 1]}
+  image = tf.raw_ops.TensorStridedSliceUpdate(
+    input=tf.reshape(a, rows),
+    value=tf.strided_slice(tf.reshape(b, rows), **where),
+    **where,
+  )
+  return tf.reshape(image, a.shape), 1 - area / (height * width)
+
+
+def cutmix_box(image_size: tuple[int, int], seed: tf.Tensor) -> tf.Tensor:
+  """Draws the box of `cutmix`.
+
+  Before it is clipped to the image, the box has a centre that is uniform in the
+  image and an area that is uniform between nothing and all of it.
+
+  Args:
+    image_size: (h, w) in pixels.
+    seed: int64 [2].
+
+  Returns:
+    int32 [4]: top, left, bottom and right in pixels, the last two exclusive.
+  """
+  size = tf.constant(image_size, tf.float32)
+  uniform = tf.random.stateless_uniform([3], seed)
+  centre = uniform[1:] * size
+  half = tf.sqrt(1 - uniform[0]) / 2 * size
+  corners = tf.stack([centre - half, centre + half])
+  corners = tf.clip_by_value(corners, 0, size)
+  return tf.cast(tf.reshape(tf.round(corners), [4]), tf.int32)

@@ -10,14 +10,33 @@ inside tf.data, and random choices follow from a seed alone. What an operation
 uncovers or cuts out becomes grey (128).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import functools
 import numbers
 import os
 
+import numpy as np
 import tensorflow as tf
 
-from nfnets.data import pixel_ops, policies
+from nfnets.data import pixel_ops
+from nfnets.data.pixel_ops import (
+  autocontrast,
+  brightness,
+  color,
+  contrast,
+  cutout,
+  equalize,
+  invert,
+  posterize,
+  rotate,
+  sharpness,
+  shear_x,
+  shear_y,
+  solarize,
+  solarize_add,
+  translate_x,
+  translate_y,
+)
 
 __all__ = [
   'auto_augment',
@@ -41,8 +60,49 @@ __all__ = [
 ]
 
 _MAX_MAGNITUDE = 30
-# Of uniform numbers in [0, 1), one row per layer.
-_Choose = Callable[[tf.Tensor], policies.Choice]
+
+_OPERATIONS = (
+  'AutoContrast Equalize Invert Rotate Posterize Solarize Color Contrast '
+  'Brightness Sharpness ShearX ShearY TranslateX TranslateY Cutout SolarizeAdd'
+).split()
+_SIGNED = ('Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY')
+
+_BLENDS = ('Color', 'Contrast', 'Brightness', 'Sharpness')
+
+# The policy "v0": (operation, probability, magnitude) twice per line.
+_POLICY = """
+  Equalize     0.8 1   ShearY       0.8 4
+  Color        0.4 9   Equalize     0.6 3
+  Color        0.4 1   Rotate       0.6 8
+  Solarize     0.8 3   Equalize     0.4 7
+  Solarize     0.4 2   Solarize     0.6 2
+  Color        0.2 0   Equalize     0.8 8
+  Equalize     0.4 8   SolarizeAdd  0.8 3
+  ShearX       0.2 9   Rotate       0.6 8
+  Color        0.6 1   Equalize     1.0 2
+  Invert       0.4 9   Rotate       0.6 0
+  Equalize     1.0 9   ShearY       0.6 3
+  Color        0.4 7   Equalize     0.6 0
+  Posterize    0.4 6   AutoContrast 0.4 7
+  Solarize     0.6 8   Color        0.6 9
+  Solarize     0.2 4   Rotate       0.8 9
+  Rotate       1.0 7   TranslateY   0.8 9
+  ShearX       0.0 0   Solarize     0.8 4
+  ShearY       0.8 0   Color        0.6 4
+  Color        1.0 0   Rotate       0.6 2
+  Equalize     0.8 4   Equalize     0.0 8
+  Equalize     1.0 4   AutoContrast 0.6 2
+  ShearY       0.4 7   SolarizeAdd  0.6 7
+  Posterize    0.8 2   Solarize     0.6 10
+  Solarize     0.6 8   Equalize     0.6 1
+  Color        0.8 6   Rotate       0.4 5
+"""
+
+
+# Operations int32 [L], numbers in `_OPERATIONS` or 16 for none; their arguments
+# float32 [L], 0 where there is none; and where cutouts go, float32 [L, 2], in
+# parts of the height and the width.
+_Choice = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 
 def rand_augment(
@@ -78,6 +138,9 @@ def rand_augment(
     ValueError: The number of layers, the magnitude or the shape of the image is
       out of range.
     TypeError: The image is not uint8.
+
+  Example:
+    >>> image = autoaugment.rand_augment(image, seed, num_layers=4, magnitude=5)
   """
   if not isinstance(num_layers, numbers.Integral) or num_layers < 1:
     raise ValueError(
@@ -91,11 +154,13 @@ def rand_augment(
       f'The magnitude of RandAugment has to be in [0, {_MAX_MAGNITUDE}], not '
       f'{magnitude!r}.'
     )
-  choose = functools.partial(
-    policies.choose_any, magnitude=magnitude, wrap_solarize=wrap_solarize
-  )
   uniform = tf.random.stateless_uniform([num_layers, 4], seed)
-  return _augment(image, uniform, choose, constant_grey)
+  return _augment(
+    image,
+    uniform,
+    lambda uniform: _choose_any(uniform, magnitude, wrap_solarize),
+    constant_grey,
+  )
 
 
 def auto_augment(
@@ -122,157 +187,31 @@ def auto_augment(
   Raises:
     ValueError: The image has another shape.
     TypeError: The image is not uint8.
+
+  Example:
+    >>> image = autoaugment.auto_augment(image, seed)
   """
-  choose = functools.partial(
-    policies.choose_policy, wrap_solarize=wrap_solarize
-  )
   uniform = tf.random.stateless_uniform([2, 5], seed)
-  return _augment(image, uniform, choose, constant_grey)
-
-
-def autocontrast(image: tf.Tensor) -> tf.Tensor:
-  """Stretches the levels of each channel to 0-255."""
-  return _run(pixel_ops.autocontrast, image)
-
-
-def equalize(image: tf.Tensor) -> tf.Tensor:
-  """Evens out the histogram of each channel."""
-  return _run(pixel_ops.equalize, image)
-
-
-def invert(image: tf.Tensor) -> tf.Tensor:
-  """Makes the negative."""
-  return _run(pixel_ops.invert, image)
-
-
-def rotate(image: tf.Tensor, degrees: float) -> tf.Tensor:
-  """Rotates around the centre, counterclockwise where degrees are positive."""
-  return _run(pixel_ops.rotate, image, degrees)
-
-
-def posterize(image: tf.Tensor, bits: int) -> tf.Tensor:
-  """Keeps the top bits of each level: up to 8, and 1 where 0 are asked for."""
-  return _run(pixel_ops.posterize, image, bits)
-
-
-def solarize(image: tf.Tensor, threshold: int) -> tf.Tensor:
-  """Inverts the levels that are not below the threshold."""
-  return _run(pixel_ops.solarize, image, threshold)
-
-
-def solarize_add(image: tf.Tensor, addition: int) -> tf.Tensor:
-  """Adds to the levels below 128, up to 255."""
-  return _run(pixel_ops.solarize_add, image, addition)
-
-
-def color(image: tf.Tensor, factor: float) -> tf.Tensor:
-  """Changes colours: factor 0 gives the grey image, 1 the image itself."""
-  return _run(pixel_ops.color, image, factor)
-
-
-def contrast(
-  image: tf.Tensor, factor: float, *, constant_grey: bool = True
-) -> tf.Tensor:
-  """Changes the contrast: factor 0 gives one grey, 1 the image itself.
-
-  Args:
-    image: uint8 [H, W, 3].
-    factor: How far the levels are from the grey, in parts of what they were.
-    constant_grey: Whether the grey is min(255, H * W / 256), rounded down: with
-      this slip the method was published, and the released models were trained.
-      If not, it is the mean of the grey image, rounded.
-
-  Returns:
-    uint8 [H, W, 3].
-  """
-  return _run(pixel_ops.contrast, image, factor, constant_grey)
-
-
-def brightness(image: tf.Tensor, factor: float) -> tf.Tensor:
-  """Changes the brightness: factor 0 gives black, 1 the image itself."""
-  return _run(pixel_ops.brightness, image, factor)
-
-
-def sharpness(image: tf.Tensor, factor: float) -> tf.Tensor:
-  """Changes the sharpness: factor 0 gives a smooth image, 1 the image itself.
-
-  The outermost pixels stay as they are.
-  """
-  return _run(pixel_ops.sharpness, image, factor)
-
-
-def shear_x(image: tf.Tensor, level: float) -> tf.Tensor:
-  """Moves row y to the left by level * y pixels."""
-  return _run(pixel_ops.shear_x, image, level)
-
-
-def shear_y(image: tf.Tensor, level: float) -> tf.Tensor:
-  """Moves column x up by level * x pixels."""
-  return _run(pixel_ops.shear_y, image, level)
-
-
-def translate_x(image: tf.Tensor, pixels: float) -> tf.Tensor:
-  """Moves the image to the left by that many pixels."""
-  return _run(pixel_ops.translate_x, image, pixels)
-
-
-def translate_y(image: tf.Tensor, pixels: float) -> tf.Tensor:
-  """Moves the image up by that many pixels."""
-  return _run(pixel_ops.translate_y, image, pixels)
-
-
-def cutout(
-  image: tf.Tensor,
-  half_side: int,
-  centre: Sequence[int] | tf.Tensor | None = None,
-  *,
-  seed: tf.Tensor | None = None,
-) -> tf.Tensor:
-  """Cuts out a square, or what of it is in the image.
-
-  Args:
-    image: uint8 [H, W, 3].
-    half_side: Half of the square's side, in pixels.
-    centre: (y, x) in pixels. Rows y - half_side to y + half_side - 1 are cut
-      out, and columns likewise.
-    seed: int64 [2], instead of a centre; draws it, uniform in the image.
-
-  Returns:
-    uint8 [H, W, 3].
-
-  Raises:
-    ValueError: There is neither a centre nor a seed, or both.
-  """
-  if (centre is None) == (seed is None):
-    raise ValueError('Cutout needs either a centre or a seed to draw it from.')
-  if centre is None:
-    place = tf.random.stateless_uniform([2], seed)
-    centre = place * tf.cast(tf.shape(image)[:2], tf.float32)
-  return _run(pixel_ops.cutout, image, half_side, centre)
-
-
-def _run(operation: Callable, image: tf.Tensor, *args) -> tf.Tensor:
-  image = _as_image(image)
-  result = pixel_ops.unpack(operation(pixel_ops.pack(image), *args))
-  return tf.ensure_shape(result, image.shape)
-
-
-def _as_image(image: tf.Tensor) -> tf.Tensor:
-  image = tf.convert_to_tensor(image)
-  if image.dtype != tf.uint8:
-    raise TypeError(f'The image has to be uint8, not {image.dtype.name}.')
-  if not image.shape.is_compatible_with([None, None, 3]):
-    raise ValueError(
-      f'The image has to have the shape [H, W, 3], not {image.shape}.'
-    )
-  return image
+  return _augment(
+    image,
+    uniform,
+    lambda uniform: _choose_policy(uniform, wrap_solarize),
+    constant_grey,
+  )
 
 
 def _augment(
-  image: tf.Tensor, uniform: tf.Tensor, choose: _Choose, constant_grey: bool
+  image: tf.Tensor,
+  uniform: tf.Tensor,
+  choose: Callable[[tf.Tensor], _Choice],
+  constant_grey: bool,
 ) -> tf.Tensor:
-  image = _as_image(image)
-  run = functools.partial(_layers, choose=choose, constant_grey=constant_grey)
+  """Does what is chosen by uniform numbers in [0, 1), one row per layer."""
+  image = pixel_ops.as_image(image)
+
+  def run(image: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+    return _layers(image, *choose(uniform), constant_grey)
+
   # For each size that comes up, compiling takes about a second.
   known_size = image.shape.is_fully_defined() and not tf.executing_eagerly()
   if known_size and _can_compile():
@@ -298,40 +237,115 @@ def _can_compile() -> bool:
 
 
 def _layers(
-  image: tf.Tensor, uniform: tf.Tensor, choose: _Choose, constant_grey: bool
+  image: tf.Tensor,
+  operations: tf.Tensor,
+  arguments: tf.Tensor,
+  places: tf.Tensor,
+  constant_grey: bool,
 ) -> tf.Tensor:
   """Applies the chosen operations one after another."""
-  operations, arguments, places = choose(uniform)
   pixels = pixel_ops.pack(image)
   size = tf.cast(tf.shape(pixels), tf.float32)
 
   def layer(i, pixels):
     argument, centre = arguments[i], places[i] * size
-    branches = {
-      'AutoContrast': lambda: pixel_ops.autocontrast(pixels),
-      'Equalize': lambda: pixel_ops.equalize(pixels),
-      'Invert': lambda: pixel_ops.invert(pixels),
-      'Rotate': lambda: pixel_ops.rotate(pixels, argument),
-      'Posterize': lambda: pixel_ops.posterize(pixels, argument),
-      'Solarize': lambda: pixel_ops.solarize(pixels, argument),
-      'Color': lambda: pixel_ops.color(pixels, argument),
-      'Contrast': lambda: pixel_ops.contrast(pixels, argument, constant_grey),
-      'Brightness': lambda: pixel_ops.brightness(pixels, argument),
-      'Sharpness': lambda: pixel_ops.sharpness(pixels, argument),
-      'ShearX': lambda: pixel_ops.shear_x(pixels, argument),
-      'ShearY': lambda: pixel_ops.shear_y(pixels, argument),
-      'TranslateX': lambda: pixel_ops.translate_x(pixels, argument),
-      'TranslateY': lambda: pixel_ops.translate_y(pixels, argument),
-      'Cutout': lambda: pixel_ops.cutout(pixels, argument, centre),
-      'SolarizeAdd': lambda: pixel_ops.solarize_add(pixels, argument),
-    }
-    cases = [branches[name] for name in policies.OPERATIONS]
-    return i + 1, tf.switch_case(operations[i], [*cases, lambda: pixels])
+    branches = [
+      lambda: autocontrast.packed(pixels),
+      lambda: equalize.packed(pixels),
+      lambda: invert.packed(pixels),
+      lambda: rotate.packed(pixels, argument),
+      lambda: posterize.packed(pixels, argument),
+      lambda: solarize.packed(pixels, argument),
+      lambda: color.packed(pixels, argument),
+      lambda: contrast.packed(pixels, argument, constant_grey=constant_grey),
+      lambda: brightness.packed(pixels, argument),
+      lambda: sharpness.packed(pixels, argument),
+      lambda: shear_x.packed(pixels, argument),
+      lambda: shear_y.packed(pixels, argument),
+      lambda: translate_x.packed(pixels, argument),
+      lambda: translate_y.packed(pixels, argument),
+      lambda: cutout.packed(pixels, argument, centre),
+      lambda: solarize_add.packed(pixels, argument),
+      lambda: pixels,
+    ]
+    return i + 1, tf.switch_case(operations[i], branches)
 
   _, pixels = tf.while_loop(
-    lambda i, _: i < uniform.shape[0],
+    lambda i, _: i < operations.shape[0],
     layer,
     (0, pixels),
     shape_invariants=(tf.TensorShape([]), pixels.shape),
   )
   return pixel_ops.unpack(pixels)
+
+
+def _choose_any(
+  uniform: tf.Tensor, magnitude: float, wrap_solarize: bool
+) -> _Choice:
+  """Chooses for `rand_augment`, from uniform numbers in [0, 1), [L, 4]."""
+  arguments = [
+    _argument(name, magnitude, wrap_solarize, translate=10)
+    for name in _OPERATIONS
+  ]
+  operations = tf.cast(uniform[:, 0] * len(_OPERATIONS), tf.int32)
+  arguments = tf.gather(tf.constant(arguments, tf.float32), operations)
+  return _with_signs(operations, arguments, uniform[:, 1:])
+
+
+def _choose_policy(uniform: tf.Tensor, wrap_solarize: bool) -> _Choice:
+  """Chooses for `auto_augment`, from uniform numbers in [0, 1), [2, 5]."""
+  policy = np.array(_POLICY.split()).reshape(-1, 2, 3)
+  operations = [[_OPERATIONS.index(name) for name, *_ in row] for row in policy]
+  arguments = [
+    [
+      _argument(name, int(magnitude), wrap_solarize, translate=25)
+      for name, _, magnitude in row
+    ]
+    for row in policy
+  ]
+  probabilities = policy[..., 1].astype(np.float32)
+  row = tf.cast(uniform[0, 0] * len(policy), tf.int32)
+  operations, arguments, probabilities = (
+    tf.gather(tf.constant(table), row)
+    for table in (operations, np.float32(arguments), probabilities)
+  )
+  applied = uniform[:, 1] < probabilities
+  operations = tf.where(applied, operations, len(_OPERATIONS))
+  return _with_signs(operations, arguments, uniform[:, 2:])
+
+
+def _with_signs(
+  operations: tf.Tensor, arguments: tf.Tensor, uniform: tf.Tensor
+) -> _Choice:
+  """Completes a choice with uniform numbers [L, 3]: of the sign and place."""
+  signed = [_OPERATIONS.index(name) for name in _SIGNED]
+  negative = tf.reduce_any(operations[:, tf.newaxis] == signed, 1)
+  negative &= uniform[:, 0] < 0.5
+  arguments = tf.where(negative, -arguments, arguments)
+  return operations, arguments, uniform[:, 1:]
+
+
+def _argument(
+  name: str, magnitude: float, wrap_solarize: bool, translate: int
+) -> float:
+  """Returns an operation's argument; 0 where it has none.
+
+  Args:
+    name: Of the operation.
+    magnitude: How strong it is.
+    wrap_solarize: See `rand_augment`.
+    translate: How far to move, in pixels per unit of magnitude.
+  """
+  threshold = int(25.6 * magnitude)
+  return {
+    'Rotate': 3 * magnitude,
+    'Posterize': int(0.4 * magnitude),
+    'Solarize': threshold % 256 if wrap_solarize else threshold,
+    **dict.fromkeys(_BLENDS, 0.18 * magnitude + 0.1),
+    'ShearX': 0.03 * magnitude,
+    'ShearY': 0.03 * magnitude,
+    'TranslateX': translate * magnitude,
+    'TranslateY': translate * magnitude,
+    'Cutout': int(4 * magnitude),
+    'SolarizeAdd': int(11 * magnitude),
+  }.get(name, 0)

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from nfnets import paths
-from nfnets.data.errors import DatasetError
+from nfnets.errors import UserError
 
 _DESCRIPTION = """\
 Handwritten digits of 43 people, as 8x8 grey images: the test set of the UCI
@@ -93,47 +93,37 @@ def prepare(data_dir: str | None = None) -> None:
     data_dir: The TFDS data directory; None means TFDS's default.
 
   Raises:
-    DatasetError: The directory cannot be written.
+    UserError: The directory cannot be written.
   """
   builder = Digits(data_dir=data_dir)
   if is_prepared(builder):
     return
   final = os.fspath(builder.data_path)
-  root = os.path.dirname(os.path.dirname(final))
   logging.info('Preparing the digits dataset in %s.', final)
+  root = None
   try:
-    if paths.is_remote(final):
-      with tempfile.TemporaryDirectory() as folder:
-        _upload(_prepare_in(folder), final)
-    else:
+    if not paths.is_remote(final):
+      root = os.path.dirname(os.path.dirname(final))
       os.makedirs(os.path.dirname(final), exist_ok=True)
-      with tempfile.TemporaryDirectory(dir=root, prefix='.digits-') as folder:
-        os.rename(_prepare_in(folder), final)
+    with tempfile.TemporaryDirectory(dir=root, prefix='.digits-') as folder:
+      made = Digits(data_dir=folder)
+      # TFDS reports progress on the terminal, which for half a second of work
+      # is noise.
+      silence = io.StringIO()
+      with contextlib.redirect_stdout(silence):
+        with contextlib.redirect_stderr(silence):
+          made.download_and_prepare()
+      files = pathlib.Path(made.data_path)
+      if root:
+        os.rename(files, final)
+        return
+      # By dataset_info.json TFDS tells that the others are there. Whoever
+      # uploads at the same time has the same files.
+      for name in sorted(os.listdir(files), key='dataset_info.json'.__eq__):
+        paths.write_bytes(f'{final}/{name}', (files / name).read_bytes())
   except OSError as error:
     if not is_prepared(builder):
-      raise DatasetError(
+      raise UserError(
         f'The digits dataset cannot be written to {final} ({error}). Choose '
-        'another folder with TFDS_DATA_DIR or '
-        '--data_dir=DIR.'
+        'another folder with TFDS_DATA_DIR or --data_dir=DIR.'
       ) from error
-
-
-def _prepare_in(folder: str) -> str:
-  """Prepares the dataset in a data directory; returns where it is there."""
-  # TFDS reports progress on the terminal, which for half a second of work is
-  # noise.
-  with contextlib.redirect_stdout(io.StringIO()):
-    with contextlib.redirect_stderr(io.StringIO()):
-      builder = Digits(data_dir=folder)
-      builder.download_and_prepare()
-  return os.fspath(builder.data_path)
-
-
-def _upload(source: str, folder: str) -> None:
-  """Copies a prepared dataset into a bucket."""
-  # By dataset_info.json TFDS tells that the others are there. Whoever uploads
-  # at the same time has the same files.
-  for name in sorted(os.listdir(source), key='dataset_info.json'.__eq__):
-    paths.write_bytes(
-      os.path.join(folder, name), pathlib.Path(source, name).read_bytes()
-    )

@@ -1,17 +1,17 @@
 """Which pictures there are in a folder, of which class and split."""
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 import csv
 import os
 import re
-import stat
-from typing import NamedTuple
+from typing import NoReturn
 import unicodedata
 
 from absl import logging
 
-from nfnets.data.errors import DatasetError
+from nfnets.data.picture_files import Picture
+from nfnets.errors import UserError
 from nfnets.inference import images
 
 # The split that the pictures in a folder of that name belong to.
@@ -25,29 +25,11 @@ _SPLITS = {
   'testing': 'test',
 }
 _TABLES = ('labels.csv', 'metadata.csv')
-_COLUMNS = ('file_name', 'label')
 _EXPECTED = (
   'Expected are DIR/CLASS/PICTURES, or DIR/train/CLASS/PICTURES with val or '
-  'test beside train, or a labels.csv (file_name,label) beside the pictures.'
+  'test beside train, or a labels.csv (file_name,label) beside the pictures. '
+  'For what TFDS has prepared, give its name and --data_dir instead.'
 )
-
-
-class Picture(NamedTuple):
-  """A picture in a folder.
-
-  Attributes:
-    path: Of the file, relative to the folder.
-    label: The name of its class.
-    split: 'train', 'validation' or 'test'.
-    size: In bytes.
-    mtime_ns: When the file was last changed.
-  """
-
-  path: str
-  label: str
-  split: str
-  size: int
-  mtime_ns: int
 
 
 def list_pictures(root: str) -> list[Picture]:
@@ -61,15 +43,14 @@ def list_pictures(root: str) -> list[Picture]:
     are all of 'train'.
 
   Raises:
-    DatasetError: The folder is of none of the known layouts, or cannot be read.
+    UserError: The folder is of none of the known layouts, or cannot be read.
   """
   try:
     pictures = _Lister(root).pictures()
   except OSError as error:
-    raise DatasetError(
+    raise UserError(
       f'{error.filename or root} cannot be read ({error.strerror}).'
     ) from error
-  _check_classes(root, pictures)
   keys = {label: natural(label) for label in {p.label for p in pictures}}
   return sorted(pictures, key=lambda p: (keys[p.label], natural(p.path)))
 
@@ -89,298 +70,226 @@ def some(names: Iterable[str], count: int = 5) -> str:
 
 
 class _Lister:
-  """Lists the pictures of one folder."""
+  """Lists the pictures of one folder.
+
+  Attributes:
+    files: What has the suffix of a picture, at any depth.
+    folders: The folders and the tables, at any depth.
+    classes: The names of the classes, of the empty ones, too.
+    others: How many files of each other suffix there are.
+    unreadable: Pictures in formats that are not read, by what to do about them.
+  """
 
   def __init__(self, root: str):
-    self._root = root
-    self._walked: set[tuple[int, int]] = set()
-    self._loose: list[str] = []  # Pictures that belong to no class.
-    self._ignored = collections.Counter()  # Other files, by suffix.
-    self._empty: list[str] = []
+    self.root = root
+    self.files: dict[str, os.stat_result] = {}
+    self.folders: list[str] = []
+    self.classes: set[str] = set()
+    self.others = collections.Counter()
+    self.unreadable = collections.defaultdict(list)
 
   def pictures(self) -> list[Picture]:
-    """Returns all of them; see `list_pictures`."""
-    table = self._table('')
-    if table:
-      found = self._of_table(table, '')
-    elif splits := self._split_folders():
-      found = []
-      for folder, split in splits.items():
-        self._walked.clear()
-        pictures = self._of_folder(folder, split)
-        if not pictures and not self._empty:
-          raise DatasetError(
-            f'{self._full(folder)} has no folders of classes. If its pictures '
-            'have no labels, they have to be elsewhere.'
-          )
-        found += pictures
-    else:
-      found = self._of_folder('', 'train')
-    if not found:
-      raise DatasetError(self._nothing())
-    if self._empty:
-      raise DatasetError(
-        f'{self._root}: no pictures in {some(self._empty)}. A folder stands '
-        'for a class: put pictures there, or delete it.'
+    self._walk()
+    splits = {'': 'train'} if self._table('') else self._splits()
+    found = []
+    for folder, split in splits.items():
+      if table := self._table(folder):
+        found += self._of_table(table, folder, split)
+      else:
+        found += self._of_classes(folder, split)
+    listed = {picture.path for picture in found}
+    loose = [path for path in self.files if path not in listed]
+    left_out = ''.join(
+      f' {some(paths, 3)}: {reason}.'
+      for reason, paths in self.unreadable.items()
+    )
+    suffixes = ', '.join(f'{x} {n}' for x, n in self.others.most_common(5))
+    if not found and loose:
+      self._fail(
+        f' has pictures ({some(loose)}), but nothing says of which class '
+        f'they are. {_EXPECTED}'
       )
-    if self._loose:
+    if not found:
+      self._fail(
+        f': there are no pictures in it that can be read (files by suffix: '
+        f'{suffixes or "none"}).{left_out} {_EXPECTED}'
+      )
+    self._check_classes(found, {*splits.values()}, left_out)
+    if left_out:
+      logging.warning('%s: left out some files.%s', self.root, left_out)
+    if loose:
       logging.warning(
         '%s: left out pictures that belong to no class: %s.',
-        self._root,
-        some(self._loose, 3),
+        *(self.root, some(loose, 3)),
       )
-    if self._ignored:
+    if suffixes:
       logging.info(
         '%s: left out files whose suffix is not that of an image: %s.',
-        self._root,
-        self._suffixes(),
+        *(self.root, suffixes),
       )
     return found
 
-  def _of_folder(self, folder: str, split: str) -> list[Picture]:
-    """Lists the pictures of a split."""
-    table = self._table(folder)
-    if table:
-      return self._of_table(table, folder, split)
-    loose, classes = self._scan(folder)
-    self._loose += [path for path, _ in loose]
-    # What a link leads to is looked at where it is, if it is here.
-    self._enter(folder)
-    for path in classes:
-      if not os.path.islink(self._full(path)):
-        self._enter(path)
-    found = []
-    for path in classes:
-      own = {}
-      if not os.path.islink(self._full(path)) or self._enter(path):
-        for file, status in self._walk(path):
-          # A file that several links lead to counts once.
-          own.setdefault((status.st_dev, status.st_ino), (file, status))
-      label = os.path.basename(path)
-      found += [
-        Picture(file, label, split, status.st_size, status.st_mtime_ns)
-        for file, status in own.values()
-      ]
-      if not own:
-        self._empty.append(path)
-    return found
+  def _walk(self) -> None:
+    """Visits each folder once in a split; links after everything else."""
+    waiting, seen = collections.deque(['']), set()
+    while waiting:
+      folder = waiting.popleft()
+      status = os.stat(self._full(folder))
+      top = folder.split(os.sep)[0].lower()
+      key = _SPLITS.get(top), status.st_dev, status.st_ino
+      if key in seen:
+        continue
+      seen.add(key)
+      with os.scandir(self._full(folder)) as entries:
+        entries = sorted(entries, key=lambda e: (e.is_symlink(), e.name))
+      inside = []
+      for entry in entries:
+        path = os.path.join(folder, entry.name)
+        if images.is_ignored_name(entry.name):
+          continue
+        if entry.is_dir():
+          self.folders.append(path)
+          (waiting if entry.is_symlink() else inside).append(path)
+        elif entry.name in _TABLES:
+          self.folders.append(path)
+        elif not images.is_image_name(entry.name):
+          self.others[os.path.splitext(entry.name)[1] or 'none'] += 1
+        elif reason := images.why_unreadable(entry.name):
+          self.unreadable[reason].append(path)
+        elif entry.is_file():
+          self.files[path] = entry.stat()
+        else:
+          self._fail(
+            f'/{path} is a link to nothing, or not a file. Delete or mend it.'
+          )
+      waiting.extendleft(reversed(inside))
 
-  def _of_table(
-    self, table: str, folder: str, split: str | None = None
-  ) -> list[Picture]:
-    """Lists the pictures that a table names; by its folders without `split`."""
-    rows = _read_table(self._full(table))
-    missing, found = [], {}
-    for name, (label, line) in rows.items():
-      path = os.path.normpath(os.path.join(folder, name))
-      if os.path.isabs(name) or os.path.normpath(name).startswith('../'):
-        raise DatasetError(
-          f'{self._full(table)}, line {line}: {name} is not in the folder of '
-          'this file.'
-        )
-      try:
-        status = os.stat(self._full(path))
-      except OSError:
-        status = None
-      if status is None or not stat.S_ISREG(status.st_mode):
-        missing.append(name)
-      elif path in found:
-        raise DatasetError(
-          f'{self._full(table)}, line {line}: {name} is there twice.'
-        )
-      else:
-        found[path] = label, status
-    if missing:
-      raise DatasetError(
-        f'{self._full(table)} names files that are not there: {some(missing)}.'
-      )
-    self._enter(folder)
-    listed = found.keys()
-    self._loose += [p for p, _ in self._walk(folder) if p not in listed]
-    splits = dict.fromkeys(found, split or 'train')
-    if split is None:  # The table of all: train/a.jpg, test/b.jpg.
-      own = {p: _SPLITS.get(p.split(os.sep)[0].lower()) for p in found}
-      if set(own.values()) >= {'train'} and None not in own.values():
-        splits = own
-    return [
-      Picture(path, label, splits[path], status.st_size, status.st_mtime_ns)
-      for path, (label, status) in found.items()
-    ]
-
-  def _split_folders(self) -> dict[str, str]:
-    """Returns {folder: split}, or nothing if the folders are classes."""
-    _, folders = self._scan('')
-    splits = {x: _SPLITS[x.lower()] for x in folders if x.lower() in _SPLITS}
-    kinds = collections.Counter(splits.values())
-    others = []
-    if splits:
-      others = [x for x in folders if x not in splits and any(self._walk(x))]
-    self._walked.clear()  # It is all looked at once more.
-    self._ignored.clear()
+  def _splits(self) -> dict[str, str]:
+    """Returns {folder: split}; all is of 'train' if the folders are classes."""
+    top = [path for path in self.folders if os.sep not in path]
+    splits = {x: _SPLITS[x.lower()] for x in top if x.lower() in _SPLITS}
+    filled = {path.split(os.sep)[0] for path in self.files if os.sep in path}
+    others = sorted(filled - splits.keys())
+    kinds = set(splits.values())
     if not splits or (others and (len(kinds) == 1 or 'train' not in kinds)):
-      return {}  # There is a class named 'train', beside 'bus' and 'car'.
-    if others:
-      raise DatasetError(
-        f'{self._root} has folders of splits ({some(splits)}) beside others '
-        f'({some(others)}). If the latter are classes, they belong into the '
-        'former; if not, elsewhere.'
-      )
-    for split, count in kinds.items():
-      if count > 1:
-        same = [x for x, of in splits.items() if of == split]
-        raise DatasetError(
-          f'{self._root} has {" and ".join(same)}, which are both the '
-          f'{split} split. Put their pictures together.'
-        )
-    if 'train' not in kinds:
-      raise DatasetError(
-        f'{self._root} has {some(splits)} and no train: there is nothing to '
-        f'train on. {_EXPECTED}'
+      return {'': 'train'}  # A class may be named 'train', beside 'bus'.
+    if others or len(kinds) < len(splits) or 'train' not in kinds:
+      self._fail(
+        f' has the folders {some(sorted([*splits, *others]))}, which are not '
+        'splits of one dataset. Needed are train, at most one of val, valid '
+        'and validation, one of test and testing, and nothing beside them.'
       )
     return splits
 
-  def _table(self, folder: str) -> str | None:
-    paths = [os.path.join(folder, name) for name in _TABLES]
-    paths = [path for path in paths if os.path.isfile(self._full(path))]
-    if len(paths) > 1:
-      raise DatasetError(
-        f'{self._full(folder)} has both {" and ".join(_TABLES)}. '
-        'Keep the one that has the labels.'
-      )
-    return paths[0] if paths else None
+  def _of_classes(self, folder: str, split: str) -> list[Picture]:
+    start = os.path.join(folder, '') if folder else ''
+    self.classes |= {
+      unicodedata.normalize('NFC', os.path.basename(x))
+      for x in self.folders
+      if os.path.dirname(x) == folder and os.path.basename(x) not in _TABLES
+    }
+    found = []
+    for path, status in self.files.items():
+      label, is_inside, _ = path.removeprefix(start).partition(os.sep)
+      if path.startswith(start) and is_inside:
+        found.append(_picture(path, label, split, status))
+    return found
 
-  def _walk(self, folder: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Yields the pictures below a folder, those behind links last."""
-    files, folders = self._scan(folder)
-    yield from files
-    for path in folders:
-      if self._enter(path):
-        yield from self._walk(path)
+  def _of_table(self, table: str, folder: str, split: str) -> list[Picture]:
+    # However accents are written there, and here.
+    alike = {unicodedata.normalize('NFC', path): path for path in self.files}
+    missing, found = [], {}
+    try:
+      # Spreadsheets put a byte order mark first.
+      with open(self._full(table), newline='', encoding='utf-8-sig') as file:
+        reader = csv.DictReader(file, skipinitialspace=True)
+        columns = [column.strip() for column in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        if not {'file_name', 'label'} <= set(columns):
+          self._fail(
+            f'/{table} must have the columns file_name and label, separated by '
+            f'commas. Its first line is: {",".join(columns) or "empty"}'
+          )
+        for row in reader:
+          name, label = row['file_name'], (row['label'] or '').strip()
+          line = f'/{table}, line {reader.line_num}: '
+          if not name or not label:
+            self._fail(f'{line}the file_name or the label is missing.')
+          path = os.path.normpath(os.path.join(folder, name))
+          if not os.path.isfile(self._full(path)):
+            path = os.path.join(folder, name.replace('\\', '/'))
+            path = unicodedata.normalize('NFC', os.path.normpath(path))
+            path = alike.get(path, os.sep)
+          if path.startswith(('../', os.sep)):
+            missing.append(name)
+            continue
+          if path in found:
+            self._fail(f'{line}{name} is there twice.')
+          found[path] = _picture(path, label, split, os.stat(self._full(path)))
+    except (UnicodeDecodeError, csv.Error) as error:
+      self._fail(f'/{table} is not a CSV file in UTF-8: {error}.')
+    if missing:
+      self._fail(f'/{table} names files that are not there: {some(missing)}.')
+    own = {path: _SPLITS.get(path.split(os.sep)[0].lower()) for path in found}
+    kinds = set(own.values())
+    if not folder and 'train' in kinds and None not in kinds:
+      # The table of all: train/a.jpg, test/b.jpg.
+      return [p._replace(split=own[path]) for path, p in found.items()]
+    return [*found.values()]
 
-  def _enter(self, folder: str) -> bool:
-    """Returns whether a folder is seen for the first time in this split."""
-    status = os.stat(self._full(folder))
-    key = status.st_dev, status.st_ino
-    is_new = key not in self._walked
-    self._walked.add(key)
-    return is_new
-
-  def _scan(
-    self, folder: str
-  ) -> tuple[list[tuple[str, os.stat_result]], list[str]]:
-    """Returns the pictures in a folder itself, and the folders in it."""
-    files, folders = [], []
-    with os.scandir(self._full(folder)) as entries:
-      entries = sorted(entries, key=lambda e: (e.is_symlink(), e.name))
-    for entry in entries:
-      if entry.name.startswith('.') or entry.name == '__MACOSX':
-        continue
-      path = os.path.join(folder, entry.name)
-      if entry.is_dir():
-        folders.append(path)
-      elif not images.is_image_name(entry.name):
-        if entry.name not in _TABLES:
-          self._ignored[os.path.splitext(entry.name)[1] or 'none'] += 1
-      elif entry.is_file():
-        files.append((path, entry.stat()))
-      else:
-        raise DatasetError(
-          f'{self._full(path)} is a link to nothing, or not a file. '
-          'Delete it, or mend it.'
+  def _check_classes(
+    self, pictures: list[Picture], splits: set[str], left_out: str
+  ) -> None:
+    """Raises UserError if the classes cannot be told apart or compared."""
+    by_split = collections.defaultdict(set)
+    for picture in pictures:
+      by_split[picture.split].add(picture.label)
+    classes = sorted(self.classes.union(*by_split.values()), key=natural)
+    alike = {}
+    for name in sorted(classes):
+      other = alike.setdefault(name.casefold(), name)
+      if other != name:
+        self._fail(
+          f': the classes {other!r} and {name!r} differ by case alone. Rename '
+          'one, or put them together.'
         )
-    return files, folders
+    for split in sorted(splits | by_split.keys(), reverse=True):
+      if lacking := [name for name in classes if name not in by_split[split]]:
+        where = f' in the {split} split' if len(by_split) > 1 else ''
+        self._fail(
+          f': no pictures of {some(lacking)}{where}.{left_out} Every class '
+          'must be in every split: add pictures, or delete its folders. '
+          'Pictures without labels must be elsewhere.'
+        )
+    if len(classes) == 1:
+      [name] = classes
+      inner = [p.path.split(os.sep)[1:-1] for p in pictures]
+      below = {folders[0] for folders in inner if folders}
+      hint = _EXPECTED
+      if len(below) > 1:
+        hint = (
+          f'If {some(sorted(below, key=natural))} are the classes or splits, '
+          f'the folder to give is {os.path.join(self.root, name)}.'
+        )
+      self._fail(
+        f' has pictures of one class only, {name!r}; a classifier needs two or '
+        f'more. {hint}'
+      )
+
+  def _table(self, folder: str) -> str | None:
+    paths = (os.path.join(folder, name) for name in _TABLES)
+    return next((path for path in paths if path in self.folders), None)
 
   def _full(self, path: str) -> str:
-    return os.path.join(self._root, path) if path else self._root
+    return os.path.join(self.root, path) if path else self.root
 
-  def _suffixes(self) -> str:
-    return ', '.join(f'{x} {n}' for x, n in self._ignored.most_common(5))
-
-  def _nothing(self) -> str:
-    """The message for a folder without pictures in classes."""
-    if self._loose:
-      return (
-        f'{self._root} has pictures ({some(self._loose)}), but nothing says of '
-        f'which class they are. {_EXPECTED}'
-      )
-    others = f' (files by suffix: {self._suffixes()})' if self._ignored else ''
-    return f'There are no pictures in {self._root}{others}. {_EXPECTED}'
+  def _fail(self, what: str) -> NoReturn:
+    raise UserError(f'{self.root}{what}')
 
 
-def _read_table(path: str) -> dict[str, tuple[str, int]]:
-  """Returns {file_name: (label, line)} of a CSV file."""
-  rows = {}
-  try:
-    # Spreadsheets put a byte order mark first.
-    with open(path, newline='', encoding='utf-8-sig') as file:
-      reader = csv.DictReader(file, skipinitialspace=True)
-      columns = [column.strip() for column in reader.fieldnames or ()]
-      reader.fieldnames = columns
-      if not set(_COLUMNS) <= set(columns):
-        raise DatasetError(
-          f'{path} must have the columns file_name and label, separated by '
-          f'commas. Its first line is: {",".join(columns) or "empty"}'
-        )
-      for row in reader:
-        name, label = (row[column] for column in _COLUMNS)
-        if not name or not (label or '').strip():
-          raise DatasetError(
-            f'{path}, line {reader.line_num}: the file_name or the label is '
-            'missing.'
-          )
-        if name in rows:
-          raise DatasetError(
-            f'{path}, line {reader.line_num}: {name} is there twice.'
-          )
-        rows[name] = label.strip(), reader.line_num
-  except OSError as error:
-    raise DatasetError(f'{path} cannot be read ({error.strerror}).') from error
-  except UnicodeDecodeError as error:
-    raise DatasetError(f'{path} is not in UTF-8; save it so.') from error
-  except csv.Error as error:
-    raise DatasetError(f'{path} is not a CSV file: {error}.') from error
-  if not rows:
-    raise DatasetError(f'{path} names no files.')
-  return rows
-
-
-def _check_classes(root: str, pictures: list[Picture]) -> None:
-  """Raises DatasetError if the classes cannot be told apart or compared."""
-  by_split = collections.defaultdict(set)
-  for picture in pictures:
-    by_split[picture.split].add(picture.label)
-  classes = set().union(*by_split.values())
-  alike = {}
-  for name in sorted(classes):
-    key = unicodedata.normalize('NFC', name).casefold()
-    if key in alike:
-      raise DatasetError(
-        f'{root}: the classes {alike[key]!r} and {name!r} differ by case alone '
-        '(or by how an accent is written). Rename one, or put them together.'
-      )
-    alike[key] = name
-  for split, names in by_split.items():
-    lacking = sorted(classes - names, key=natural)
-    if lacking:
-      raise DatasetError(
-        f'{root}: the {split} split has no pictures of {some(lacking)}, other '
-        'splits do. Every class must be in every split.'
-      )
-  if len(classes) == 1:
-    (name,) = classes
-    message = (
-      f'{root} has pictures of one class only, {name!r}; a classifier needs '
-      'two or more.'
-    )
-    start = os.path.join(name, '')
-    below = {
-      p.path.removeprefix(start).split(os.sep)[0]
-      for p in pictures
-      if p.path.startswith(start) and p.path.count(os.sep) > 1
-    }
-    if len(below) > 1:
-      raise DatasetError(
-        f'{message} If {some(sorted(below, key=natural))} are the classes or '
-        f'splits, the folder to give is {os.path.join(root, name)}.'
-      )
-    raise DatasetError(f'{message} {_EXPECTED}')
+def _picture(
+  path: str, label: str, split: str, status: os.stat_result
+) -> Picture:
+  # Macs write accents in another way than other systems.
+  label = unicodedata.normalize('NFC', label)
+  return Picture(path, label, split, status.st_size, status.st_mtime_ns)

@@ -1,39 +1,65 @@
-"""Any folder of pictures as a dataset.
+"""Any folder of pictures as a dataset (`docs/datasets.md`).
 
-It has the form of TFDS's own `tfds.folder_dataset.ImageFolder`, but knows more
-layouts and formats, gives random access, and divides pictures that come in one
-split (`docs/datasets.md`).
+It knows many layouts and formats, gives random access, and divides pictures
+that come in one split.
+
+Reading 100,000 files takes seconds to minutes, and decoding 10,000 as long, so
+what was found in them is kept in the user's cache. Only files whose size or
+time has changed are looked at again, and those that could not be decoded: what
+reads them may have been installed.
 """
 
 import collections
-from collections.abc import Iterable
-import glob
+from collections.abc import Callable, Iterable, Sequence
+from concurrent import futures
+import hashlib
 import json
 import os
-import secrets
+from typing import BinaryIO
 
 from absl import logging
-import tensorflow as tf
-import tensorflow_datasets as tfds
+import tqdm
 
-from nfnets.data import folder_digests, folder_listing, image_files
-from nfnets.data.errors import DatasetError
+from nfnets import dataset_names, paths
+from nfnets.data import folder_listing, picture_files
 from nfnets.data.folder_listing import some
+from nfnets.data.picture_files import Picture
+from nfnets.errors import UserError, prefix
+from nfnets.inference import images
+
+# In folders of more pictures, those that are damaged are found in training.
+MOST_DECODED = 10_000
+
+_READ_THREADS = 16
+
+# Only both ends are read of files larger than four times this, if they are
+# compressed: then a change anywhere changes the size, or what follows it. A
+# PNG even ends with checksums. Of bitmaps everything is read, as drawings and
+# scans of one size may well have the same margins.
+_END_BYTES = 16 * 1024
+_COMPRESSED = (b'\xff\xd8\xff', b'\x89PNG', b'GIF8', b'RIFF')
 
 # How much of a split is held out. Digests are uniform in [0, 2**64).
 _HELD_OUT = 2**64 // 5
 
 
-class Folder(tfds.core.DatasetBuilder, skip_registration=True):
-  """A folder of pictures as a TFDS dataset.
+class Folder:
+  """A folder of pictures.
 
   Attributes:
     root: The folder's absolute path.
+    names: The names of the classes, by label.
+    pictures: The pictures of each of our splits, in the order of examples.
+      'test' is the test split, or else the validation split; 'valid' is the
+      validation split, and 'train' and 'train_and_valid' are the training
+      split. Where the folder has training and test splits alone, 'valid' is a
+      part of the former and 'train' the rest; where it has a training split
+      alone, a part of it has become the validation split.
     test_split_name: The split that 'test' is: 'test', or 'validation' where the
       folder has no test split.
+    unreadable: {path: what is wrong} of the pictures that cannot be decoded.
+      Of more than 10,000 pictures nobody tried.
   """
-
-  VERSION = tfds.core.Version('1.0.0')
 
   def __init__(self, root: str):
     """Lists the pictures, and reads those that it has not seen before.
@@ -42,104 +68,115 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
       root: The folder.
 
     Raises:
-      DatasetError: It is missing, cannot be read or is of no known layout.
+      UserError: It is missing, cannot be read or is of no known layout.
     """
-    self.root = _find(root)
-    try:
-      pictures = folder_listing.list_pictures(self.root)
-    except DatasetError as error:
-      raise _prepared_by_tfds(self.root) or error from None
-    digests = folder_digests.digests(self.root, pictures)
-    names = list(dict.fromkeys(picture.label for picture in pictures))
-    self._names = names  # For `_info`.
-    super().__init__(data_dir=self.root)
-    self._data_dir = self.root  # Without a version below it.
-    self._original_state = {'root': self.root}  # For copies in other processes.
-
-    paths = [picture.path for picture in pictures]
-    self._digests = dict(zip(paths, digests.tolist(), strict=True))
-    found = {picture.split for picture in pictures}
-    self._pictures = {
-      split: [picture for picture in pictures if picture.split == split]
+    self.root = dataset_names.find_folder(root)
+    pictures = _examine(self.root, folder_listing.list_pictures(self.root))
+    self.names = list(dict.fromkeys(picture.label for picture in pictures))
+    self.unreadable = {p.path: p.error for p in pictures if p.error}
+    self._has_logged = False  # The unreadable examples.
+    train, valid, test = (
+      [p for p in pictures if p.split == split]
       for split in ('train', 'validation', 'test')
-      if split in found
+    )
+    whole = train
+    if not valid:
+      chosen = held_out((p.label, p.digest) for p in train)
+      valid = [p for p in train if p.digest in chosen]
+      train = [p for p in train if p.digest not in chosen]
+      whole = valid + train
+      if not test:
+        whole = train
+        valid = [p._replace(split='validation') for p in valid]
+        if not valid:
+          raise UserError(
+            f'{self.root}: no class has two different pictures, so there is '
+            'nothing to evaluate on. Add pictures, or a test split.'
+          )
+        logging.info(
+          '%s: held out %d of %d pictures for validation.',
+          *(self.root, len(valid), len(pictures)),
+        )
+    self.test_split_name = 'test' if test else 'validation'
+    self.pictures = {
+      **{'train': train, 'valid': valid, 'train_and_valid': whole},
+      'test': test or valid,
     }
-    self._num_valid = 0  # Of those that come first in 'train'.
-    if 'validation' not in self._pictures:
-      self._hold_out()
-    self._warn_of_contradictions()
-    splits = [
-      tfds.core.SplitInfo(name=name, shard_lengths=[len(pictures)], num_bytes=0)
-      for name, pictures in self._pictures.items()
-    ]
-    self.info.set_splits(tfds.core.SplitDict(splits))
-
-  @property
-  def test_split_name(self) -> str:
-    """The split that 'test' is."""
-    return 'test' if 'test' in self._pictures else 'validation'
-
-  def part(self, split: str) -> tuple[str, int, int]:
-    """Says which examples belong to one of our splits.
-
-    'test' is the test split, or else the validation split; 'valid' is the
-    validation split, and 'train' and 'train_and_valid' are the training split.
-    Where the folder has training and test splits alone, 'valid' is a part of
-    the former and 'train' the rest; where it has a training split alone, a part
-    of it has become the validation split.
-
-    Args:
-      split: One of `builders.SPLITS`.
-
-    Returns:
-      One of TFDS's splits, and which of its examples: [start, stop).
-    """
-    sizes = {name: len(pictures) for name, pictures in self._pictures.items()}
-    name = self.test_split_name
-    parts = {
-      'train': ('train', self._num_valid, sizes['train']),
-      'valid': ('train', 0, self._num_valid),
-      'train_and_valid': ('train', 0, sizes['train']),
-      'test': (name, 0, sizes[name]),
-    }
-    if 'validation' in sizes:
-      parts['valid'] = ('validation', 0, sizes['validation'])
-    return parts[split]
+    # Each once.
+    self._all = {p.path: p for part in (train, valid, test) for p in part}
+    large = [p for p in pictures if p.pixels > images.LARGE_PIXELS]
+    if large:
+      share = sum(p.pixels for p in large) / sum(p.pixels for p in pictures)
+      logging.warning(
+        '%s: %d of %d pictures have more than %.3g megapixels, and %.0f %% of '
+        'all pixels: %s. They are decoded one at a time. Training reads copies '
+        'of %.1f megapixels, which are kept in %s; evaluation reads the '
+        'originals.',
+        *(self.root, len(large), len(pictures), images.LARGE_PIXELS / 1e6),
+        100 * share,
+        some(f'{p.path} ({p.pixels / 1e6:.3g} megapixels)' for p in large),
+        picture_files.REDUCED_PIXELS / 1e6,
+        picture_files.copies_folder(),
+      )
+    if pairs := self.contradictions():
+      logging.warning(
+        '%s: the same pictures are there in two classes: %s.',
+        *(self.root, some([f'{one} = {other}' for one, other in pairs], 1)),
+      )
 
   def paths(self, split: str) -> list[str]:
-    """Returns the paths of a split's pictures, in the order of its examples.
-
-    Args:
-      split: One of `builders.SPLITS`.
-
-    Returns:
-      Paths relative to the folder.
-    """
-    name, start, stop = self.part(split)
-    return [picture.path for picture in self._pictures[name][start:stop]]
+    """Returns the paths of a split's pictures, relative to the folder."""
+    return [picture.path for picture in self.pictures[split]]
 
   def labels(self, split: str) -> list[int]:
-    """Returns the labels of a split's pictures, in the order of `paths`."""
-    name, start, stop = self.part(split)
-    labels = {label: i for i, label in enumerate(self._names)}
-    return [
-      labels[picture.label] for picture in self._pictures[name][start:stop]
-    ]
-
-  def digests(self, split: str) -> list[int]:
-    """Returns what tells contents apart, in the order of `paths`."""
-    return [self._digests[path] for path in self.paths(split)]
+    """Returns the labels of a split's pictures."""
+    labels = {name: label for label, name in enumerate(self.names)}
+    return [labels[picture.label] for picture in self.pictures[split]]
 
   def duplicates(self) -> list[tuple[str, str]]:
     """Returns pairs of files of the same content, in two different splits."""
+    return self._copies(lambda picture: picture.split)
+
+  def contradictions(self) -> list[tuple[str, str]]:
+    """Returns pairs of files of the same content, in two different classes."""
+    return self._copies(lambda picture: picture.label)
+
+  def _copies(self, key: Callable[[Picture], str]) -> list[tuple[str, str]]:
     first, pairs = {}, []
-    for split, pictures in self._pictures.items():
-      for picture in pictures:
-        digest = self._digests[picture.path]
-        other, path = first.setdefault(digest, (split, picture.path))
-        if other != split:
-          pairs.append((path, picture.path))
+    for picture in self._all.values():
+      other = first.setdefault(picture.digest, picture)
+      if key(other) != key(picture):
+        pairs.append((other.path, picture.path))
     return pairs
+
+  def check_readable(self, paths: Iterable[str], skip_corrupt: bool) -> None:
+    """Checks that pictures can be decoded, as far as that is known.
+
+    Args:
+      paths: Some of the folder's pictures.
+      skip_corrupt: Whether to log those that cannot, once, instead of raising.
+
+    Raises:
+      UserError: Some cannot. All of the folder that cannot are listed.
+    """
+    if not any(path in self.unreadable for path in paths):
+      return
+    count = f'{len(self.unreadable):,} of {len(self._all):,} pictures'
+    each = [
+      f'{path}: {why.removeprefix("cannot be decoded: ")}'
+      for path, why in self.unreadable.items()
+    ]
+    if not skip_corrupt:
+      raise UserError(
+        '\n  '.join([f'{self.root}: {count} cannot be decoded:', *each])
+        + '\nReplace or delete them; or --skip_corrupt leaves them out.'
+      )
+    if not self._has_logged:
+      logging.warning(
+        '%s: %s cannot be decoded and are left out: %s.',
+        *(self.root, count, some(each, 10)),
+      )
+    self._has_logged = True
 
   def check_unchanged(self, listing: str) -> None:
     """Checks that the folder is what it was when a run began.
@@ -148,147 +185,41 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
     not their times.
 
     Args:
-      listing: A file, local or anything that tf.io.gfile writes. It is written
-        if it is not there, in one step.
+      listing: A file, here or in a bucket. If it does not exist, it is written
+        in one step.
 
     Raises:
-      DatasetError: The folder has changed, or the file cannot be read or
+      UserError: The folder has changed, or the file cannot be read or
         written.
     """
     own = {
-      picture.path: [split, picture.label, f'{self._digests[picture.path]:x}']
-      for split, pictures in self._pictures.items()
-      for picture in pictures
+      path: [picture.split, picture.label, f'{picture.digest:x}']
+      for path, picture in self._all.items()
     }
-    try:
-      if not tf.io.gfile.exists(listing):
-        _write_json(listing, own)
+    with prefix(
+      f'{listing}, the list of the pictures of this run, cannot be read or '
+      'written'
+    ):
+      if not paths.is_file(listing):
+        # ASCII, whatever the names are.
+        paths.write_bytes(listing, json.dumps(own).encode())
         return
-      with tf.io.gfile.GFile(listing) as file:
-        known = json.loads(file.read())
-    except (tf.errors.OpError, ValueError) as error:
-      reason = getattr(error, 'message', str(error))
-      raise DatasetError(
-        f'{listing}, the list of the pictures of this run, cannot be read or '
-        f'written: {reason}'
-      ) from error
+      known = json.loads(paths.read_bytes(listing))
     changes = {
       'added': [path for path in own if path not in known],
       'removed': [path for path in known if path not in own],
       'changed': [p for p in own if p in known and own[p] != known[p]],
     }
-    if any(changes.values()):
-      what = '; '.join(
-        f'{len(paths):,} {how} ({some(paths, 3)})'
-        for how, paths in changes.items()
-        if paths
-      )
-      raise DatasetError(
-        f'{self.root} has changed since this run began: {what}. Put it back as '
-        'it was, or begin another run in a folder of its own '
+    what = '; '.join(
+      f'{len(files):,} {how} ({some(files, 3)})'
+      for how, files in changes.items()
+      if files
+    )
+    if what:
+      raise UserError(
+        f'{self.root} has other pictures than this run began with: {what}. Put '
+        'them back as they were, or begin another run in a folder of its own '
         f'(--checkpoint_dir). The pictures of this run are listed in {listing}.'
-      )
-
-  def open_files(self, name: str) -> image_files.ImageFiles:
-    """Opens one of TFDS's splits for random access.
-
-    Raises:
-      DatasetError: There is no such split.
-    """
-    if name not in self._pictures:
-      raise DatasetError(
-        f'{self.root} has no split {name!r}, but {", ".join(self._pictures)}.'
-      )
-    pictures = self._pictures[name]
-    labels = {label: i for i, label in enumerate(self._names)}
-    return image_files.ImageFiles(
-      self.root,
-      [picture.path for picture in pictures],
-      [labels[picture.label] for picture in pictures],
-      [picture.size for picture in pictures],
-    )
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description=f'The pictures in {self.root}.',
-      features=tfds.features.FeaturesDict(
-        {
-          'image': tfds.features.Image(),
-          'label': tfds.features.ClassLabel(names=self._names),
-        }
-      ),
-      supervised_keys=('image', 'label'),
-    )
-
-  def _download_and_prepare(self, dl_manager, download_config=None) -> None:
-    del dl_manager, download_config  # The pictures are there.
-
-  def _as_dataset(
-    self, split, decoders=None, read_config=None, shuffle_files=False
-  ) -> tf.data.Dataset:
-    """Returns the examples of one of TFDS's splits, as TFDS does."""
-    del read_config  # Reading is not split among files.
-    files = self.open_files(split)
-    features = self.info.features
-    skip = {'image': tfds.decode.SkipDecoding()}
-    numbers = tf.data.Dataset.range(len(files))
-    if shuffle_files:
-      numbers = numbers.shuffle(len(files))
-
-    def load(number: tf.Tensor) -> dict[str, tf.Tensor]:
-      record = tf.numpy_function(
-        lambda i: files.read([i])[0], [number], tf.string
-      )
-      example = features.deserialize_example(
-        tf.ensure_shape(record, []), decoders=skip
-      )
-      example['image'] = image_files.decode(example['image'])
-      return features.decode_example(example, decoders=decoders)
-
-    return numbers.map(load, num_parallel_calls=tf.data.AUTOTUNE)
-
-  def _hold_out(self) -> None:
-    """Divides a validation split, or part, out of the training pictures."""
-    pictures = self._pictures['train']
-    contents = [(p.label, self._digests[p.path]) for p in pictures]
-    chosen = held_out(contents)
-    held = [p for p in pictures if self._digests[p.path] in chosen]
-    rest = [p for p in pictures if self._digests[p.path] not in chosen]
-    if 'test' in self._pictures:
-      self._pictures['train'] = held + rest
-      self._num_valid = len(held)
-    elif not held:
-      raise DatasetError(
-        f'{self.root}: no class has two different pictures, so there is '
-        'nothing to evaluate on. Add pictures, or a test split.'
-      )
-    else:
-      self._pictures['train'] = rest
-      self._pictures['validation'] = held
-      logging.info(
-        '%s: held out %d of %d pictures for validation.',
-        self.root,
-        len(held),
-        len(pictures),
-      )
-
-  def _warn_of_contradictions(self) -> None:
-    """Warns of pictures that stand in two classes."""
-    first, count, example = {}, 0, ()
-    for pictures in self._pictures.values():
-      for picture in pictures:
-        digest = self._digests[picture.path]
-        other = first.setdefault(digest, picture)
-        if other.label != picture.label:
-          count += 1
-          example = example or (other.path, picture.path)
-    if count:
-      logging.warning(
-        '%s: %d pictures are there in two classes, such as %s and %s.',
-        self.root,
-        count,
-        *example,
       )
 
 
@@ -317,48 +248,71 @@ def held_out(contents: Iterable[tuple[str, int]]) -> set[int]:
   return chosen - {max(digests) for digests in divided if digests <= chosen}
 
 
-def _find(name: str) -> str:
-  """Returns the absolute path of a folder."""
-  root = os.path.abspath(os.path.expanduser(name))
-  if not os.path.exists(root):
-    raise DatasetError(
-      f'There is no folder {root}. Expected is a folder of pictures, '
-      'DIR/CLASS/PICTURES, or the name of a TFDS dataset, as mnist.'
-    )
-  if not os.path.isdir(root):
-    raise DatasetError(
-      f'{root} is a file. Expected is a folder of pictures, '
-      'DIR/CLASS/PICTURES; archives have to be unpacked.'
-    )
-  return root
+def _examine(root: str, pictures: Sequence[Picture]) -> list[Picture]:
+  """Returns pictures with their contents; up to `MOST_DECODED` are decoded.
 
+  Raises:
+    UserError: Files cannot be read.
+  """
+  decodes = len(pictures) <= MOST_DECODED
+  name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:12]
+  file = paths.cache_folder() / f'folder-{name}.json'
+  try:
+    known = json.loads(file.read_bytes())
+    # By path: size and time; digest, pixels and error.
+    found = {
+      p.path: p._replace(digest=digest, pixels=pixels, error=error)
+      for p in pictures
+      for *stamp, digest, pixels, error in [known.get(p.path, [None] * 5)]
+      if stamp == [p.size, p.mtime_ns] and (error is not None or not decodes)
+    }
+  except (OSError, ValueError, AttributeError, TypeError):
+    known, found = {}, {}  # There is none, or it is damaged.
+  new = [p for p in pictures if p.path not in found]
 
-def _prepared_by_tfds(root: str) -> DatasetError | None:
-  """Returns what to say of a folder that holds a dataset of TFDS's, if so."""
-  # DATA_DIR/NAME[/CONFIG]/VERSION, or one of the folders in between.
-  for depth in ('', '*', '*/*', '*/*/*'):
-    pattern = os.path.join(glob.escape(root), depth, 'dataset_info.json')
-    for path in sorted(glob.glob(pattern)):
-      message = f'{root} holds what TFDS has prepared ({path}), not pictures.'
-      try:
-        with open(path) as file:
-          name = json.load(file)['name']
-        folders = os.path.dirname(path).split(os.sep)
-        start = folders.index(name)
-      except (OSError, ValueError, KeyError):
-        return DatasetError(message)
-      title = f'{"/".join(folders[start:-1])}:{folders[-1]}'
-      return DatasetError(
-        f'{message} Use --which_dataset={title} '
-        f'--data_dir={os.sep.join(folders[:start])}'
+  def look(picture: Picture) -> Picture:
+    path, error = os.path.join(root, picture.path), None
+    with prefix(f'{path} cannot be read'), open(path, 'rb') as opened:
+      pixels = images.num_pixels(opened)
+      if decodes:
+        opened.seek(0)
+        error = picture_files.find_error(opened.read())
+      digest = _digest(opened, picture.size)
+    return picture._replace(digest=digest, pixels=pixels, error=error)
+
+  # What is decoded at once takes memory.
+  threads = (os.cpu_count() or 1) if decodes else _READ_THREADS
+  with futures.ThreadPoolExecutor(threads) as pool:
+    bar = tqdm.tqdm(
+      pool.map(look, new),
+      desc='Checking pictures' if decodes else 'Indexing pictures',
+      total=len(new),
+      unit='file',
+      dynamic_ncols=True,
+      delay=0.5,
+      disable=None,  # Unless standard error is a terminal.
+    )
+    found |= {picture.path: picture for picture in bar}
+  if new or len(known) != len(found):
+    kept = {path: p[3:] for path, p in found.items() if not p.error}
+    try:
+      file.parent.mkdir(parents=True, exist_ok=True)
+      paths.write_bytes(file, json.dumps(kept).encode())
+    except OSError as error:
+      logging.warning(
+        'The index of the pictures cannot be kept as %s (%s), and is made '
+        'again in every run.',
+        *(file, error.strerror),
       )
-  return None
+  return [found[p.path] for p in pictures]
 
 
-def _write_json(path: str, content: dict) -> None:
-  """Writes a file in one step, whichever processes do so at once."""
-  temporary = f'{path}.{secrets.token_hex(4)}.tmp'
-  tf.io.gfile.makedirs(os.path.dirname(path) or '.')
-  with tf.io.gfile.GFile(temporary, 'w') as file:
-    file.write(json.dumps(content))  # ASCII, whatever the names are.
-  tf.io.gfile.rename(temporary, path, overwrite=True)
+def _digest(file: BinaryIO, size: int) -> int:
+  file.seek(0)
+  content = file.read(_END_BYTES)
+  if size > 4 * _END_BYTES and content.startswith(_COMPRESSED):
+    file.seek(-_END_BYTES, os.SEEK_END)
+  content += file.read()
+  digest = hashlib.blake2b(content, digest_size=8, salt=b'nfnets')
+  digest.update(size.to_bytes(8, 'little'))
+  return int.from_bytes(digest.digest(), 'little')

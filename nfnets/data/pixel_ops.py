@@ -1,20 +1,19 @@
-"""The operations of AutoAugment, on packed pixels.
+"""The operations of AutoAugment.
 
-Here an image is int32 [H, W]: red in the lowest byte of each number, then green
-and blue. Whole pixels move in one piece, and most operations become a single
-loop of whole numbers when XLA compiles them.
-
-The arithmetic is that of the published code, step by step, so that results
-agree to the last bit, whether compiled or not and on every processor.
+They work on packed images, int32 [H, W], with red in the lowest byte, so that
+XLA makes one loop of most of them. `autoaugment` offers each as a function of
+an image, uint8 [H, W, 3]. The arithmetic follows the published code step by
+step, so that results agree to the last bit on every processor.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import functools
 import math
 
 import numpy as np
 import tensorflow as tf
 
-# What appears where the image has moved away or is cut out.
+# The colour where the image has moved away or is cut out.
 _FILL = 0x808080
 
 
@@ -28,8 +27,38 @@ def unpack(pixels: tf.Tensor) -> tf.Tensor:
   return tf.bitcast(pixels, tf.uint8)[..., :3]
 
 
-def autocontrast(pixels: tf.Tensor) -> tf.Tensor:
-  """Stretches each channel to 0-255."""
+def as_image(image: tf.Tensor) -> tf.Tensor:
+  """Returns uint8 [H, W, 3], or raises TypeError or ValueError."""
+  image = tf.convert_to_tensor(image)
+  if image.dtype != tf.uint8:
+    raise TypeError(f'The image has to be uint8, not {image.dtype.name}.')
+  if not image.shape.is_compatible_with([None, None, 3]):
+    raise ValueError(
+      f'The image has to have the shape [H, W, 3], not {image.shape}.'
+    )
+  return image
+
+
+def _on_images(operation: Callable) -> Callable:
+  """Returns the function of an image; `packed` is that of a packed one."""
+
+  @functools.wraps(operation)
+  def run(image, *args, **kwargs):
+    image = as_image(image)
+    result = unpack(operation(pack(image), *args, **kwargs))
+    return tf.ensure_shape(result, image.shape)
+
+  run.packed = operation
+  return run
+
+
+@_on_images
+def autocontrast(image: tf.Tensor) -> tf.Tensor:
+  """Stretches the levels of each channel to 0-255.
+
+  Example:
+    >>> image = autoaugment.autocontrast(image)
+  """
 
   def stretch(channel):
     low, high = tf.reduce_min(channel), tf.reduce_max(channel)
@@ -38,11 +67,16 @@ def autocontrast(pixels: tf.Tensor) -> tf.Tensor:
     stretched = _product(tf.cast(channel, tf.float32), scale) + offset
     return tf.where(high > low, _to_level(stretched), channel)
 
-  return _each_channel(stretch, pixels)
+  return _each_channel(stretch, image)
 
 
-def equalize(pixels: tf.Tensor) -> tf.Tensor:
-  """Evens out the histogram of each channel."""
+@_on_images
+def equalize(image: tf.Tensor) -> tf.Tensor:
+  """Evens out the histogram of each channel.
+
+  Example:
+    >>> image = autoaugment.equalize(image)
+  """
 
   def spread(channel):
     counts = tf.raw_ops.DenseBincount(
@@ -62,92 +96,149 @@ def equalize(pixels: tf.Tensor) -> tf.Tensor:
     )
     return tf.gather(table, channel)
 
-  return _each_channel(spread, pixels)
+  return _each_channel(spread, image)
 
 
-def invert(pixels: tf.Tensor) -> tf.Tensor:
-  """Subtracts every channel from 255."""
-  return 0xFFFFFF - pixels
+@_on_images
+def invert(image: tf.Tensor) -> tf.Tensor:
+  """Makes the negative.
+
+  Example:
+    >>> image = autoaugment.invert(image)
+  """
+  return 0xFFFFFF - image
 
 
-def rotate(pixels: tf.Tensor, degrees: tf.Tensor) -> tf.Tensor:
-  """Rotates counterclockwise around the centre."""
+@_on_images
+def rotate(image: tf.Tensor, degrees: float) -> tf.Tensor:
+  """Rotates around the centre, counterclockwise where degrees are positive.
+
+  Example:
+    >>> image = autoaugment.rotate(image, degrees=30)
+  """
   # In float64, because libraries differ in the last bit of float32.
   radians = tf.cast(tf.cast(degrees, tf.float32), tf.float64) * (math.pi / 180)
   cos, sin = tf.cos(radians), tf.sin(radians)
-  bottom, right = tf.unstack(tf.cast(tf.shape(pixels) - 1, tf.float64))
+  bottom, right = tf.unstack(tf.cast(tf.shape(image) - 1, tf.float64))
   down = (bottom - (sin * right + cos * bottom)) / 2
   across = (right - (cos * right - sin * bottom)) / 2
   cos, sin, down, across = (
     tf.cast(v, tf.float32) for v in (cos, sin, down, across)
   )
-  y, x = _coordinates(pixels)
+  y, x = _coordinates(image)
   return _sample(
-    pixels,
+    image,
     _product(sin, x) + _product(cos, y) + down,
     _product(cos, x) + _product(-sin, y) + across,
   )
 
 
-def posterize(pixels: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
-  """Keeps the top bits of each channel."""
+@_on_images
+def posterize(image: tf.Tensor, bits: int) -> tf.Tensor:
+  """Keeps the top bits of each level: up to 8, and 1 where 0 are asked for.
+
+  Example:
+    >>> image = autoaugment.posterize(image, bits=4)
+  """
   # Nothing shifts a byte by 8: 0 bits became 1 in the published code.
   dropped = tf.clip_by_value(8 - tf.cast(bits, tf.int32), 0, 7)
   kept = 256 - tf.bitwise.left_shift(1, dropped)
-  return tf.bitwise.bitwise_and(pixels, 0x10101 * kept)
+  return tf.bitwise.bitwise_and(image, 0x10101 * kept)
 
 
-def solarize(pixels: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
-  """Inverts levels from the threshold on."""
+@_on_images
+def solarize(image: tf.Tensor, threshold: int) -> tf.Tensor:
+  """Inverts the levels that are not below the threshold.
+
+  Example:
+    >>> image = autoaugment.solarize(image, threshold=128)
+  """
   threshold = tf.cast(threshold, tf.int32)
-  return _each_channel(lambda c: tf.where(c < threshold, c, 255 - c), pixels)
+  return _each_channel(lambda c: tf.where(c < threshold, c, 255 - c), image)
 
 
-def solarize_add(pixels: tf.Tensor, addition: tf.Tensor) -> tf.Tensor:
-  """Adds to levels below 128."""
+@_on_images
+def solarize_add(image: tf.Tensor, addition: int) -> tf.Tensor:
+  """Adds to the levels below 128, up to 255.
+
+  Example:
+    >>> image = autoaugment.solarize_add(image, addition=30)
+  """
   addition = tf.cast(addition, tf.int32)
 
   def add(channel):
     added = tf.clip_by_value(channel + addition, 0, 255)
     return tf.where(channel < 128, added, channel)
 
-  return _each_channel(add, pixels)
+  return _each_channel(add, image)
 
 
-def color(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-  """Blends the grey image with the image."""
-  grey = _grey(pixels)
-  return _each_channel(lambda c: _blend(grey, c, factor), pixels)
+@_on_images
+def color(image: tf.Tensor, factor: float) -> tf.Tensor:
+  """Changes colours: factor 0 gives the grey image, 1 the image itself.
+
+  Example:
+    >>> image = autoaugment.color(image, factor=0.5)
+  """
+  grey = _grey(image)
+  return _each_channel(lambda c: _blend(grey, c, factor), image)
 
 
+@_on_images
 def contrast(
-  pixels: tf.Tensor, factor: tf.Tensor, constant_grey: bool
+  image: tf.Tensor, factor: float, *, constant_grey: bool = True
 ) -> tf.Tensor:
-  """Blends one grey level with the image."""
-  size = tf.size(pixels)
+  """Changes the contrast: factor 0 gives one grey, 1 the image itself.
+
+  Args:
+    image: uint8 [H, W, 3].
+    factor: How far the levels are from the grey, in parts of what they were.
+    constant_grey: Whether the grey is min(255, H * W / 256), rounded down: with
+      this slip the method was published, and the released models were trained.
+      If not, it is the mean of the grey image, rounded.
+
+  Returns:
+    uint8 [H, W, 3].
+
+  Example:
+    >>> image = autoaugment.contrast(image, factor=0.5)
+  """
+  size = tf.size(image)
   if constant_grey:
     # Published was the mean over the bins of a histogram, so of their counts.
     grey = tf.minimum(size // 256, 255)
   else:
     size = tf.cast(size, tf.int64)
-    total = tf.reduce_sum(tf.cast(_grey(pixels), tf.int64))
+    total = tf.reduce_sum(tf.cast(_grey(image), tf.int64))
     grey = tf.cast((total + size // 2) // size, tf.int32)
-  return _each_channel(lambda c: _blend(grey, c, factor), pixels)
+  return _each_channel(lambda c: _blend(grey, c, factor), image)
 
 
-def brightness(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-  """Blends black with the image."""
-  return _each_channel(lambda c: _blend(0, c, factor), pixels)
+@_on_images
+def brightness(image: tf.Tensor, factor: float) -> tf.Tensor:
+  """Changes the brightness: factor 0 gives black, 1 the image itself.
+
+  Example:
+    >>> image = autoaugment.brightness(image, factor=0.5)
+  """
+  return _each_channel(lambda c: _blend(0, c, factor), image)
 
 
-def sharpness(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-  """Blends the smoothed image with the image; the border stays."""
+@_on_images
+def sharpness(image: tf.Tensor, factor: float) -> tf.Tensor:
+  """Changes the sharpness: factor 0 gives a smooth image, 1 the image itself.
+
+  The outermost pixels stay as they are.
+
+  Example:
+    >>> image = autoaugment.sharpness(image, factor=0.5)
+  """
   # The centre weighs 5, its neighbours 1, over 13. Where the mean is a whole
   # number, rounding decides whether it comes out one lower: as published, a sum
   # in float32 that is rounded once per neighbour.
   weights = np.full([3, 3], np.float32(1) / np.float32(13), np.float64)
   weights[1, 1] = np.float32(5) / np.float32(13)
-  h, w = tf.unstack(tf.shape(pixels))
+  h, w = tf.unstack(tf.shape(image))
 
   def sharpen(channel):
     mean = tf.zeros([h, w])
@@ -157,46 +248,93 @@ def sharpness(pixels: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
       mean = tf.cast(exact, tf.float32)
     return _blend(_to_level(mean), channel[1:-1, 1:-1], factor)
 
-  sharpened = _each_channel(sharpen, tf.pad(pixels, [[1, 1], [1, 1]]))
-  y, x = _coordinates(pixels)
+  sharpened = _each_channel(sharpen, tf.pad(image, [[1, 1], [1, 1]]))
+  y, x = _coordinates(image)
   inside = (y > 0) & (x > 0) & (y < y[-1]) & (x < x[:, -1:])
-  return tf.where(inside, sharpened, pixels)
+  return tf.where(inside, sharpened, image)
 
 
-def shear_x(pixels: tf.Tensor, level: tf.Tensor) -> tf.Tensor:
-  """Moves row y to the left by level * y."""
-  y, x = _coordinates(pixels)
-  return _sample(pixels, y, x + _product(tf.cast(level, tf.float32), y))
+@_on_images
+def shear_x(image: tf.Tensor, level: float) -> tf.Tensor:
+  """Moves row y to the left by level * y pixels.
+
+  Example:
+    >>> image = autoaugment.shear_x(image, level=0.3)
+  """
+  y, x = _coordinates(image)
+  return _sample(image, y, x + _product(tf.cast(level, tf.float32), y))
 
 
-def shear_y(pixels: tf.Tensor, level: tf.Tensor) -> tf.Tensor:
-  """Moves column x up by level * x."""
-  y, x = _coordinates(pixels)
-  return _sample(pixels, y + _product(tf.cast(level, tf.float32), x), x)
+@_on_images
+def shear_y(image: tf.Tensor, level: float) -> tf.Tensor:
+  """Moves column x up by level * x pixels.
+
+  Example:
+    >>> image = autoaugment.shear_y(image, level=0.3)
+  """
+  y, x = _coordinates(image)
+  return _sample(image, y + _product(tf.cast(level, tf.float32), x), x)
 
 
-def translate_x(pixels: tf.Tensor, distance: tf.Tensor) -> tf.Tensor:
-  """Moves everything to the left."""
-  y, x = _coordinates(pixels)
-  return _sample(pixels, y, x + tf.cast(distance, tf.float32))
+@_on_images
+def translate_x(image: tf.Tensor, pixels: float) -> tf.Tensor:
+  """Moves the image to the left by that many pixels.
+
+  Example:
+    >>> image = autoaugment.translate_x(image, pixels=4)
+  """
+  y, x = _coordinates(image)
+  return _sample(image, y, x + tf.cast(pixels, tf.float32))
 
 
-def translate_y(pixels: tf.Tensor, distance: tf.Tensor) -> tf.Tensor:
-  """Moves everything up."""
-  y, x = _coordinates(pixels)
-  return _sample(pixels, y + tf.cast(distance, tf.float32), x)
+@_on_images
+def translate_y(image: tf.Tensor, pixels: float) -> tf.Tensor:
+  """Moves the image up by that many pixels.
+
+  Example:
+    >>> image = autoaugment.translate_y(image, pixels=4)
+  """
+  y, x = _coordinates(image)
+  return _sample(image, y + tf.cast(pixels, tf.float32), x)
 
 
+@_on_images
 def cutout(
-  pixels: tf.Tensor, half_side: tf.Tensor, centre: tf.Tensor
+  image: tf.Tensor,
+  half_side: int,
+  centre: Sequence[int] | tf.Tensor | None = None,
+  *,
+  seed: tf.Tensor | None = None,
 ) -> tf.Tensor:
-  """Cuts out a square around (y, x)."""
+  """Cuts out a square, or what of it is in the image.
+
+  Args:
+    image: uint8 [H, W, 3].
+    half_side: Half of the square's side, in pixels.
+    centre: (y, x) in pixels. Rows y - half_side to y + half_side - 1 are cut
+      out, and columns likewise.
+    seed: int64 [2], instead of a centre; draws it, uniform in the image.
+
+  Returns:
+    uint8 [H, W, 3].
+
+  Raises:
+    ValueError: There is neither a centre nor a seed, or both.
+
+  Example:
+    >>> image = autoaugment.cutout(image, half_side=8, centre=(16, 16))
+  """
+  if (centre is None) == (seed is None):
+    raise ValueError('Cutout needs either a centre or a seed to draw it from.')
+  if centre is None:
+    place = tf.random.stateless_uniform([2], seed)
+    centre = place * tf.cast(tf.shape(image), tf.float32)
   half_side = tf.cast(half_side, tf.int32)
   first = tf.cast(centre, tf.int32) - half_side
-  y, x = _coordinates(pixels, tf.int32)
+  y, x = _coordinates(image, tf.int32)
   rows = (y >= first[0]) & (y < first[0] + 2 * half_side)
   columns = (x >= first[1]) & (x < first[1] + 2 * half_side)
-  return tf.where(rows & columns, _FILL, pixels)
+  return tf.where(rows & columns, _FILL, image)
 
 
 def _channels(pixels: tf.Tensor) -> list[tf.Tensor]:
@@ -206,9 +344,7 @@ def _channels(pixels: tf.Tensor) -> list[tf.Tensor]:
   ]
 
 
-def _each_channel(
-  run: Callable[[tf.Tensor], tf.Tensor], pixels: tf.Tensor
-) -> tf.Tensor:
+def _each_channel(run: Callable, pixels: tf.Tensor) -> tf.Tensor:
   red, green, blue = map(run, _channels(pixels))
   return red + 0x100 * green + 0x10000 * blue
 
@@ -242,9 +378,7 @@ def _product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
   return tf.maximum(a * b, -1e9)
 
 
-def _coordinates(
-  pixels: tf.Tensor, dtype: tf.DType = tf.float32
-) -> tuple[tf.Tensor, tf.Tensor]:
+def _coordinates(pixels: tf.Tensor, dtype=tf.float32) -> tuple:
   """Returns y [H, 1] and x [1, W]."""
   h, w = tf.unstack(tf.shape(pixels))
   y, x = tf.range(h)[:, tf.newaxis], tf.range(w)[tf.newaxis]

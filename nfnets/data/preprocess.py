@@ -1,10 +1,10 @@
 """Images in, model inputs out: the published preprocessings, in TensorFlow.
 
-Every function takes one image, encoded (a scalar string tensor or Python bytes:
-JPEG, PNG, GIF or BMP) or decoded (uint8 [H, W, 1 or 3]), and works eagerly as
-well as inside tf.data. Results are float32 [h, w, 3] in 0-255, not
-normalized; the bicubic filter may overshoot that range a little, as it did
-when the released models were trained.
+Every function takes one image, encoded (a scalar string tensor of a JPEG, PNG,
+GIF or BMP, or Python bytes, which `nfnets.inference.images` reads) or decoded
+(uint8 [H, W, 1 or 3]), and works eagerly as well as inside tf.data. Results are
+float32 [h, w, 3] in 0-255, not normalized; the bicubic filter may overshoot
+that range a little, as it did when the released models were trained.
 
 From a JPEG only the crop is decoded.
 """
@@ -14,8 +14,8 @@ import re
 
 import tensorflow as tf
 
-from nfnets.eval_modes import check_eval_mode
-from nfnets.imagenet import normalize
+from nfnets.imagenet import check_eval_mode, normalize
+from nfnets.inference import images
 
 __all__ = [
   'check_eval_mode',
@@ -61,6 +61,9 @@ def preprocess_eval(
   Raises:
     ValueError: The mode is unknown.
     TypeError: The image is neither encoded nor uint8.
+
+  Example:
+    >>> image = preprocess.preprocess_eval(png, (32, 32), 'resize_crop_1')
   """
   check_eval_mode(mode)
   size = tuple(image_size)
@@ -139,6 +142,9 @@ def train_crop_flip(
 
   Returns:
     float32 [h, w, 3] in 0-255.
+
+  Example:
+    >>> image = preprocess.train_crop_flip(png, (32, 32), seed)
   """
   image = _as_image(image_bytes)
   crop = _decode_window(
@@ -196,6 +202,9 @@ def train_shift(
 
   Returns:
     float32 [h, w, 3] in 0-255.
+
+  Example:
+    >>> image = preprocess.train_shift(png, (32, 32), seed, pixels=3)
   """
   h, w = image_size
   image = _decode_window(_as_image(image_bytes), _whole_window)
@@ -210,6 +219,8 @@ def train_shift(
 
 def _as_image(image) -> tf.Tensor:
   """Returns an encoded (string []) or a decoded (uint8 [H, W, C]) image."""
+  if isinstance(image, bytes):
+    image = images.read(image, check=False)
   image = tf.convert_to_tensor(image)
   if image.dtype not in (tf.string, tf.uint8):
     raise TypeError(

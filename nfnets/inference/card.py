@@ -1,70 +1,64 @@
-"""The model card beside a network's weights: when one is written."""
+"""The model card beside a network's weights: README.md, for the hub and people.
 
+Markdown, with the block of metadata in front that the Hugging Face Hub reads.
+"""
+
+import collections
 from collections.abc import Mapping
-import hashlib
 import logging
 import os
 import re
+import shlex
 from typing import Any
 
-import tensorflow_datasets as tfds
+import markupsafe
 
-from nfnets import paths
-from nfnets.data import builders
-from nfnets.inference import card_text, evaluation, measures
-from nfnets.weights import fetching, files
+from nfnets import finite_json, messages, paths
+from nfnets.inference import evaluation, report_warnings, templates
+from nfnets.weights import fetching, files, hub
 
 NAME = 'README.md'
 WEIGHTS = 'weights.safetensors'
-# At the end of a card, so that one that was changed by hand is recognized.
-_MARK = re.compile(r'\n<!-- nfnets.card ([0-9a-f]{16}) -->\n\Z')
+# By which a card is recognized.
+BEGINNING = '---\nlibrary_name: "nfnets"\n'
+# What GitHub's Markdown would take for more than text.
+_SPECIAL = re.compile(r'[\\`*{}\[\]<>&|#~!$]|\b_|_\b')
+_DATASETS = {'imagenet2012': 'imagenet-1k'}  # Names of the hub.
+
+_logger = logging.getLogger(__name__)
 
 
-class ChangedError(ValueError):
-  """There is a file that no card may replace; the message says which."""
-
-
-def write(
-  folder: str | os.PathLike[str], text: str, overwrite: bool = False
-) -> str:
-  """Writes a card, in full or not at all, and returns the path of the file.
-
-  Args:
-    folder: where the weights are.
-    text: what `card_text.make` returns.
-    overwrite: whether to replace a file that is no card, or one that was
-      changed since.
-
-  Raises:
-    ChangedError: if there is such a file.
-    OSError: if it cannot be written.
-  """
+def may_write(folder: str | os.PathLike[str]) -> bool:
+  """Returns whether a folder has no README.md except a card of this library."""
   path = paths.path(folder) / NAME
-  if not overwrite and paths.is_file(path):
-    if not _is_ours(paths.read_bytes(path)):
-      raise ChangedError(
-        f'{path} is no model card, or was changed by hand; it stays as it is.'
-      )
-  paths.write_bytes(path, _signed(text))
+  if not paths.is_file(path):
+    return True
+  return paths.read_bytes(path).split()[:3] == BEGINNING.encode().split()
+
+
+def write(folder: str | os.PathLike[str], text: str) -> str:
+  """Writes a card, whole or not at all, and returns the path of the file."""
+  path = paths.path(folder) / NAME
+  paths.write_bytes(path, text.encode())
   return os.fspath(path)
 
 
 def write_beside(
   weights: str | os.PathLike[str],
   info: Mapping[str, Any] | None = None,
-  measured: card_text.Measured | None = None,
+  found: evaluation.Evaluation | None = None,
   metadata: Mapping[str, Any] | None = None,
 ) -> str | None:
   """Writes the card of a network that has a folder to itself.
 
-  That is so where the file is called weights.safetensors. A card that somebody
-  has changed stays as it is.
+  That is so where the file is called weights.safetensors. A README.md that is
+  no card stays as it is.
 
   Args:
     weights: the file.
-    info: what is in run.json, if training left one.
-    measured: results on a dataset, if there are any.
-    metadata: of the file; None reads them.
+    info: the content of run.json, if there is a run.
+    found: results on a dataset, if there are any.
+    metadata: of the file; None reads it.
 
   Returns:
     The path of the card; None if there is none.
@@ -75,40 +69,136 @@ def write_beside(
   path = paths.path(weights)
   if path.name != WEIGHTS:
     return None
+  if not may_write(path.parent):
+    _logger.info('%s is no model card, and stays.', path.parent / NAME)
+    return None
   if metadata is None:
     metadata = files.read_metadata(fetching.find(weights))
-  try:
-    return write(path.parent, card_text.make(metadata, info, measured))
-  except ChangedError as error:
-    logging.getLogger(__name__).info('%s', error)
-    return None
+  return write(path.parent, make(metadata, info, found))
 
 
-def _digest(text: str) -> str:
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+def make(
+  metadata: Mapping[str, Any],
+  info: Mapping[str, Any] | None = None,
+  found: evaluation.Evaluation | None = None,
+) -> str:
+  """Returns the card.
 
-
-def _signed(text: str) -> bytes:
-  return f'{text}\n<!-- nfnets.card {_digest(text)} -->\n'.encode()
-
-
-def _is_ours(content: bytes) -> bool:
-  text = content.decode('utf-8', 'replace').replace('\r\n', '\n')
-  mark = _MARK.search(text)
-  return mark is not None and mark[1] == _digest(text[: mark.start()])
-
-
-def summarize(
-  found: evaluation.Predictions,
-  builder: tfds.core.DatasetBuilder,
-  chosen: bool = False,
-) -> card_text.Measured:
-  """Returns what the card shows of predictions for the test images."""
-  names = builders.class_names(builder)
-  return card_text.Measured(
-    builders.title(builder),
-    evaluation.split_name(builder, 'test'),
-    names,
-    measures.by_class(found.labels, found.predicted, len(names)),
-    chosen,
+  Args:
+    metadata: of the file of weights.
+    info: the content of run.json, if there is a run.
+    found: results on a dataset; without them the card has what training
+      measured, if anything.
+  """
+  info = info or {}
+  settings = dict(info.get('settings', {}))
+  base = settings.get('weights') or ''
+  accuracy = _accuracy(info, found)
+  # The last part of a folder: the others are of somebody's machine.
+  data = metadata.get('trained_on') or (found and found.dataset) or ''
+  data = _plain(os.path.basename(str(data).rstrip('/'))) or 'images'
+  facts = {
+    'Dataset': 'trained_on' in metadata and data,
+    'Updates': metadata.get('step'),
+    'Started': info.get('started'),
+    **info.get('versions', {}),
+  }
+  if settings.get('which_dataset'):
+    settings['which_dataset'] = data
+  warned = []
+  if found is not None:
+    warned += report_warnings.check_class_counts(found)
+    warned += report_warnings.check_predictions(found)
+  text = templates.render(
+    'card.md.jinja',
+    _escape,
+    code=lambda value: markupsafe.Markup(_plain(value).replace('`', "'")),
+    yaml=lambda value: markupsafe.Markup(
+      finite_json.dumps(value, ensure_ascii=False)
+    ),
+    # Keys that a file may lack are None.
+    metadata=collections.defaultdict(lambda: None, metadata),
+    info=info,
+    header=_header(metadata, base, data, accuracy),
+    base=base,
+    data=data,
+    accuracy=accuracy,
+    found=found,
+    facts={name: value for name, value in facts.items() if value},
+    commands=commands(info),
+    settings=settings,
+    warned=warned,
   )
+  return f'{BEGINNING}{text}\n'.replace('\n\n\n', '\n\n')
+
+
+def commands(info: Mapping[str, Any]) -> list[str]:
+  """Returns the command of a run, and those that changed its settings."""
+  command = info.get('command') or ''
+  if isinstance(command, list):
+    command = shlex.join(command)
+  later = info.get('history', ())
+  later = [f'{x["command"]}  # from step {x["step"]}' for x in later]
+  return [str(command), *later]
+
+
+def _accuracy(info, found) -> dict[str, Any] | None:
+  """Returns the accuracy that was measured now, or by training."""
+  if found is not None:
+    names = {'split': found.split, 'chose_weights': found.chose_weights}
+    return {**found.accuracy, **names}
+  results = info.get('results') or {}
+  part, total = (
+    results.get(f'test_{x}') for x in ('top_1_acc', 'num_examples')
+  )
+  if part is None or not total:
+    return None
+  return {
+    **evaluation.share(round(part * total), int(total)),
+    'share': float(part),
+    'split': str(results.get('test_split', 'test')),
+    'chose_weights': bool(results.get('test_chose_weights')),
+  }
+
+
+def _header(metadata, base, data, accuracy) -> dict[str, Any]:
+  """Returns the block of metadata."""
+  has_classes = metadata.get('num_classes') != 0
+  kind = f'image-{"classification" if has_classes else "feature-extraction"}'
+  known = _DATASETS.get(data)
+  block = {
+    'pipeline_tag': kind,
+    'tags': [kind, 'nfnets', 'normalizer-free', 'jax', 'haiku'],
+    'license': 'apache-2.0' if base in fetching.RELEASED else None,
+    'base_model': _repository(base) if base and hub.is_name(base) else None,
+    'datasets': [known] if known else None,
+  }
+  if accuracy is not None:
+    slug = re.sub(r'[^\w.-]+', '-', data).strip('-') or 'images'
+    dataset = {'type': known or slug, 'name': data, 'split': accuracy['split']}
+    metric = {'type': 'accuracy', 'name': 'top-1', 'value': accuracy['share']}
+    result = {'task': {'type': kind}, 'dataset': dataset, 'metrics': [metric]}
+    name = metadata.get('model', 'network')
+    block['model-index'] = [{'name': name, 'results': [result]}]
+  return {key: value for key, value in block.items() if value}
+
+
+def _repository(name: str) -> str:
+  if name.startswith('hf://'):
+    return name.removeprefix('hf://').partition('@')[0]
+  tagged = (known for known in hub.NAMES if known.partition('.')[0] == name)
+  return next(tagged, name)
+
+
+def _escape(value: Any) -> markupsafe.Markup:
+  """Returns a value as text in which nothing is Markdown or HTML."""
+  if isinstance(value, markupsafe.Markup):
+    return value
+  return markupsafe.Markup(
+    _SPECIAL.sub(lambda found: f'&#{ord(found[0])};', _plain(value))
+  )
+
+
+def _plain(value: Any) -> str:
+  """Returns a value as text on one line, without marks that hide or turn it."""
+  return messages.printable(templates.as_text(value))

@@ -6,8 +6,9 @@ well, 1 for a failure, be it of a single image, and 2 for a wrong command.
 """
 
 import argparse
-from collections.abc import Callable, Iterable
-import importlib
+from collections.abc import Callable, Iterable, Sequence
+import difflib
+import functools
 import importlib.util
 import io
 import logging
@@ -17,23 +18,57 @@ import sys
 from typing import Any
 import warnings
 
-from nfnets import paths
+from nfnets import dataset_names, errors, messages, paths
 from nfnets.inference import networks, runtimes
+from nfnets.weights import fetching
 
 
-class CommandError(Exception):
-  """The command cannot go on; the message says why, in one line."""
+class Parser(argparse.ArgumentParser):
+  """A parser that expands every ~ and names the nearest of misspelt options."""
 
-  def __init__(self, message: Any, status: int = 1):
-    super().__init__(message)
-    self.status = status
+  def parse_args(self, args=None, namespace=None):
+    """Parses arguments.
+
+    Raises:
+      UserError: if weights, a dataset or a run that they name do not exist.
+    """
+    args = sys.argv[1:] if args is None else args
+    known = self._option_string_actions
+    for arg in [] if self._subparsers else args:
+      option = arg.partition('=')[0]
+      if option == '--':
+        break
+      if option.startswith('--') and option not in known:
+        close = difflib.get_close_matches(option, known, n=1)
+        hint = ''.join(f' Did you mean {name}?' for name in close)
+        self.error(f'There is no option {option}.{hint}')
+    parsed = super().parse_args(args, namespace)
+    names = ('weights', 'data', 'data_dir', 'run')
+    check_exist(*(getattr(parsed, name, None) for name in names))
+    return parsed
+
+  def parse_known_args(self, args=None, namespace=None):
+    """Parses what is known of the arguments."""
+    try:
+      args = paths.arguments(args)
+    except errors.UserError as error:
+      self.error(str(error))
+    return super().parse_known_args(args, namespace)
 
 
-def positive(text: str) -> int:
-  """Returns a number of at least 1, for argparse."""
-  if not text.isdecimal() or not int(text):
-    raise argparse.ArgumentTypeError(f'{text} is no whole number above 0')
-  return int(text)
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+  """Returns a function that reads a number from `low` on, for argparse."""
+
+  def read(text: str) -> int:
+    if not text.isdecimal() or not low <= int(text) <= (high or int(text)):
+      bound = f'from {low} to {high}' if high else f'of at least {low}'
+      raise argparse.ArgumentTypeError(f'{text} is no whole number {bound}')
+    return int(text)
+
+  return read
+
+
+positive = whole_number(1)
 
 
 def model_name(text: str) -> str:
@@ -48,10 +83,18 @@ def model_name(text: str) -> str:
 
 
 def make_parser(
-  name: str, description: str, epilog: str, weights_required: bool = True
+  name: str, doc: str, weights_required: bool = True
 ) -> argparse.ArgumentParser:
-  """Returns a parser with the arguments that `open_network` reads."""
-  parser = argparse.ArgumentParser(
+  """Returns a parser with the arguments that `open_network` reads.
+
+  Args:
+    name: the command's.
+    doc: of its module: the first paragraph introduces the help, and the last
+      ends it.
+    weights_required: whether --weights is.
+  """
+  description, *_, epilog = doc.split('\n\n')
+  parser = Parser(
     prog=f'python -m nfnets.{name}',
     description=description,
     epilog=epilog,
@@ -165,33 +208,38 @@ def check_run_or_data(
     parser.error(f'RUN is needed, or {needed}')
 
 
-def run(
-  command: Callable[[argparse.Namespace], int], args: argparse.Namespace
-) -> int:
+def run(command: Callable[[Any], int], args: Any) -> int:
   """Runs a command; returns its exit status, with errors told in one line."""
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
       # Names of files can hold what the terminal's encoding has not.
       stream.reconfigure(errors='backslashreplace')
-  # Of oddities in files that it reads all the same.
   warnings.filterwarnings('ignore', module=r'PIL\.')
-  handler = logging.StreamHandler()  # To standard error, as it is now.
+  # The root has this handler before anything logs, because Python would
+  # otherwise add one of its own, which prints each line again with a prefix.
+  handler = logging.StreamHandler()
   handler.setFormatter(logging.Formatter('%(message)s'))
-  log = logging.getLogger('nfnets.inference')
-  log.setLevel(logging.INFO)
+  log = logging.getLogger()
   log.addHandler(handler)
+  logging.getLogger('nfnets').setLevel(logging.INFO)
   previous = signal.getsignal(signal.SIGINT)
   if previous is signal.default_int_handler:  # Not where it is ignored.
     signal.signal(signal.SIGINT, _interrupt)
   try:
     return command(args)
-  except CommandError as error:
+  except errors.UserError as error:
     return _fail(error, error.status)
-  except paths.PathError as error:
-    return _fail(error, 2)
+  except ModuleNotFoundError as error:
+    return _fail(
+      f'this needs a package that is not installed: {error.name}; pip install '
+      '".[train]" in the folder of this project.',
+      1,
+    )
   except KeyboardInterrupt:
     return _fail('interrupted', 130)
   except OSError as error:
+    if error.filename is not None:
+      return _fail(f'{error.filename}: {messages.one_line(error)}', 1)
     # Nobody reads the results, or they cannot be written. Python would try
     # once more at its end.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -199,6 +247,18 @@ def run(
   finally:
     signal.signal(signal.SIGINT, previous)
     log.removeHandler(handler)
+
+
+def command(
+  main: Callable[[Sequence[str] | None], int],
+) -> Callable[[Sequence[str] | None], int]:
+  """Has a `main` do what `run` does: a decorator."""
+
+  @functools.wraps(main)
+  def wrapped(argv: Sequence[str] | None = None) -> int:
+    return run(main, argv)
+
+  return wrapped
 
 
 def let_interrupts_raise() -> None:
@@ -209,6 +269,30 @@ def let_interrupts_raise() -> None:
   """
   if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def check_exist(
+  weights: str | None = None,
+  data: str | None = None,
+  data_dir: str | None = None,
+  run: str | None = None,
+) -> None:
+  """Raise UserError where weights, a dataset or a run do not exist.
+
+  Before what takes seconds to import. What is in a bucket, or has to be
+  fetched, is not looked for yet.
+  """
+  if weights:
+    with errors.prefix(weights):
+      fetching.check(weights)
+  if data:
+    dataset_names.check(data, data_dir)
+  if run and not paths.is_remote(run):
+    info = paths.path(run) / 'run.json'
+    if not info.is_file():
+      raise errors.UserError(
+        f'{run} is no folder of a run: there is no {info}.'
+      )
 
 
 def open_network(
@@ -222,80 +306,55 @@ def open_network(
     throughput: whether many images matter rather than the time of one call.
 
   Raises:
-    CommandError: if they cannot be read or are of no model.
-    PathError: if their name cannot be one.
+    UserError: if they cannot be read or are of no model.
   """
   options = {
     name: getattr(args, name)
     for name in ('runtime', 'precision', 'threads')
     if hasattr(args, name)
   }
-  try:
+  with errors.prefix(args.weights):
     return networks.open_network(
       *(args.weights, args.model, args.image_size),
       **options,
       throughput=throughput,
     )
-  except paths.PathError:
-    raise
-  except networks.RuntimeMissingError as error:
-    raise CommandError(error) from error
-  except (OSError, ValueError) as error:
-    reason = getattr(error, 'strerror', None) or str(error)
-    where = '' if args.weights in reason else f'{args.weights}: '
-    raise CommandError(f'{where}{reason}') from error
 
 
 def open_data(args: argparse.Namespace) -> Any:
   """Opens the dataset that the arguments name; see `load_builder`.
 
   Raises:
-    CommandError: if there is none, or it has no images with labels.
+    UserError: if there is none, or it has no images with labels.
   """
   from nfnets.data import dataset
 
-  try:
-    return dataset.load_builder(args.data, args.data_dir)
-  except dataset.DatasetError as error:
-    raise CommandError(error) from error
+  return dataset.load_builder(args.data, args.data_dir)
 
 
 def check_images_can_be_read() -> None:
-  """Raises CommandError if a package that prepares images is missing.
-
-  `nfnets.inference.images` and `many` can be imported if not.
-  """
-  names = ['PIL', 'tqdm']
-  if not importlib.util.find_spec('simplejpeg'):  # TensorFlow decodes JPEGs.
-    names.append('nfnets.data')
-  check_installed('Reading images', names, 'train')
+  """Raises UserError if a package that prepares images is missing."""
+  check_installed('Reading images', ('PIL', 'simplejpeg', 'tqdm'), 'images')
 
 
 def check_installed(what: str, names: Iterable[str], extra: str) -> None:
-  """Raises CommandError if a package of an extra is missing.
+  """Raises UserError if a package of an extra is missing.
 
   Args:
     what: what the packages are for.
     names: modules that must be importable.
     extra: the extra of the project that has them.
   """
-  missing = []
-  for name in names:
-    try:
-      importlib.import_module(name)
-    except ModuleNotFoundError as error:
-      missing.append(error.name or name)
+  missing = [name for name in names if importlib.util.find_spec(name) is None]
   if missing:
-    raise CommandError(
+    raise errors.UserError(
       f'{what} needs packages that are not installed: {", ".join(missing)}; '
       f'pip install ".[{extra}]" in the folder of this project.'
     )
 
 
 def check_output(path: str, suffix: str = '') -> None:
-  """Raises CommandError unless a file can be written, as far as one sees.
-
-  And PathError if its name cannot be one.
+  """Raises UserError unless a file can be written, as far as one sees.
 
   Args:
     path: the file, of the argument `--output`.
@@ -304,21 +363,19 @@ def check_output(path: str, suffix: str = '') -> None:
   target = paths.path(path)
   folder = str(target.parent)
   if not path.endswith(suffix):
-    raise CommandError(f'--output={path} does not end in {suffix}.', 2)
+    raise errors.UserError(f'--output={path} does not end in {suffix}.', 2)
+  reason = ''
   if paths.is_remote(path):
-    try:
+    with errors.prefix(f'--output={path}'):
       paths.make_folder(folder)
-    except OSError as error:
-      raise CommandError(f'--output={path}: {error.strerror}.') from error
-    return
-  if not os.path.isdir(folder):
-    raise CommandError(f'--output={path}: there is no folder {folder}.')
-  if target.is_dir():
-    raise CommandError(f'--output={path} is a folder.')
-  if not os.access(folder, os.W_OK):
-    raise CommandError(
-      f'--output={path}: nothing can be written to the folder {folder}.'
-    )
+  elif not os.path.isdir(folder):
+    reason = f': there is no folder {folder}'
+  elif target.is_dir():
+    reason = ' is a folder'
+  elif not os.access(folder, os.W_OK):
+    reason = f': nothing can be written to the folder {folder}'
+  if reason:
+    raise errors.UserError(f'--output={path}{reason}.')
 
 
 def _interrupt(*_: Any) -> None:
@@ -328,6 +385,5 @@ def _interrupt(*_: Any) -> None:
 
 
 def _fail(error: Any, status: int) -> int:
-  """Tells an error in one line; returns the exit status."""
   print(f'error: {error}', file=sys.stderr, flush=True)
   return status

@@ -1,36 +1,70 @@
-"""A network's predictions for a whole split, and the pictures worth a look."""
+"""A network's predictions for a split, and the numbers that follow."""
 
+from collections.abc import Callable, Iterator
+import dataclasses
+import functools
 import heapq
-from typing import NamedTuple
+import logging
+from typing import Any, NamedTuple
 
-import haiku as hk
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import tensorflow_datasets as tfds
 import tqdm
 
-from nfnets import zoo
 from nfnets.data import builders, dataset, folders
+from nfnets.errors import UserError
+from nfnets.inference import classes, networks
 
 _THUMBNAIL = 160  # Pixels.
+_Z_95 = 1.959963984540054  # Of a normal distribution, 95 % are within.
+_log = logging.getLogger(__name__)
 
 
-class ClassesError(ValueError):
-  """A network has other classes than a dataset; the message says which."""
+def wilson(successes: Any, trials: Any) -> tuple[np.ndarray, np.ndarray]:
+  """Returns Wilson's 95 % interval for a share.
+
+  Unlike the normal approximation, it stays within [0, 1] and holds for few
+  trials and for shares near 0 and 1 (Wilson 1927; Brown, Cai and DasGupta
+  2001).
+
+  Args:
+    successes: how often it happened, [...].
+    trials: of how many, [...]; the interval is (0, 1) for none.
+
+  Returns:
+    (low, high), float64 [...] each.
+  """
+  successes, trials = np.float64(successes), np.float64(trials)
+  n, z = np.maximum(trials, 1), _Z_95
+  share = successes / n
+  center = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+  spread = np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+  half = z / (1 + z**2 / n) * spread
+  # Exact, where rounding would leave 1e-17.
+  low = np.where(successes == 0, 0.0, np.clip(center - half, 0, 1))
+  high = np.where(successes == trials, 1.0, np.clip(center + half, 0, 1))
+  return low, high
+
+
+def share(correct: int, total: int) -> dict[str, Any]:
+  """Returns correct, total, share (0 of none), and Wilson's low and high."""
+  low, high = map(float, wilson(correct, total))
+  found = {'correct': int(correct), 'total': int(total)}
+  found['share'] = float(correct / total) if total else 0.0
+  return {**found, 'low': low, 'high': high}
 
 
 class Picture(NamedTuple):
-  """An image with what the network makes of it.
+  """An image with a prediction.
 
   Attributes:
-    index: Of the example, in its split.
+    index: Number of the example in its split.
     pixels: uint8 [h, w, 3], preprocessed and at most 160 pixels high and wide.
-    label: The class that it has.
+    label: The true class.
     predicted: The most probable class.
-    confidence: The probability of that.
-    of_label: The probability of the class that it has.
+    confidence: Its probability.
+    of_label: The probability of the true class.
   """
 
   index: int
@@ -41,157 +75,232 @@ class Picture(NamedTuple):
   of_label: float
 
 
-class Predictions(NamedTuple):
-  """Predictions for the examples of a split that can be read.
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Predictions for the readable examples of a split.
+
+  Classes are numbered as in the dataset. Those that only the network has come
+  after them.
 
   Attributes:
     labels: int32 [N].
     predicted: int32 [N], the most probable class; -1 where the network's output
       is not finite.
+    num_classes: K, the number of classes of the dataset.
+    names: Names of all classes.
+    dataset: The name of the dataset.
+    split: 'test', 'validation', ...
+    note: How classes were matched, if not by equal lists; see `classes.Match`.
+    chose_weights: Whether these images decided which weights were kept.
     mistakes: The wrong ones, the most confident first.
     uncertain: Those with the least confidence, the least first.
-    num_skipped: How many examples could not be read.
+    skipped: {example: error} of those that cannot be read.
   """
 
   labels: np.ndarray
   predicted: np.ndarray
-  mistakes: list[Picture]
-  uncertain: list[Picture]
-  num_skipped: int
+  num_classes: int
+  names: list[str]
+  dataset: str = ''
+  split: str = 'test'
+  note: str = ''
+  chose_weights: bool = False
+  mistakes: tuple[Picture, ...] = ()
+  uncertain: tuple[Picture, ...] = ()
+  skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+
+  @functools.cached_property
+  def accuracy(self) -> dict[str, Any]:
+    """See `share`."""
+    return share(np.sum(self.labels == self.predicted), len(self.labels))
+
+  @functools.cached_property
+  def classes(self) -> list[dict[str, Any]]:
+    """For each class of the dataset: label, name, `share`'s keys, predicted."""
+    known = self.predicted[self.predicted >= 0]
+    total, correct, predicted = (
+      np.bincount(values, minlength=self.num_classes)
+      for values in (
+        self.labels,
+        self.labels[self.labels == self.predicted],
+        known,
+      )
+    )
+    return [
+      {
+        **{'label': i, 'name': self.names[i], 'predicted': int(predicted[i])},
+        **share(correct[i], total[i]),
+      }
+      for i in range(self.num_classes)
+    ]
+
+  def worst_classes(self) -> list[dict[str, Any]]:
+    """Returns the classes, the least accurate first, the untested last."""
+    # What is known to be bad comes before what few images say.
+    return sorted(
+      self.classes,
+      key=lambda row: (not row['total'], row['share'], row['high']),
+    )
+
+  def confused_pairs(self, most: int) -> list[dict[str, Any]]:
+    """Returns the most frequent mistakes: label, predicted, `share`'s keys."""
+    wrong = (self.labels != self.predicted) & (self.predicted >= 0)
+    pairs = np.stack([self.labels, self.predicted], axis=1)[wrong]
+    pairs, counts = np.unique(pairs, axis=0, return_counts=True)
+    return [
+      {
+        **{
+          'label': self.names[pairs[i][0]],
+          'taken_for': self.names[pairs[i][1]],
+        },
+        **share(counts[i], np.sum(self.labels == pairs[i][0])),
+      }
+      for i in np.argsort(-counts, kind='stable')[:most]
+    ]
+
+  def confusion(self, cells: int) -> np.ndarray:
+    """Returns how often each class is taken for each, labels by predictions.
+
+    Args:
+      cells: the most rows and columns; more classes than that share them.
+
+    Returns:
+      int64 [C, C]. The network's other classes are one more, the last, if one
+      is predicted. Outputs that are not finite are left out.
+    """
+    known = self.predicted >= 0
+    pairs = np.stack([self.labels, self.predicted])[:, known].astype(np.int64)
+    pairs = np.minimum(pairs, self.num_classes)
+    number = max(self.num_classes, pairs.max(initial=0) + 1)
+    size = min(number, cells)
+    matrix = np.zeros((size, size), np.int64)
+    np.add.at(matrix, tuple(pairs * size // number), 1)
+    return matrix
 
 
-def predict(
-  model: zoo.Model,
-  params: hk.Params,
-  state: hk.State,
+def evaluate(
+  network: networks.Network,
   builder: tfds.core.DatasetBuilder,
   split: str,
   batch_size: int = 32,
   most: int = 20,
-) -> Predictions:
+) -> Evaluation:
   """Runs a network on every example of a split, once.
 
   Args:
-    model: gives the size, the preprocessing and the normalization.
-    params: its parameters.
-    state: its state.
-    builder: a dataset from `load_builder`, with the classes of the model.
+    network: the network.
+    builder: a dataset from `load_builder`.
     split: one of `builders.SPLITS`.
     batch_size: how many images go through the network together.
     most: how many pictures of each kind to keep. No others stay in memory.
 
   Raises:
-    DatasetError: if the split cannot be read.
+    UserError: if the split or none of its images can be read, if the dataset
+      has classes that the network does not have, or if no output of the
+      network is finite.
   """
-  params, state = jax.tree.map(jnp.asarray, (params, state))
-  total = dataset.num_examples(builder, split)
-  batch_size = max(1, min(batch_size, total))
-  labels, predicted = [], []
-  mistakes, uncertain = _Gallery(most), _Gallery(most)
-  batches = dataset.eval_batches(
-    builder,
-    split,
-    image_size=model.test_size,
-    preprocessing=model.entry.eval_preproc,
-    global_batch_size=batch_size,
-    skip_corrupt=True,
+  title, names = builders.title(builder), builders.class_names(builder)
+  match = classes.match(
+    *(builders.label_names(builder), network.class_names),
+    *(network.num_classes, title),
   )
-  bar = tqdm.tqdm(
-    total=total,
-    unit='image',
-    dynamic_ncols=True,
-    disable=None,  # Unless standard error is a terminal.
-  )
-  with batches, bar:
-    for number, batch in enumerate(batches):
-      images = np.asarray(model.normalize(batch['images']))
-      probabilities = _softmax(model.logits(params, images, state))
-      for row in np.flatnonzero(batch['mask']):
-        index = number * batch_size + int(row)
-        label, p = int(batch['labels'][row]), probabilities[row]
-        best = int(np.argmax(p)) if np.isfinite(p).all() else -1
-        labels.append(label)
-        predicted.append(best)
-        if best < 0:
-          continue
-        sure, of_label = float(p[best]), float(p[label])
-        found = (index, batch['images'][row], label, best, sure, of_label)
-        if best != label:
-          mistakes.add(sure, found)
-        uncertain.add(-sure, found)
-      bar.update(min(batch_size, total - number * batch_size))
-  return Predictions(
-    np.array(labels, np.int32),
-    np.array(predicted, np.int32),
-    mistakes.pictures(),
-    uncertain.pictures(),
-    batches.num_skipped,
+  if match.note:
+    _log.info('%s', match.note)
+  num_classes = len(names)
+  known = classes.names(network.num_classes, network.class_names)
+  names += [known[i] for i in match.logits[num_classes:]]
+  labels, predicted, skipped = [], [], {}
+  mistakes, uncertain = [], []
+  for index, image, label, logits in outputs(
+    network.logits, network, builder, split, batch_size, skipped
+  ):
+    p = classes.softmax(logits[match.logits])
+    best = int(np.argmax(p)) if np.isfinite(p).all() else -1
+    labels.append(label)
+    predicted.append(best)
+    if best >= 0:
+      picture = index, image, label, best, float(p[best]), float(p[label])
+      _keep(uncertain, most, -p[best], picture)
+      if best != label:
+        _keep(mistakes, most, p[best], picture)
+  if max(predicted) < 0:
+    raise UserError(
+      f"The network's output is not finite for any of {len(predicted):,} "
+      'images: its weights may hold such numbers, or too large ones.'
+    )
+  is_folder = isinstance(builder, folders.Folder)
+  return Evaluation(
+    *(np.array(labels, np.int32), np.array(predicted, np.int32)),
+    *(num_classes, names, title),
+    split=builder.test_split_name
+    if is_folder and split == 'test'
+    else {'valid': 'validation'}.get(split, split),
+    note=match.note,
+    mistakes=tuple(entry[2] for entry in sorted(mistakes, reverse=True)),
+    uncertain=tuple(entry[2] for entry in sorted(uncertain, reverse=True)),
+    skipped=skipped,
   )
 
 
-def check_classes(
-  model: zoo.Model, builder: tfds.core.DatasetBuilder
-) -> list[str]:
-  """Returns the names of the classes.
+def outputs(
+  function: Callable[[np.ndarray], np.ndarray],
+  network: networks.Network,
+  builder: tfds.core.DatasetBuilder,
+  split: str,
+  batch_size: int,
+  skipped: dict[str, str],
+) -> Iterator[tuple[int, np.ndarray, int, np.ndarray]]:
+  """Yields (index, preprocessed image, label, output) of every example.
+
+  A bar shows the progress.
+
+  Args:
+    function: of the network, from images [B, H, W, 3] to [B, ...].
+    network: says how images are prepared.
+    builder: a dataset from `load_builder`.
+    split: one of `builders.SPLITS`.
+    batch_size: how many images go through the network together.
+    skipped: gets the examples that cannot be read.
 
   Raises:
-    ClassesError: if the network has others than the dataset.
+    UserError: if the split or none of its images can be read.
   """
-  names = builders.class_names(builder)
-  where = builders.title(builder)
-  if model.num_classes != len(names):
-    has = f'{model.num_classes} classes' if model.num_classes else 'no classes'
-    raise ClassesError(f'The network has {has}, and {where} has {len(names)}.')
-  own = model.class_names
-  if own and list(own) not in (names, builders.label_names(builder)):
-    label = next(i for i, name in enumerate(own) if name != names[i])
-    raise ClassesError(
-      f'The classes of the network are not those of {where}: number {label} is '
-      f'{own[label]!r}, and there {names[label]!r}.'
+  total = dataset.num_examples(builder, split)
+  batch_size = max(1, min(batch_size, total))
+  options = dataset.Options(
+    *(network.image_size, batch_size, network.preprocessing), skip_corrupt=True
+  )
+  batches = dataset.eval_batches(builder, split, options)
+  # disable=None: unless standard error is a terminal.
+  bar = tqdm.tqdm(total=total, unit='image', dynamic_ncols=True, disable=None)
+  with batches, bar:
+    for number, batch in enumerate(batches):
+      found = np.asarray(function(network.normalize(batch['images'])))
+      rows = np.flatnonzero(batch['mask'])
+      for row in map(int, rows):
+        label = int(batch['labels'][row])
+        yield number * batch_size + row, batch['images'][row], label, found[row]
+      bar.update(len(rows))
+    skipped.update(batches.skipped)
+  if len(skipped) == total:
+    raise UserError(
+      f'None of the {total:,} images of {builders.title(builder)}, split '
+      f'{split!r}, can be read.'
     )
-  return names
 
 
-def split_name(builder: tfds.core.DatasetBuilder, split: str) -> str:
-  """Returns what a split is called: 'test' may be the validation images."""
-  if isinstance(builder, folders.Folder) and split == 'test':
-    return builder.test_split_name
-  return {'valid': 'validation'}.get(split, split)
-
-
-class _Gallery:
-  """The pictures of the highest scores, the first of those that are equal."""
-
-  def __init__(self, most: int):
-    self._most = most
-    self._heap: list[tuple[float, int, Picture]] = []
-
-  def add(self, score: float, found: tuple) -> None:
-    index, pixels, *rest = found
-    key = (score, -index)
-    if len(self._heap) == self._most and key < self._heap[0][:2]:
-      return
-    picture = Picture(index, _thumbnail(pixels), *rest)
-    heapq.heappush(self._heap, (*key, picture))
-    if len(self._heap) > self._most:
-      heapq.heappop(self._heap)
-
-  def pictures(self) -> list[Picture]:
-    return [entry[2] for entry in sorted(self._heap, reverse=True)]
-
-
-def _thumbnail(pixels: np.ndarray) -> np.ndarray:
+def _keep(heap: list, most: int, score: float, picture: tuple) -> None:
+  """Keeps the pictures of the highest scores, the first among equal ones."""
+  index, pixels, *rest = picture
+  key = float(score), -index
+  if len(heap) == most and key < heap[0][:2]:
+    return
   # A copy: batches are views of memory that is used again.
   pixels = np.uint8(np.clip(np.rint(pixels), 0, 255))
-  if max(pixels.shape[:2]) <= _THUMBNAIL:
-    return pixels
-  image = Image.fromarray(pixels)
-  image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
-  return np.asarray(image)
-
-
-def _softmax(logits) -> np.ndarray:
-  logits = np.asarray(logits, np.float64)
-  with np.errstate(invalid='ignore'):
-    exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exp / exp.sum(axis=-1, keepdims=True)
+  if max(pixels.shape[:2]) > _THUMBNAIL:
+    image = Image.fromarray(pixels)
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
+    pixels = np.asarray(image)
+  heapq.heappush(heap, (*key, Picture(index, pixels, *rest)))
+  if len(heap) > most:
+    heapq.heappop(heap)

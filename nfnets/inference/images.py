@@ -1,19 +1,59 @@
-"""Image files: which they are, and decoding whatever Pillow reads."""
+"""Pictures: which files they are, and reading whatever Pillow reads."""
 
+import contextlib
 import functools
 import glob
 import io
 import os
 import stat
-from typing import BinaryIO
+import threading
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from nfnets import messages
 from nfnets import paths as paths_lib
+from nfnets.errors import ImageError
+
+with contextlib.suppress(ImportError):
+  import pillow_heif
+
+  pillow_heif.register_heif_opener()
 
 # Formats that Pillow knows by name and cannot decode.
 _STUBS = frozenset({'BUFR', 'GRIB', 'HDF5', 'MPEG', 'WMF'})
+
+# Formats that people have and Pillow does not read, at least by itself.
+_HEIC = (
+  'a HEIC picture, which needs the package pillow-heif: pip install ".[heic]" '
+  'in the folder of this project, or convert it to JPEG'
+)
+_SVG = 'an SVG drawing, which has no pixels: convert it to PNG'
+_UNREADABLE = {'.heic': _HEIC, '.heif': _HEIC, '.hif': _HEIC, '.svg': _SVG}
+_HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'mif1', b'msf1')
+_HEAD = 4096  # Bytes in which an SVG drawing has its first tag.
+# Files and folders that systems put beside pictures, in lower case: thumbnails,
+# bins, snapshots and settings.
+_IGNORED = frozenset(
+  {
+    '__macosx',
+    '@eadir',
+    '#recycle',
+    '@recycle',
+    '@recently-snapshot',
+    '$recycle.bin',
+    'system volume information',
+    'lost+found',
+    'thumbs.db',
+    'desktop.ini',
+  }
+)
+
+# Images of more pixels than this are decoded one at a time: one takes 200 MB
+# and more.
+LARGE_PIXELS = 64_000_000
+_ALONE = threading.RLock()
 
 # What turns an image upright, by its EXIF orientation. (ImageOps.exif_transpose
 # also writes EXIF data anew, and fails where these are odd.)
@@ -28,17 +68,41 @@ _TURNS = {
 }
 # TensorFlow decodes no JPEG without it.
 _END_OF_JPEG = b'\xff\xd9'
+_FILLING = bytes(range(1, 255)) * 8
 # What begins EXIF data in a PNG.
 _EXIF_IN_PNG = (b'eXIf', b'Raw profile type exif')
 
 
-class ImageError(ValueError):
-  """An image cannot be read; the message says why, without its path."""
-
-
 def is_image_name(name: str) -> bool:
   """Returns whether the suffix of a file's name is that of an image."""
-  return os.path.splitext(name)[1].lower() in _suffixes()
+  suffix = os.path.splitext(name)[1].lower()
+  return suffix in _suffixes() or suffix in _UNREADABLE
+
+
+def why_unreadable(name: str) -> str | None:
+  """Returns what to do about a format that is not read, by a file's name."""
+  suffix = os.path.splitext(name)[1].lower()
+  return None if suffix in _suffixes() else _UNREADABLE.get(suffix)
+
+
+def identify_unreadable(head: bytes) -> str | None:
+  """Returns the same by the beginning of a file that Pillow does not read."""
+  if head[4:8] == b'ftyp' and head[8:12] in _HEIC_BRANDS:
+    return _HEIC
+  head = head[:_HEAD].lower()
+  return _SVG if b'<svg' in head and b'<html' not in head else None
+
+
+def is_ignored_name(name: str) -> bool:
+  """Returns whether a file or folder is never a picture, a class or a list."""
+  return name.startswith('.') or name.lower() in _IGNORED
+
+
+def alone(num_pixels: int) -> Any:
+  """Returns a context that one thread at a time enters with a large image."""
+  if num_pixels > LARGE_PIXELS:
+    return _ALONE
+  return contextlib.nullcontext()
 
 
 @functools.cache
@@ -51,14 +115,19 @@ def _suffixes() -> frozenset[str]:
   )
 
 
-def read_image(path: str, check: bool = True) -> bytes | np.ndarray:
-  """Reads an image as `nfnets.Model.preprocess` takes it.
+def read(
+  image: str | os.PathLike[str] | bytes | Image.Image | np.ndarray,
+  check: bool = True,
+) -> bytes | np.ndarray:
+  """Reads a picture: the same pixels for every command and for training.
 
-  Images are turned as their EXIF orientation says. Transparent ones are laid on
-  white. 16-bit grey is scaled to 8 bits. Of several frames the first is taken.
+  Pictures are turned as their EXIF orientation says. Transparent ones are laid
+  on white. 16 bits are scaled to 8. Of several frames the first is taken.
 
   Args:
-    path: a file.
+    image: a path; an encoded file; an image of Pillow; or uint8 or uint16
+      pixels, [H, W] or [H, W, C] with 1 channel (grey), 2 (grey and alpha), 3
+      (RGB) or 4 (RGB and alpha).
     check: whether to decode what is returned encoded, to see if it is damaged.
 
   Returns:
@@ -71,6 +140,30 @@ def read_image(path: str, check: bool = True) -> bytes | np.ndarray:
       `2 * PIL.Image.MAX_IMAGE_PIXELS` pixels, or one whose pixels have no
       known range (32 bits per channel).
   """
+  if isinstance(image, str | os.PathLike):
+    return read_image(os.fspath(image), check)
+  if isinstance(image, bytes):
+    return decode(io.BytesIO(image), check)
+  if isinstance(image, Image.Image):
+    return _pixels(image)
+  pixels = np.asarray(image)
+  channels = pixels.shape[2] if pixels.ndim == 3 else 1
+  is_picture = pixels.size and pixels.ndim in (2, 3) and 1 <= channels <= 4
+  if pixels.dtype not in (np.uint8, np.uint16) or not is_picture:
+    raise ImageError(
+      'expected is an encoded picture, a path, or uint8 or uint16 pixels, '
+      '[H, W] or [H, W, 1 to 4] (grey, grey and alpha, RGB, RGB and alpha), '
+      f'not {pixels.dtype} {list(pixels.shape)}'
+    )
+  if pixels.dtype == np.uint16:
+    pixels = np.uint8(pixels >> 8)
+  if channels == 1:
+    pixels = pixels.reshape(pixels.shape[:2])
+  return pixels if channels == 3 else _pixels(Image.fromarray(pixels))
+
+
+def read_image(path: str, check: bool = True) -> bytes | np.ndarray:
+  """Reads a file; see `read`."""
   try:
     if paths_lib.is_remote(path):
       return decode(io.BytesIO(paths_lib.read_bytes(path)), check)
@@ -82,11 +175,10 @@ def read_image(path: str, check: bool = True) -> bytes | np.ndarray:
       raise ImageError('not a file')
     with open(path, 'rb') as file:
       return decode(file, check)
-  except FileNotFoundError as error:
-    pattern = ', nor any that matches' if glob.has_magic(path) else ''
-    raise ImageError(f'{error.strerror}{pattern}') from error
   except OSError as error:
-    raise ImageError(error.strerror or str(error)) from error
+    is_pattern = isinstance(error, FileNotFoundError) and glob.has_magic(path)
+    pattern = ', nor any that matches' if is_pattern else ''
+    raise ImageError(f'{messages.one_line(error)}{pattern}') from error
 
 
 def is_plain(content: bytes) -> bool:
@@ -98,46 +190,67 @@ def is_plain(content: bytes) -> bool:
   """
   try:
     with Image.open(io.BytesIO(content), formats=('JPEG', 'PNG')) as image:
-      if image.format == 'PNG':
-        is_opaque = not image.has_transparency_data
-        return (
-          image.mode in ('L', 'RGB')
-          and is_opaque
-          and not any(
-            # Wherever it is: Pillow would have to decode the image to tell.
-            mark in content
-            for mark in _EXIF_IN_PNG
-          )
-        )
-      return _is_plain_jpeg(image, _turn(image)) and content.endswith(
-        _END_OF_JPEG
-      )
-  except Exception:  # As many kinds as in `decode`, which says what is wrong.
+      if image.format != 'PNG':
+        return _is_plain_jpeg(image) and content.endswith(_END_OF_JPEG)
+      # Wherever EXIF data are: Pillow would have to decode the image to tell.
+      has_exif = any(mark in content for mark in _EXIF_IN_PNG)
+      is_opaque = not image.has_transparency_data
+      return image.mode in ('L', 'RGB') and is_opaque and not has_exif
+  except Exception:  # Decoders raise many kinds; `decode` says what is wrong.
     return False
 
 
-def decode(file: BinaryIO, check: bool = True) -> bytes | np.ndarray:
-  """Decodes an image file that is open; see `read_image`."""
+def num_pixels(file: BinaryIO) -> int:
+  """Returns how many pixels an image file says it has; 0 if it is none."""
   try:
     with Image.open(file) as image:
+      return image.width * image.height
+  except Exception:  # Decoders raise many kinds; `decode` says what is wrong.
+    return 0
+
+
+def has_right_checksums(content: bytes) -> bool:
+  """Returns whether the checksums of a PNG are right; some do not check."""
+  try:
+    with Image.open(io.BytesIO(content)) as image:
+      image.verify()
+  except Exception:  # Decoders raise many kinds.
+    return False
+  return True
+
+
+def decode(
+  file: BinaryIO, check: bool = True, keep_jpeg: bool = True
+) -> bytes | np.ndarray:
+  """Decodes an image file that is open; see `read`.
+
+  Args:
+    file: the file.
+    check: see `read`.
+    keep_jpeg: whether a plain JPEG is returned encoded.
+  """
+  try:
+    with Image.open(file) as image, alone(image.width * image.height):
       if check or image.format != 'JPEG':
         image.load()
-      turn = _turn(image)
-      if _is_plain_jpeg(image, turn):
+      if keep_jpeg and _is_plain_jpeg(image):
         file.seek(0)
         encoded = file.read()
         if encoded.endswith(_END_OF_JPEG):
+          if check and _is_cut_short(image, encoded):
+            raise ImageError('cannot be decoded: its data end too early')
           return encoded
-      rgb = _to_rgb(image)
-      return np.asarray(rgb if turn is None else rgb.transpose(turn))
+      return _pixels(image)
   except ImageError:
     raise
   except UnidentifiedImageError as error:
-    what = 'not an image that Pillow reads' if file.tell() else 'an empty file'
-    raise ImageError(what) from error
+    file.seek(0)
+    head = file.read(_HEAD)
+    what = identify_unreadable(head) or 'not an image that Pillow reads'
+    raise ImageError(what if head else 'an empty file') from error
   # Damaged data lead Pillow's many decoders into all kinds of exceptions.
   except Exception as error:
-    reason = ' '.join(str(error).split()).rstrip('.') or type(error).__name__
+    reason = messages.one_line(error).rstrip('.')
     raise ImageError(f'cannot be decoded: {reason}') from error
 
 
@@ -145,8 +258,30 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
   return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
 
 
-def _is_plain_jpeg(image: Image.Image, turn: Image.Transpose | None) -> bool:
-  return turn is None and image.format == 'JPEG' and image.mode != 'CMYK'
+def _is_plain_jpeg(image: Image.Image) -> bool:
+  # TensorFlow prints a warning of other versions, each time.
+  has_known_version = image.info.get('jfif_version', (1, 1))[0] == 1
+  is_jpeg = image.format == 'JPEG' and image.mode != 'CMYK'
+  return is_jpeg and has_known_version and _turn(image) is None
+
+
+def _is_cut_short(image: Image.Image, encoded: bytes) -> bool:
+  """Returns whether a decoded JPEG lacks data in front of its end.
+
+  Decoders make grey of it, and some of them print a warning each time.
+  """
+  corner = image.width - 1, image.height - 1
+  if set(np.atleast_1d(image.getpixel(corner)).tolist()) != {128}:
+    return False
+  # If the data are all there, nothing decodes what follows them.
+  longer = encoded.removesuffix(_END_OF_JPEG) + _FILLING + _END_OF_JPEG
+  with Image.open(io.BytesIO(longer)) as other:
+    return not np.array_equal(np.asarray(other), np.asarray(image))
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+  turn, rgb = _turn(image), _to_rgb(image)
+  return np.asarray(rgb if turn is None else rgb.transpose(turn))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

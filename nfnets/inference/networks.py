@@ -5,24 +5,20 @@ without JAX where the runtime does without it; `model`, `params` and `state` are
 read when they are first asked for.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import dataclasses
 import functools
 import importlib
+import json
 import logging
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nfnets import imagenet
-from nfnets.inference import preprocessing
-from nfnets.inference.runtimes import (
-  RuntimeMissingError,
-  choice,
-  graph_runner,
-  graphs,
-)
+from nfnets.inference import graphs, preprocessing, runtimes
 from nfnets.weights import fetching
 
 if TYPE_CHECKING:
@@ -30,15 +26,15 @@ if TYPE_CHECKING:
 
   from nfnets import zoo
 
-__all__ = ['Facts', 'Network', 'RuntimeMissingError', 'of', 'open_network']
+__all__ = ['Network', 'of', 'on_runtime', 'open_network']
 
 _Opened = Callable[[], tuple['zoo.Model', 'hk.Params', 'hk.State']]
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class Facts:
-  """What there is to know of a network, but for its weights.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+  """A network with its weights, and what runs it.
 
   Attributes:
     name: as in `nfnets.list_models()`.
@@ -48,6 +44,9 @@ class Facts:
     preprocessing: as `nfnets.data.preprocess.preprocess_eval` names it.
     mean: of the channels of images in 0-255, float32 [3].
     std: their standard deviation, float32 [3].
+    session: see `nfnets.inference.runtimes`.
+    opened: returns the model, its parameters and its state, the same ones
+      whenever it is called.
   """
 
   name: str
@@ -57,40 +56,18 @@ class Facts:
   preprocessing: str
   mean: np.ndarray
   std: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Network(Facts):
-  """A network with its weights, and what runs it.
-
-  Attributes:
-    runner: see `nfnets.inference.runtimes`.
-    opened: returns the model, its parameters and its state, the same ones
-      whenever it is called.
-  """
-
-  runner: Any = dataclasses.field(repr=False)
+  session: Any = dataclasses.field(repr=False)
   opened: _Opened = dataclasses.field(repr=False)
 
   @property
   def runtime(self) -> str:
     """'jax', 'onnxruntime' or 'openvino'."""
-    return self.runner.runtime
+    return self.session.runtime.name
 
   @property
   def precision(self) -> str:
     """'float32' or 'bfloat16'."""
-    return self.runner.precision
-
-  def facts(self) -> dict[str, Any]:
-    """Returns what `Facts` has, as JSON values."""
-    found = {
-      field.name: getattr(self, field.name)
-      for field in dataclasses.fields(Facts)
-    }
-    for name in ('mean', 'std'):
-      found[name] = np.float64(found[name]).tolist()
-    return found
+    return self.session.runtime.precision
 
   @property
   def model(self) -> 'zoo.Model':
@@ -107,13 +84,27 @@ class Network(Facts):
     """Its state, empty for networks without BatchNorm."""
     return self.opened()[2]
 
-  def preprocess(self, image: bytes | np.ndarray) -> np.ndarray:
-    """Prepares one image as in the published evaluation.
+  def facts(self) -> dict[str, str]:
+    """Returns what an ONNX file says of the network, as its metadata."""
+    facts = {
+      'model': self.name,
+      'image_size': str(self.image_size),
+      'num_classes': str(self.num_classes),
+      'mean': json.dumps(self.mean.tolist()),
+      'std': json.dumps(self.std.tolist()),
+      'preprocessing': self.preprocessing,
+    }
+    if self.class_names:
+      facts['class_names'] = json.dumps(self.class_names)
+    return facts
+
+  def preprocess(self, image: Any) -> np.ndarray:
+    """Prepares one picture as in the published evaluation.
 
     Several threads may do so at once.
 
     Args:
-      image: an encoded JPEG or PNG, or uint8 [H, W, 3].
+      image: see `nfnets.Model.preprocess`.
 
     Returns:
       float32 [image_size, image_size, 3], normalized.
@@ -130,17 +121,22 @@ class Network(Facts):
     """Returns float32 [B, num_classes] for images [B, H, W, 3].
 
     Raises:
-      ValueError: if the network has no last layer.
+      ValueError: if the network has no last layer, or for other images.
     """
-    return self.runner.run('logits', images)
+    if not self.num_classes:
+      raise ValueError(
+        f'This {self.name} has no last layer (num_classes=0), so it has no '
+        'logits; it has embeddings and features.'
+      )
+    return self.session.run('logits', images)
 
   def embed(self, images: np.ndarray) -> np.ndarray:
     """Returns pooled features, float32 [B, C], what the last layer sees."""
-    return self.runner.run('pool', images)
+    return self.session.run('pool', images)
 
   def features(self, images: np.ndarray) -> list[np.ndarray]:
     """Returns five maps, float32 [B, h, w, c], at strides 2 to 32."""
-    return self.runner.run('features', images)
+    return self.session.run('features', images)
 
 
 def open_network(
@@ -167,92 +163,82 @@ def open_network(
 
   Raises:
     OSError: if the file cannot be read.
-    RuntimeMissingError: if the runtime is not installed, or not for this.
+    UserError: if the runtime is not installed, or not for this.
     ValueError: if it is no file of weights, or of no model, or of another one,
       or for an unknown runtime or precision.
   """
-  chosen = choose(runtime, precision, threads)
+  chosen = runtimes.choose(runtime, precision, threads, throughput)
 
   @functools.cache
   def opened():
-    return _open_model(path, name, image_size)
+    from nfnets.weights.opening import open_model
 
-  if chosen == 'jax':
-    network = on_jax(opened, precision)
-  else:
-    options = precision, threads, throughput
-    settings = {'name': name, 'image_size': image_size}
-    network = on_graph(chosen, options, opened, path, settings)
+    model, params, state = open_model(path, name)
+    if image_size:
+      entry = dataclasses.replace(model.entry, test_size=image_size)
+      model = dataclasses.replace(model, entry=entry)
+    return model, params, state
+
+  network = on_runtime(chosen, opened, path, name=name, image_size=image_size)
   if runtime == 'auto':
-    title = choice.TITLES[chosen]
+    title = runtimes.TITLES[chosen.name]
     _log.info('%s runs on %s, in %s.', network.name, title, precision)
   return network
 
 
-def choose(runtime: str, precision: str, threads: int | None) -> str:
-  """Returns the runtime to take; see `open_network`."""
-  chosen = choice.choose(runtime, precision)
-  if threads is not None and (chosen == 'jax' or threads < 1):
-    raise RuntimeMissingError(
-      'JAX takes all cores; a number of threads is for OpenVINO and ONNX '
-      'Runtime.'
-      if chosen == 'jax'
-      else f'There must be at least one thread, not {threads}.'
-    )
-  return chosen
-
-
 def of(model: 'zoo.Model', params: 'hk.Params', state: 'hk.State') -> Network:
   """Returns a model with its weights as a network that JAX runs."""
-  return on_jax(lambda: (model, params, state), 'float32')
+  return _on_jax(runtimes.Runtime(), lambda: (model, params, state))
 
 
-def on_jax(opened: _Opened, precision: str) -> Network:
-  """Returns a network that JAX runs; see `Network.opened`."""
-  from nfnets.inference.runtimes import jax_runtime
-
-  runner = jax_runtime.Runner(opened, precision)
-  return Network(**vars(facts_of(opened()[0])), runner=runner, opened=opened)
-
-
-def on_graph(
-  runtime: str,
-  options: tuple[str, int | None, bool],
+def on_runtime(
+  runtime: runtimes.Runtime,
   opened: _Opened,
-  path: str,
-  settings: Mapping[str, Any],
+  path: str | os.PathLike[str],
+  **settings: Any,
 ) -> Network:
-  """Returns a network whose graph another runtime runs.
+  """Returns a network that a runtime runs.
 
   Args:
-    runtime: 'onnxruntime' or 'openvino'.
-    options: precision, threads and throughput, as in `open_network`.
-    opened: see `Network`; it is called if the graph has to be made.
+    runtime: what runs it.
+    opened: see `Network`; other runtimes than JAX call it if the graph has to
+      be made.
     path: the file of weights, or what else `nfnets.weights.find` takes.
-    settings: what else `opened` depends on; JSON values.
+    **settings: what else `opened` depends on; JSON values.
   """
-  if graphs.is_empty():
+  if runtime.name == 'jax':
+    return _on_jax(runtime, opened)
+  if not graphs.folder().exists():
     # What makes a graph is imported while the file is read.
     module = 'nfnets.weights.opening'
     threading.Thread(target=importlib.import_module, args=[module]).start()
-  digest = fetching.digest(fetching.find(path))
+  path = os.fspath(path)
   # A name of the hub says whose weights they are, a path does not.
-  is_name = path.startswith(('timm/', 'hf://'))
-  settings = {**settings, 'source': path if is_name else None}
-  runner = graph_runner.Runner(
-    runtime, *options, lambda: of(*opened()), digest, settings
+  settings['source'] = path if path.startswith(('timm/', 'hf://')) else None
+  session = runtimes.GraphSession(
+    runtime,
+    lambda: of(*opened()),
+    fetching.digest(fetching.find(path)),
+    settings,
   )
-  facts = dict(runner.facts)
-  names = facts['class_names']
-  facts['class_names'] = None if names is None else tuple(names)
-  for name in ('mean', 'std'):
-    facts[name] = np.float32(facts[name])
-  return Network(**facts, runner=runner, opened=opened)
+  facts = session.facts
+  names = json.loads(facts.get('class_names', 'null'))
+  return Network(
+    name=facts['model'],
+    num_classes=int(facts['num_classes']),
+    class_names=None if names is None else tuple(names),
+    image_size=int(facts['image_size']),
+    preprocessing=facts['preprocessing'],
+    mean=np.float32(json.loads(facts['mean'])),
+    std=np.float32(json.loads(facts['std'])),
+    session=session,
+    opened=opened,
+  )
 
 
-def facts_of(model: 'zoo.Model') -> Facts:
-  """Returns what there is to know of a model."""
-  return Facts(
+def _on_jax(runtime: runtimes.Runtime, opened: _Opened) -> Network:
+  model = opened()[0]
+  return Network(
     name=model.name,
     num_classes=model.num_classes,
     class_names=model.class_names,
@@ -260,16 +246,6 @@ def facts_of(model: 'zoo.Model') -> Facts:
     preprocessing=model.entry.eval_preproc,
     mean=np.float32(model.entry.mean),
     std=np.float32(model.entry.std),
+    session=runtimes.JaxSession(opened, runtime),
+    opened=opened,
   )
-
-
-def _open_model(
-  path: str, name: str | None, image_size: int | None
-) -> tuple['zoo.Model', 'hk.Params', 'hk.State']:
-  from nfnets import weights
-
-  model, params, state = weights.open_model(path, name)
-  if image_size:
-    entry = dataclasses.replace(model.entry, test_size=image_size)
-    model = dataclasses.replace(model, entry=entry)
-  return model, params, state

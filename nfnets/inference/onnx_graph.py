@@ -1,17 +1,14 @@
 """A network as an ONNX graph, of operators that most runtimes know.
 
-JAX traces the network, and `onnx_ops` writes down what it sees, with channels
-second and with the kernels standardized. docs/onnx.md lists the operators and
-the documents that say who supports them.
+The kernels are standardized, JAX traces the network, and `onnx_ops` writes down
+what it sees, with channels second. docs/onnx.md lists the operators and the
+documents that say who supports them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-import contextlib
-import json
-import math
+from collections.abc import Mapping, Sequence
+from concurrent import futures
 import os
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,33 +16,21 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from nfnets import base, conv
-from nfnets.inference import onnx_constants, onnx_ops
+from nfnets import conv
+from nfnets.errors import UserError
+from nfnets.inference import onnx_ops
+from nfnets.weights import folding
 
 # MIGraphX documents up to 19. Newer operators, such as Gelu, are out.
 OPSET = 18
 # Each documented for TensorRT, MIGraphX and OpenVINO: docs/onnx.md.
 OPERATORS = frozenset(
   {
-    'Add',
-    'AveragePool',
-    'Cast',
-    'Conv',
-    'Erf',
-    'Gemm',
-    'MaxPool',
-    'Mul',
-    'Neg',
-    'ReduceMean',
-    'Relu',
-    'Reshape',
-    'Sigmoid',
-    'Sub',
-    'Tanh',
-    'Transpose',
+    *('Add', 'AveragePool', 'Cast', 'Conv', 'Erf', 'Gemm', 'MaxPool', 'Mul'),
+    *('ReduceMean', 'Relu', 'Reshape', 'Sigmoid', 'Sub', 'Tanh', 'Transpose'),
   }
 )
-# What `Network.runner.run` calls an output, and the graph its parts.
+# The names in a graph of a network's outputs.
 NAMES = {
   'logits': ('logits',),
   'pool': ('embedding',),
@@ -57,10 +42,6 @@ _MAX_BYTES = 1_800_000_000
 _SMALL = 1024
 # What a runtime maps into memory begins where a page does.
 _PAGE = 4096
-
-
-class GraphError(Exception):
-  """The network cannot be exported; the message says why, in one line."""
 
 
 def write(
@@ -77,7 +58,7 @@ def write(
   size; the outputs are float32.
 
   Args:
-    network: a `networks.Network`; its weights may be folded.
+    network: a `networks.Network`.
     path: where to; next to it there will be a second file, `{path}.data`, if
       the weights are too many for one.
     float16: whether to compute in float16, all but means over the image.
@@ -90,110 +71,94 @@ def write(
     The operators, sorted.
 
   Raises:
-    GraphError: if it would have operators that are not in `OPERATORS`.
+    UserError: if it would have operators that are not in `OPERATORS`.
   """
   if outputs is None:
     outputs = ('logits',) if network.num_classes else ('pool',)
-  h, w = shape or (network.image_size, network.image_size)
-  builder, values = _build(network, float16, outputs, (h, w))
-  operators = sorted({node.op_type for node in builder.nodes})
-  unknown = [name for name in operators if name not in OPERATORS]
-  if unknown:
-    raise GraphError(
-      f'{network.name} would have operators that not every runtime knows: '
-      f'{", ".join(unknown)}.'
-    )
-  size = sum(array.nbytes for array in builder.constants.values())
-  if separate is None:
-    separate = size > _MAX_BYTES
-  tensors = _write_constants(builder.constants, path, separate)
-  graph = helper.make_graph(
-    builder.nodes,
-    network.name,
-    [_information('images', ('B', h, w, 3))],
-    [_information(name, value.shape) for name, value in values.items()],
-    tensors,
-  )
-  model = helper.make_model(
-    graph,
-    producer_name='nfnets',
-    opset_imports=[helper.make_opsetid('', OPSET)],
-  )
-  _describe(model, network, float16, list(values))
-  onnx.save_model(model, path)
-  return operators
-
-
-def check(path: str) -> None:
-  """Raises GraphError unless a file is valid ONNX."""
-  try:
-    onnx.checker.check_model(path, full_check=True)
-  except onnx.checker.ValidationError as error:
-    raise GraphError(f'The graph is not valid ONNX: {error}') from error
-
-
-def _build(
-  network: Any,
-  float16: bool,
-  outputs: Sequence[str],
-  size: tuple[int, int],
-) -> tuple[onnx_ops.Builder, dict[str, onnx_ops.Value]]:
-  """Returns the nodes, and the outputs by name."""
-  model, params, state = network.model, network.params, network.state
+  model, state = network.model, network.state
+  params = folding.fold_weights(network.params, model)
+  (batch,) = jax.export.symbolic_shape('B')
+  shape = (batch, *(shape or (network.image_size, network.image_size)), 3)
 
   def forward(params, state, images):
     out, _ = model.apply(params, state, None, images, is_training=False)
     return [out[key] for key in outputs]
 
-  (batch,) = jax.export.symbolic_shape('B')
-  shape = (batch, *size, 3)
-  with _portable_forms():
-    closed = jax.make_jaxpr(forward)(
-      params, state, jax.ShapeDtypeStruct(shape, jnp.float32)
-    )
+  with conv.lowering('portable'):
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    closed = jax.make_jaxpr(forward)(params, state, images)
   builder = onnx_ops.Builder(float16)
   images = builder.input('images', shape)
   weights = map(np.asarray, jax.tree.leaves((params, state)))
-  try:
-    found = builder.run(closed.jaxpr, closed.consts, *weights, images)
-    names = [name for key in outputs for name in NAMES[key]]
-    values = dict(zip(names, found, strict=True))
-    for name, value in values.items():
-      builder.output(value, name)
-  except onnx_ops.UnknownError as error:
-    raise GraphError(
-      f'{network.name} computes what no operator is known for: {error}.'
-    ) from error
-  builder.finish()
-  return builder, values
-
-
-def _information(name: str, shape: Sequence[Any]) -> onnx.ValueInfoProto:
-  sizes = [n if isinstance(n, int) else 'B' for n in shape]
-  return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sizes)
+  found = builder.run(closed.jaxpr, closed.consts, *weights, images)
+  names = [name for key in outputs for name in NAMES[key]]
+  values = {'images': images, **dict(zip(names, found, strict=True))}
+  for name in names:
+    builder.output(values[name], name)
+  operators = {node.op_type for node in builder.nodes}
+  if unknown := operators - OPERATORS:
+    raise UserError(
+      f'{network.name} would have operators that not every runtime knows: '
+      f'{", ".join(sorted(unknown))}.'
+    )
+  if separate is None:
+    size = sum(array.nbytes for array in builder.constants.values())
+    separate = size > _MAX_BYTES
+  tensors = _write_constants(builder.constants, path, separate)
+  information = [
+    helper.make_tensor_value_info(
+      name,
+      onnx.TensorProto.FLOAT,
+      [n if isinstance(n, int) else 'B' for n in value.shape],
+    )
+    for name, value in values.items()
+  ]
+  graph = helper.make_graph(
+    builder.nodes, network.name, information[:1], information[1:], tensors
+  )
+  ids = [helper.make_opsetid('', OPSET)]
+  onnx_model = helper.make_model(
+    graph,
+    producer_name='nfnets',
+    opset_imports=ids,
+    ir_version=helper.find_min_ir_version_for(ids),
+    doc_string=f'{network.name}. Input: images, float32 '
+    f'[{", ".join(map(str, shape))}], RGB in 0-255 minus mean and divided by '
+    f'std, both in the metadata. Output: {", ".join(names)}.',
+  )
+  facts = {
+    'precision': 'float16' if float16 else 'float32',
+    **network.facts(),
+  }
+  helper.set_model_props(onnx_model, facts)
+  onnx.save_model(onnx_model, path)
+  return sorted(operators)
 
 
 def _write_constants(
-  constants: Mapping[str, onnx_constants.Known], path: str, separate: bool
+  constants: Mapping[str, np.ndarray], path: str, separate: bool
 ) -> list[onnx.TensorProto]:
   """Returns constants as tensors; writes the large ones to a second file."""
-  computed = onnx_constants.compute([*constants.values()])
-  arrays = zip(constants, computed, strict=True)
   if not separate:
-    return [numpy_helper.from_array(x, name) for name, x in arrays]
+    return [numpy_helper.from_array(x, name) for name, x in constants.items()]
   location = f'{os.path.basename(path)}.data'
   tensors = []
-  with open(f'{path}.data', 'wb') as file:
-    for name, array in arrays:
+  with (
+    open(f'{path}.data', 'wb') as file,
+    # The next ones are laid out while one is written.
+    futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+  ):
+    arrays = pool.map(np.ascontiguousarray, constants.values())
+    for name, array in zip(constants, arrays, strict=True):
       if array.nbytes < _SMALL:
+        array = array.reshape(constants[name].shape)
         tensors.append(numpy_helper.from_array(array, name))
         continue
       file.write(bytes(-file.tell() % _PAGE))
-      kind = helper.np_dtype_to_tensor_dtype(array.dtype)
       tensor = onnx.TensorProto(
         name=name,
         dims=array.shape,
-        data_type=kind,
+        data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
         data_location=onnx.TensorProto.EXTERNAL,
       )
       where = ('location', location), ('offset', file.tell())
@@ -202,62 +167,3 @@ def _write_constants(
       file.write(array.data)
       tensors.append(tensor)
   return tensors
-
-
-@contextlib.contextmanager
-def _portable_forms() -> Iterator[None]:
-  """Traces in the forms that runtimes recognize and have fast code for."""
-  with (
-    conv.lowering('plain'),
-    mock.patch.dict(base.nonlinearities, gelu=_gelu),
-    mock.patch.object(base, 'avg_pool_2x2', _named_average_pool()),
-  ):
-    yield
-
-
-def _gelu(x: jax.Array) -> jax.Array:
-  """`base`'s GELU, in a form that ONNX Runtime replaces by one operator.
-
-  Where the square overflows, in float16 from 1200 on, tanh is 1 all the same.
-  """
-  z = (math.sqrt(2 / math.pi) * x) * (1 + (0.044715 * x) * x)
-  return 0.5 * x * (1 + jnp.tanh(z)) * 1.7015043497085571
-
-
-def _named_average_pool():
-  """Returns `base.avg_pool_2x2` under a name that `onnx_ops` knows."""
-  average_pool = base.avg_pool_2x2
-
-  def pool(x):
-    return average_pool(x)
-
-  pool.__name__ = onnx_ops.AVERAGE_POOL
-  return jax.jit(pool)
-
-
-def _describe(
-  graph: onnx.ModelProto,
-  network: Any,
-  float16: bool,
-  outputs: Sequence[str],
-) -> None:
-  """Fills in what the file says about itself."""
-  graph.ir_version = helper.find_min_ir_version_for(graph.opset_import)
-  size = network.image_size
-  graph.doc_string = (
-    f'{network.name}. Input: images, float32 [B, {size}, {size}, 3], RGB in '
-    '0-255 minus mean and divided by std, both in the metadata. Output: '
-    f'{", ".join(outputs)}.'
-  )
-  props = {
-    'model': network.name,
-    'image_size': str(size),
-    'num_classes': str(network.num_classes),
-    'mean': json.dumps(network.mean.tolist()),
-    'std': json.dumps(network.std.tolist()),
-    'preprocessing': network.preprocessing,
-    'precision': 'float16' if float16 else 'float32',
-  }
-  if network.class_names:
-    props['class_names'] = json.dumps(network.class_names)
-  helper.set_model_props(graph, props)

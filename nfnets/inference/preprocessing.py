@@ -1,11 +1,12 @@
 """The published evaluation preprocessings, in NumPy.
 
 The same numbers as `nfnets.data.preprocess.preprocess_eval`, but for rounding,
-without TensorFlow, which takes longer to import than a network to answer. JPEGs
-are decoded by the package `simplejpeg`, whose decoder is TensorFlow's, with the
-same fast transform. TensorFlow does it where that is not installed, and, if it
-can, for 'crop_resize' of JPEGs with colours of half the size: it decodes the
-crop alone, and the colours at its edges then lack those of the neighbours.
+without TensorFlow, which takes longer to import than a network to answer.
+Pictures are read by `nfnets.inference.images`. Plain JPEGs are decoded by the
+package `simplejpeg`, whose decoder is TensorFlow's, with the same fast
+transform. TensorFlow does it, where it is installed, for 'crop_resize' of JPEGs
+with colours of half the size: it decodes the crop alone, and the colours at its
+edges then lack those of the neighbours.
 
 Several threads may call this at once; most of its time others can run.
 """
@@ -14,38 +15,26 @@ import functools
 import importlib.util
 import io
 import logging
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
-from nfnets.eval_modes import check_eval_mode
+from nfnets.imagenet import check_eval_mode
 
-_JPEG = b'\xff\xd8\xff'
-_TABLE_SIZE = 1024  # TensorFlow takes the filter from a table.
-_ONE = np.float32(1)
+# Pixels that make up each pixel of a result along an axis: their indices, int
+# [taps, size], and their weights, float32 [taps, size].
+_Taps = tuple[np.ndarray, np.ndarray]
 
 _log = logging.getLogger(__name__)
 
 
-class _Taps(NamedTuple):
-  """Which pixels along an axis make up each pixel of a result.
-
-  Attributes:
-    indices: int [taps, size].
-    weights: float32 [taps, size].
-  """
-
-  indices: np.ndarray
-  weights: np.ndarray
-
-
 def preprocess_eval(
-  image: bytes | np.ndarray, image_size: tuple[int, int], mode: str
+  image: Any, image_size: tuple[int, int], mode: str
 ) -> np.ndarray:
   """Prepares an image for evaluation.
 
   Args:
-    image: an encoded JPEG or PNG, or uint8 [H, W, 1 or 3].
+    image: see `nfnets.inference.images.read`.
     image_size: (h, w) in pixels.
     mode: see `nfnets.data.preprocess.preprocess_eval`.
 
@@ -53,46 +42,40 @@ def preprocess_eval(
     float32 [h, w, 3] in 0-255, not normalized.
 
   Raises:
-    ValueError: The mode is unknown, or the image is damaged.
-    TypeError: The image is neither encoded nor uint8.
+    ValueError: The mode is unknown, or this is no image, or a damaged one.
   """
   check_eval_mode(mode)
-  if isinstance(image, bytes):
-    if image.startswith(_JPEG) and not _can_decode(image, mode):
-      from nfnets.data import preprocess
+  from nfnets.inference import images
 
-      return np.asarray(preprocess.preprocess_eval(image, image_size, mode))
-    image = _decode(image)
-  if image.dtype != np.uint8:
-    raise TypeError(
-      'An image has to be encoded bytes or an array of uint8, not of '
-      f'{image.dtype}.'
-    )
+  image = images.read(image, check=False)
+  if isinstance(image, bytes):
+    import simplejpeg
+
+    try:
+      if mode == 'crop_resize' and _has_small_colours(image):
+        from nfnets.data import preprocess
+
+        return np.asarray(preprocess.preprocess_eval(image, image_size, mode))
+      # A slightly damaged JPEG is decoded as far as TensorFlow does.
+      image = simplejpeg.decode_jpeg(image, 'RGB', fastdct=True, strict=False)
+    except ImportError:
+      raise
+    except Exception:  # Pillow reads more, and says what is wrong.
+      image = images.decode(io.BytesIO(image), keep_jpeg=False)
+  margin = 1.0 if mode == 'crop_resize' else float(mode.rpartition('_')[2])
+  if mode.startswith('center'):
+    taps = _centre_of_cover(image.shape[:2], image_size, margin)
+    return np.clip(_resample(image, *taps), 0, 255)
   if mode == 'crop_resize':
     image = _centre_window(image, image_size)
-    rows, columns = (
-      _bicubic(n, size, 0, size)
-      for n, size in zip(image.shape, image_size, strict=False)
-    )
-    return _resample(image, rows, columns)
-  margin = float(mode.rpartition('_')[2])
-  if mode.startswith('center'):
-    rows, columns = _centre_of_cover(image.shape[:2], image_size, margin)
-    return np.clip(_resample(image, rows, columns), 0, 255)
-  if margin > 1:
-    larger = [side + int(margin) for side in image_size]
-  else:
-    larger = [int(side / margin) for side in image_size]
-  rows, columns = (
-    _bicubic(n, whole, _centre(whole, size), size)
-    for n, whole, size in zip(image.shape, larger, image_size, strict=False)
+  larger = [int(n + margin if margin > 1 else n / margin) for n in image_size]
+  return _resample(
+    image,
+    *(
+      _bicubic(n, whole, _centre(whole, size), size)
+      for n, whole, size in zip(image.shape, larger, image_size, strict=False)
+    ),
   )
-  return _resample(image, rows, columns)
-
-
-@functools.cache
-def _has_simplejpeg() -> bool:
-  return importlib.util.find_spec('simplejpeg') is not None
 
 
 @functools.cache
@@ -106,27 +89,12 @@ def _has_tensorflow() -> bool:
   return False
 
 
-def _can_decode(content: bytes, mode: str) -> bool:
-  """Returns whether the pixels are TensorFlow's, as far as can be had."""
-  if not _has_simplejpeg():
-    return False
-  if mode != 'crop_resize':
-    return True
+def _has_small_colours(content: bytes) -> bool:
+  """Returns whether TensorFlow decodes other colours at the edges of a crop."""
   import simplejpeg
 
-  if simplejpeg.decode_jpeg_header(content)[3] in ('444', 'Gray'):
-    return True
-  return not _has_tensorflow()
-
-
-def _decode(content: bytes) -> np.ndarray:
-  if content.startswith(_JPEG):
-    import simplejpeg
-
-    return simplejpeg.decode_jpeg(content, 'RGB', fastdct=True)
-  from nfnets.inference import images
-
-  return images.decode(io.BytesIO(content))
+  subsampling = simplejpeg.decode_jpeg_header(content)[3]
+  return subsampling not in ('444', 'Gray') and _has_tensorflow()
 
 
 def _centre(outer: int, inner: int) -> int:
@@ -135,25 +103,17 @@ def _centre(outer: int, inner: int) -> int:
 
 def _centre_window(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   """The centre crop that leaves a margin of 32 pixels at the final scale."""
-  shape = np.float32(image.shape[:2])
   sides = np.float32(size)
-  scale = np.min(shape / (sides + 32))
+  scale = np.min(np.float32(image.shape[:2]) / (sides + 32))
   h, w = (max(1, int(side)) for side in scale * sides)
   top, left = _centre(image.shape[0], h), _centre(image.shape[1], w)
   return image[top : top + h, left : left + w]
 
 
-@functools.cache
-def _table() -> np.ndarray:
-  """Keys' cubic filter at 0 to 1 and at 1 to 2, float32 [1025, 2]."""
-  x = np.arange(_TABLE_SIZE + 1, dtype=np.float32) / np.float32(_TABLE_SIZE)
-  return np.stack([_cubic(x), _cubic(x + _ONE)], axis=1)
-
-
 def _cubic(x: np.ndarray) -> np.ndarray:
   """Keys' cubic filter with a = -1/2, for x from 0 on."""
   f = np.float32
-  near = ((f(1.5) * x - f(2.5)) * x) * x + _ONE
+  near = ((f(1.5) * x - f(2.5)) * x) * x + f(1)
   far = ((f(-0.5) * x + f(2.5)) * x - f(4)) * x + f(2)
   return np.where(x < 1, near, np.where(x < 2, far, f(0)))
 
@@ -168,34 +128,25 @@ def _bicubic(n: int, whole: int, start: int, size: int) -> _Taps:
     start: where the part begins.
     size: its length.
   """
-  scale = np.float32(n) / np.float32(whole)
-  x = np.arange(start, start + size, dtype=np.float32)
-  x = (x + np.float32(0.5)) * scale - np.float32(0.5)
+  f = np.float32
+  x = np.arange(start, start + size, dtype=f)
+  x = (x + f(0.5)) * (f(n) / f(whole)) - f(0.5)
   left = np.floor(x)
-  offset = np.rint((x - left) * np.float32(_TABLE_SIZE)).astype(int)
-  table = _table()
-  indices = left.astype(int) + np.arange(-1, 3)[:, None]
-  weights = np.stack(
-    [
-      table[offset, 1],
-      table[offset, 0],
-      table[_TABLE_SIZE - offset, 0],
-      table[_TABLE_SIZE - offset, 1],
-    ]
-  )
-  return _within(indices, weights, n)
+  offset = np.rint((x - left) * f(1024)) / f(1024)  # It is from a table there.
+  taps = np.arange(-1, 3, dtype=f)[:, None]
+  return _within((left + taps).astype(int), _cubic(np.abs(taps - offset)), n)
 
 
 def _within(indices: np.ndarray, weights: np.ndarray, n: int) -> _Taps:
   """Leaves out pixels beyond the image; the weights' sums become 1."""
   weights = np.where((indices >= 0) & (indices < n), weights, np.float32(0))
   total = weights.sum(axis=0, dtype=np.float32)
-  return _Taps(np.clip(indices, 0, n - 1), weights * (_ONE / total))
+  return np.clip(indices, 0, n - 1), weights * (np.float32(1) / total)
 
 
 def _centre_of_cover(
   shape: tuple[int, int], size: tuple[int, int], part: float
-) -> tuple[_Taps, _Taps]:
+) -> list[_Taps]:
   """Returns what makes the centre of an image that covers `size` / `part`."""
   h, w = (int(side / part) for side in size)
   height, width = shape
@@ -203,12 +154,11 @@ def _centre_of_cover(
     resized = h, h * width // height
   else:
     resized = w * height // width, w
-  taps = []
-  for n, long, side in zip(shape, resized, size, strict=True):
+  return [
     # Halves are rounded to even numbers, as in Python.
-    corner = np.rint((np.float32(long) - np.float32(side)) / 2)
-    taps.append(_antialiased(n, long, float(corner), side))
-  return taps[0], taps[1]
+    _antialiased(n, whole, float(np.rint((whole - side) / 2)), side)
+    for n, whole, side in zip(shape, resized, size, strict=True)
+  ]
 
 
 @functools.lru_cache(maxsize=256)
@@ -216,7 +166,7 @@ def _antialiased(n: int, whole: int, start: float, size: int) -> _Taps:
   """As `_bicubic`, by TensorFlow's ScaleAndTranslate with antialiasing."""
   f = np.float32
   inverse = f(1) / (f(whole) / f(n))
-  stretch = max(inverse, _ONE)
+  stretch = max(inverse, f(1))
   x = (np.arange(size, dtype=f) + f(0.5)) * inverse + inverse * f(start)
   reach = f(2) * stretch
   first = np.ceil(x - reach - f(0.5)).astype(int)
@@ -224,27 +174,23 @@ def _antialiased(n: int, whole: int, start: float, size: int) -> _Taps:
   count = min(count, 2 * int(np.ceil(reach)) + 1)
   indices = first + np.arange(count)[:, None]
   distance = np.abs(indices.astype(f) + f(0.5) - x)
-  return _within(indices, _cubic(distance * (_ONE / stretch)), n)
+  return _within(indices, _cubic(distance * (f(1) / stretch)), n)
 
 
 def _resample(image: np.ndarray, rows: _Taps, columns: _Taps) -> np.ndarray:
-  """Returns float32 [h, w, 3] of uint8 [H, W, C]."""
-  low, high = columns.indices.min(), columns.indices.max() + 1
-  image = image[:, low:high]
-  result = _along_rows(image, rows)
+  """Returns float32 [h, w, 3] of uint8 [H, W, 3]."""
+  indices, weights = columns
+  low = indices.min()
+  result = _along_rows(image[:, low : indices.max() + 1], rows)
   # The same along the other axis, where rows of it are what is contiguous.
   result = np.ascontiguousarray(result.swapaxes(0, 1))
-  result = _along_rows(result, _Taps(columns.indices - low, columns.weights))
-  result = np.ascontiguousarray(result.swapaxes(0, 1))
-  if result.shape[2] == 1:
-    result = np.repeat(result, 3, axis=2)
-  return result
+  result = _along_rows(result, (indices - low, weights))
+  return np.ascontiguousarray(result.swapaxes(0, 1))
 
 
 def _along_rows(image: np.ndarray, taps: _Taps) -> np.ndarray:
-  shape = image.shape[1:]
   pixels = image.reshape(len(image), -1)
-  result = np.zeros((taps.indices.shape[1], pixels.shape[1]), np.float32)
+  result = np.zeros((taps[0].shape[1], pixels.shape[1]), np.float32)
   for indices, weights in zip(*taps, strict=True):
     result += pixels[indices] * weights[:, None]
-  return result.reshape(-1, *shape)
+  return result.reshape(-1, *image.shape[1:])

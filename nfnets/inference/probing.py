@@ -1,19 +1,27 @@
-"""What a network's features are worth: simple classifiers on its embeddings."""
+"""Linear probes: simple classifiers on a network's embeddings of a dataset."""
 
 from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
+import hashlib
+import pathlib
 from typing import Any, NamedTuple
+import zipfile
 
-import haiku as hk
+import jax
 import numpy as np
 from scipy import stats
 from sklearn import linear_model, model_selection, neighbors, preprocessing
+import tensorflow_datasets as tfds
 import threadpoolctl
 
-from nfnets import weights, zoo
-from nfnets.inference import card, embeddings, measures
-from nfnets.inference.embeddings import Embeddings
+from nfnets import module_names, paths, weights, zoo
+from nfnets.data import builders
+from nfnets.errors import UserError
+from nfnets.inference import card, networks
+from nfnets.inference.evaluation import Evaluation, outputs, wilson
 
+_FORMAT = 1  # Of the files in the cache; part of the key.
 # Inverse strengths of the penalty that cross-validation chooses from. Features
 # are standardized and many, so that the best are small.
 _STRENGTHS = tuple(float(c) for c in np.logspace(-5, 1, 7))
@@ -23,26 +31,22 @@ _FOLDS = 5
 _MAX_ITERATIONS = 1000
 
 
-class ProbeError(ValueError):
-  """The probe cannot be made; the message says why, in one line."""
-
-
-class Row(NamedTuple):
-  """How well classifiers do with some images per class.
+class Embeddings(NamedTuple):
+  """The embeddings of the readable examples of a split.
 
   Attributes:
-    shots: How many; None for all.
-    draws: How many times they were drawn.
-    logistic: Of logistic regression.
-    neighbors: Of the nearest neighbours.
-    head: The regression of the last draw.
+    features: float32 [N, C].
+    labels: int32 [N].
+    names: of the K classes.
   """
 
-  shots: int | None
-  draws: int
-  logistic: 'Estimate'
-  neighbors: 'Estimate'
-  head: 'Head'
+  features: np.ndarray
+  labels: np.ndarray
+  names: list[str]
+
+  def evaluation(self, predicted: np.ndarray) -> Evaluation:
+    """Returns an evaluation of predictions, int [N]."""
+    return Evaluation(self.labels, predicted, len(self.names), self.names)
 
 
 class Head(NamedTuple):
@@ -51,34 +55,95 @@ class Head(NamedTuple):
   w: np.ndarray
   b: np.ndarray
 
-  def accuracy(self, test: Embeddings) -> float:
-    predicted = np.argmax(test.features @ self.w + self.b, axis=1)
-    return float(np.mean(predicted == test.labels))
+  def evaluate(self, test: Embeddings) -> Evaluation:
+    """Returns the predictions of this layer."""
+    return test.evaluation(np.argmax(test.features @ self.w + self.b, axis=1))
 
 
-class Estimate(NamedTuple):
-  """An accuracy with an interval of 95 %."""
+def embed(
+  network: networks.Network,
+  builder: tfds.core.DatasetBuilder,
+  split: str,
+  batch_size: int = 32,
+) -> Embeddings:
+  """Returns the embeddings of a split, from the user's cache if they are there.
 
-  accuracy: float
-  low: float
-  high: float
+  The key is the images, the weights (without the last layer), the size and the
+  preprocessing. A damaged file is made again.
+
+  Args:
+    network: the network.
+    builder: a dataset from `load_builder`.
+    split: one of `builders.SPLITS`.
+    batch_size: how many images go through the network together.
+
+  Raises:
+    UserError: if the split cannot be read, or the embeddings are not finite.
+  """
+  key = _key(network, builders.fingerprint(builder, split))
+  path = paths.cache_folder('embeddings') / f'{key}.npz'
+  found = _load(path, key)
+  if found is None:
+    found = _compute(network, builder, split, batch_size)
+    with contextlib.suppress(OSError):  # Computed again the next time.
+      paths.save_arrays(path, key=np.array(key), **found)
+  return Embeddings(**found, names=builders.class_names(builder))
+
+
+def _key(network: networks.Network, images: str) -> str:
+  model, params, state = network.model, network.params, network.state
+  entry = model.entry
+  digest = hashlib.sha256()
+  digest.update(
+    repr(
+      (
+        *(_FORMAT, images, model.name, entry.test_size, entry.eval_preproc),
+        *(np.asarray(x, np.float64).tolist() for x in (entry.mean, entry.std)),
+        sorted((name, repr(value)) for name, value in model.overrides.items()),
+        # In float32 all runtimes agree.
+        *([network.precision] if network.precision != 'float32' else []),
+      )
+    ).encode()
+  )
+  body = {k: v for k, v in params.items() if not module_names.is_last_layer(k)}
+  for path, leaf in jax.tree_util.tree_leaves_with_path((body, state)):
+    leaf = np.ascontiguousarray(leaf)
+    digest.update(f'{path}{leaf.dtype}{leaf.shape}'.encode())
+    digest.update(leaf.data)
+  return digest.hexdigest()
+
+
+def _load(path: pathlib.Path, key: str) -> dict[str, np.ndarray] | None:
+  # Missing, or damaged: zip files have checksums.
+  bad = OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile
+  with contextlib.suppress(*bad), np.load(path, allow_pickle=False) as file:
+    if file['key'] == key:
+      return {name: file[name] for name in ('features', 'labels')}
+  return None
+
+
+def _compute(network, builder, split, batch_size) -> dict[str, np.ndarray]:
+  rows = outputs(network.embed, network, builder, split, batch_size, {})
+  features, labels = zip(*((x, y) for _, _, y, x in rows), strict=True)
+  features, labels = np.array(features), np.array(labels, np.int32)
+  if not np.isfinite(features).all():
+    raise UserError("The network's output is not finite.")
+  return {'features': features, 'labels': labels}
 
 
 def measure(
   train: Embeddings,
   test: Embeddings,
-  num_classes: int,
   shots: Sequence[int],
   num_neighbors: int,
   draws: int = 5,
   seed: int = 0,
-) -> Iterator[Row]:
+) -> Iterator[tuple[dict[str, Any], Head]]:
   """Fits classifiers to some of the training images and to all.
 
   Args:
-    train: examples of every class.
+    train: examples of every class, of which there are at least 2.
     test: what they are tested on.
-    num_classes: K, at least 2.
     shots: how many training images per class. Where no class has more than
       that, this is the same as all, and left out.
     num_neighbors: how many neighbours vote.
@@ -86,10 +151,12 @@ def measure(
     seed: decides on the draws, at least 0.
 
   Yields:
-    A row for each number of shots, and one for all.
+    For each number of shots, and then for all: shots (None for all), draws, and
+    the `estimate` of `logistic` regression and of the nearest `neighbors`; and
+    the regression of the last draw.
 
   Raises:
-    ProbeError: if a class has no example.
+    UserError: if a class has no example.
   """
   largest = np.bincount(train.labels).max()
   for count in (*(n for n in shots if n < largest), None):
@@ -98,16 +165,15 @@ def measure(
       part = train
       if count is not None:
         chosen = draw(train.labels, count, (seed, count, i))
-        part = Embeddings(*(values[chosen] for values in train))
-      head = fit(part, num_classes)
-      logistic.append(head.accuracy(test))
-      voted.append(neighbors_accuracy(part, test, num_neighbors))
-    num_test = len(test.labels)
-    yield Row(
-      count,
-      len(logistic),
-      estimate(logistic, num_test),
-      estimate(voted, num_test),
+        part = train._replace(
+          features=train.features[chosen], labels=train.labels[chosen]
+        )
+      head = fit(part)
+      logistic.append(head.evaluate(test))
+      voted.append(vote(part, test, num_neighbors))
+    row = {'shots': count, 'draws': len(voted)}
+    yield (
+      {**row, 'logistic': estimate(logistic), 'neighbors': estimate(voted)},
       head,
     )
 
@@ -129,27 +195,24 @@ def draw(labels: np.ndarray, shots: int, seed: Sequence[int]) -> np.ndarray:
   return np.sort(np.concatenate(chosen))
 
 
-def fit(train: Embeddings, num_classes: int) -> Head:
+def fit(train: Embeddings) -> Head:
   """Fits multinomial logistic regression on standardized features.
 
   The strength of its L2 penalty is chosen by stratified cross-validation, by
   the log-loss, or is `FIXED_STRENGTH` where a class has a single example.
-
-  Args:
-    train: examples of every class.
-    num_classes: K, at least 2.
 
   Returns:
     The layer, with the standardization in it. For two classes, which have one
     weight per feature, the logits are half of it and its negative.
 
   Raises:
-    ProbeError: if a class has no example.
+    UserError: if a class has no example.
   """
-  counts = np.bincount(train.labels, minlength=num_classes)
+  counts = np.bincount(train.labels, minlength=len(train.names))
   if not counts.all():
-    raise ProbeError(
-      f'There is no image to learn class {int(np.argmin(counts))} from.'
+    raise UserError(
+      'There is no image to learn this class from: '
+      f'{train.names[int(np.argmin(counts))]}.'
     )
   # More precise than the float32 that they are.
   scaler = preprocessing.StandardScaler()
@@ -173,16 +236,14 @@ def fit(train: Embeddings, num_classes: int) -> Head:
   with threadpoolctl.threadpool_limits(1):
     fitted.fit(features, train.labels)
   w, b = fitted.coef_.T, fitted.intercept_
-  if num_classes == 2:
+  if len(train.names) == 2:
     w, b = np.concatenate([-w, w], axis=1) / 2, np.concatenate([-b, b]) / 2
   w = w / scaler.scale_[:, None]
   return Head(w, b - scaler.mean_ @ w)
 
 
-def neighbors_accuracy(
-  train: Embeddings, test: Embeddings, count: int
-) -> float:
-  """Returns the accuracy of a vote of the nearest neighbours, by cosine.
+def vote(train: Embeddings, test: Embeddings, count: int) -> Evaluation:
+  """Returns the predictions of the nearest neighbours, by cosine.
 
   Args:
     train: whose labels vote.
@@ -194,63 +255,58 @@ def neighbors_accuracy(
   )
   voters.fit(train.features, train.labels)
   with threadpoolctl.threadpool_limits(1):
-    predicted = voters.predict(test.features)
-  return float(np.mean(predicted == test.labels))
+    return test.evaluation(voters.predict(test.features))
 
 
-def estimate(accuracies: Sequence[float], num_test: int) -> Estimate:
-  """Returns the mean of accuracies on the same test images.
+def estimate(found: Sequence[Evaluation]) -> dict[str, float]:
+  """Returns {accuracy, low, high} of evaluations on the same test images.
 
-  The interval has both that there are few test images (Wilson's, of the mean)
-  and that there are few draws of training images (Student's t), added as
-  independent errors are.
+  The accuracy is the mean. The interval has both that there are few test images
+  (Wilson's, of the mean) and that there are few draws of training images
+  (Student's t), added as independent errors are.
 
   Args:
-    accuracies: of several draws, or of one that has all images there are.
-    num_test: the number of test images.
+    found: of several draws, or of one that has all images there are.
   """
-  mean, draws = float(np.mean(accuracies)), len(accuracies)
-  low, high = measures.wilson(mean * num_test, num_test)
-  spread = 0.0
+  shares, total = [x.accuracy['share'] for x in found], len(found[0].labels)
+  mean, draws, spread = float(np.mean(shares)), len(found), 0.0
+  low, high = wilson(mean * total, total)
   if draws > 1:
-    error = np.std(accuracies, ddof=1) / np.sqrt(draws)
+    error = np.std(shares, ddof=1) / np.sqrt(draws)
     spread = stats.t.ppf(0.975, draws - 1) * error
-  return Estimate(
-    mean,
-    max(0.0, mean - float(np.hypot(mean - low, spread))),
-    min(1.0, mean + float(np.hypot(high - mean, spread))),
-  )
+  return {
+    'accuracy': mean,
+    'low': max(0.0, mean - float(np.hypot(mean - low, spread))),
+    'high': min(1.0, mean + float(np.hypot(high - mean, spread))),
+  }
 
 
 def save(
   path: str,
-  model: zoo.Model,
-  params: hk.Params,
-  state: hk.State,
+  network: networks.Network,
   head: Head,
   names: Sequence[str],
   **others: Any,
 ) -> None:
-  """Writes a network with another last layer, which says what its classes are.
+  """Writes a network with another last layer, and the names of its classes.
 
   If the file is called weights.safetensors, with its model card beside it.
 
   Args:
     path: ends in .npz or .safetensors.
-    model: the network.
-    params: its parameters.
-    state: its state.
+    network: the network.
     head: the last layer.
     names: of its classes.
-    **others: more to say in the file; see `weights.metadata`.
+    **others: more to note in the file; see `weights.metadata`.
 
   Raises:
     OSError: if it cannot be written.
   """
   layer = {'w': np.float32(head.w), 'b': np.float32(head.b)}
-  params = {**params, embeddings.head(model): layer}
-  model = zoo.with_num_classes(model, len(names))
+  params = network.params
+  params = {**params, module_names.last_layer(params): layer}
+  model = zoo.with_num_classes(network.model, len(names))
   model = dataclasses.replace(model, class_names=tuple(names))
   metadata = weights.describe(model, **others)
-  weights.save_weights(path, params, state, metadata)
+  weights.save_weights(path, params, network.state, metadata)
   card.write_beside(path, metadata=metadata)

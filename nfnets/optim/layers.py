@@ -1,22 +1,15 @@
 """Layers by name: which are trained, or clipped, and how far each one moves."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 import fnmatch
-import re
 from typing import Any
 
 import jax
 import optax
 
+from nfnets import module_names
+
 Mask = Callable[[optax.Params], Any]
-
-# The modules of a block hold its number; that of the first is left out.
-_BLOCK = re.compile(r'\w*block(?:_v\d)?(?:_(\d+))?')
-
-
-def is_last_layer(module: str) -> bool:
-  """Tells whether this is the module of the last linear layer."""
-  return module.split('/~/')[1:] == ['linear'] or module == 'linear'
 
 
 def path(keys) -> tuple[str, str]:
@@ -38,20 +31,25 @@ def choose(names: str) -> Mask:
 
   Returns:
     A function that raises ValueError where one of them fits no parameter.
+
+  Example:
+    >>> mask = optim.choose('last,gain')(params)
   """
   patterns = [name.strip() for name in names.split(',')]
 
   def mask(params):
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     paths = [path(keys) for keys, _ in leaves]
-    stages = _stages(module for module, _ in paths)
+    stages = module_names.stages(module for module, _ in paths)
     chosen = [all(pattern.startswith('!') for pattern in patterns)] * len(paths)
     # What is left out comes last, wherever it stands.
     for pattern in sorted(patterns, key=lambda p: p.startswith('!')):
       name = pattern.removeprefix('!')
       found = [_fits(name, *p, stages) for p in paths]
       if not any(found):
-        layers = dict.fromkeys(_layer(module) for module, _ in paths)
+        layers = dict.fromkeys(
+          module_names.layer(module) for module, _ in paths
+        )
         raise ValueError(
           f'{name!r} fits no parameter. There are the layers last, '
           f'{", ".join(layers)}, stem, '
@@ -71,39 +69,13 @@ def choose(names: str) -> Mask:
 def _fits(pattern: str, module: str, name: str, stages: dict[int, int]) -> bool:
   """Tells whether a pattern of `choose` is about this parameter."""
   if pattern == 'last':
-    return is_last_layer(module)
+    return module_names.is_last_layer(module)
   if pattern == 'stem':
-    return _is_stem(module)
-  if pattern == f'stage{stages.get(_block(module))}':
+    return module_names.is_stem(module)
+  if pattern == f'stage{stages.get(module_names.block(module))}':
     return True
-  parts = [*module.replace('/~', '').split('/'), name]
+  parts = [*module_names.parts(module), name]
   return any(fnmatch.fnmatchcase(part, pattern) for part in parts)
-
-
-def _stages(modules: Iterable[str]) -> dict[int, int]:
-  """Returns {number of a block: its stage, from 1}.
-
-  A stage begins where the shortcut has a convolution.
-  """
-  begins = {}
-  for module in modules:
-    block = _block(module)
-    if block is not None:
-      is_shortcut = module.endswith('conv_shortcut')
-      begins[block] = begins.get(block, False) or is_shortcut
-  stage, stages = 0, {}
-  for block in sorted(begins):
-    stage += begins[block] or not stage
-    stages[block] = stage
-  return stages
-
-
-def depth(module: str) -> tuple[int, int]:
-  """Returns what modules are sorted by, from the input to the output."""
-  block = _block(module)
-  if block is not None:
-    return 1, block
-  return (0 if _is_stem(module) else 2), 0
 
 
 def train_only(
@@ -117,6 +89,9 @@ def train_only(
 
   Returns:
     An optax transformation; its updates of the other parameters are zero.
+
+  Example:
+    >>> tx = optim.train_only(optax.sgd(0.1), optim.choose('last'))
   """
   return optax.partition(
     {True: optimizer, False: optax.set_to_zero()}, param_labels=mask
@@ -127,6 +102,9 @@ def stop_gradients(params: optax.Params, mask: Mask) -> optax.Params:
   """Returns the parameters, of which only the chosen ones have a gradient.
 
   That of the others is zero, and is not computed.
+
+  Example:
+    >>> frozen = optim.stop_gradients(params, optim.choose('last'))
   """
   return jax.tree.map(
     lambda x, chosen: x if chosen else jax.lax.stop_gradient(x),
@@ -150,36 +128,26 @@ def scale_layers(
 
   Returns:
     An optax transformation without a state.
+
+  Example:
+    >>> tx = optax.chain(optax.adamw(1e-3), optim.scale_layers(decay=0.8))
   """
 
   def update_fn(updates, state, params=None):
     del params
     leaves, treedef = jax.tree_util.tree_flatten_with_path(updates)
     modules = [path(keys)[0] for keys, _ in leaves]
-    blocks = [_block(module) for module in modules]
+    blocks = [module_names.block(module) for module in modules]
     num_blocks = max((b for b in blocks if b is not None), default=-1) + 1
     scaled = []
     for module, block, (_, leaf) in zip(modules, blocks, leaves, strict=True):
       distance = 0 if block is None else num_blocks - block
-      if block is None and _is_stem(module):
+      if block is None and module_names.is_stem(module):
         distance = num_blocks + 1
-      factor = decay**distance * (last if is_last_layer(module) else 1)
+      factor = decay**distance * (
+        last if module_names.is_last_layer(module) else 1
+      )
       scaled.append(leaf * factor)
     return jax.tree.unflatten(treedef, scaled), state
 
   return optax.GradientTransformation(lambda _: optax.EmptyState(), update_fn)
-
-
-def _layer(module: str) -> str:
-  """Returns the first part of a path below the network's own name."""
-  return module.split('/~/')[1] if '/~/' in module else module
-
-
-def _block(module: str) -> int | None:
-  """Returns the number of the block that a module is in, from 0."""
-  found = _BLOCK.fullmatch(_layer(module))
-  return found and int(found[1] or 0)
-
-
-def _is_stem(module: str) -> bool:
-  return _layer(module).startswith(('stem', 'initial_conv'))

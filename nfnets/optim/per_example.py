@@ -1,5 +1,7 @@
 """Adaptive gradient clipping of each example's own gradient."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,7 +11,10 @@ from nfnets.optim.layers import Mask
 
 
 def per_example_adaptive_grad_clip(
-  clipping: float = 0.01, eps: float = 1e-3, mask: Mask | None = None
+  clipping: float = 0.01,
+  eps: float = 1e-3,
+  mask: Mask | None = None,
+  axis: agc.Axis | Callable[[str, tuple[int, ...]], agc.Axis] = None,
 ) -> optax.GradientTransformation:
   """Clips each unit of each example's gradient, and takes the mean.
 
@@ -25,14 +30,20 @@ def per_example_adaptive_grad_clip(
     mask: from parameters to bools: which of them are clipped, such as
       `clip_mask`; the others are only averaged. `optax.masked` would leave the
       axis of the examples to these. None clips all.
+    axis: of `adaptive_grad_clip`; without the axis of the examples.
 
   Returns:
     An optax transformation. Its `update` needs `params` and raises ValueError
     without, or where an array is not of a parameter's shape with the examples
     in front: [B, ...]. The updates that it gives have the parameters' shapes.
     Its state is `AdaptiveGradClipState`, of all units of all examples.
+
+  Example:
+    >>> each = jax.tree.map(lambda g: jnp.stack([g, g]), grads)  # [B, ...]
+    >>> tx = optim.per_example_adaptive_grad_clip(0.01)
+    >>> updates, tx_state = tx.update(each, tx.init(layers), layers)
   """
-  clip = agc.adaptive_grad_clip(clipping, eps)
+  clip = agc.adaptive_grad_clip(clipping, eps, axis)
 
   def init_fn(params):
     return clip.init(params)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import optax
 
+from nfnets import module_names
 from nfnets.optim import agc, layers
 from nfnets.optim.layers import Mask
 
@@ -14,6 +15,9 @@ def decay_mask(params: optax.Params) -> Any:
   """Returns a tree of bools: which parameters get weight decay.
 
   All but gains, biases, scales and offsets, which are known by their names.
+
+  Example:
+    >>> decay = optax.add_decayed_weights(2e-5, optim.decay_mask)
   """
 
   def decays(keys, _):
@@ -29,11 +33,14 @@ def clip_mask(params: optax.Params) -> Any:
 
   All but the kernel of the last linear layer, `<network>/~/linear` (arXiv
   2102.06171, section 4.1); those inside squeeze and excite are clipped.
+
+  Example:
+    >>> clip = optax.masked(optim.adaptive_grad_clip(0.01), optim.clip_mask)
   """
 
   def clips(keys, _):
     module, name = layers.path(keys)
-    return not (layers.is_last_layer(module) and name == 'w')
+    return not (module_names.is_last_layer(module) and name == 'w')
 
   return jax.tree_util.tree_map_with_path(clips, params)
 
@@ -48,6 +55,9 @@ def clipped_layers(names: str, params: optax.Params) -> Mask:
 
   Raises:
     ValueError: if one of the names fits no parameter.
+
+  Example:
+    >>> mask = optim.clipped_layers('final_conv', params)
   """
   if not names:
     return clip_mask
@@ -85,6 +95,10 @@ def sgd_agc(
 
   Returns:
     An optax transformation whose `update` needs `params`.
+
+  Example:
+    >>> tx = optim.sgd_agc(0.1, clipping=0.04)
+    >>> updates, tx_state = tx.update(grads, tx.init(layers), layers)
   """
   return optax.chain(
     optax.masked(agc.adaptive_grad_clip(clipping, eps), clipping_mask),
@@ -111,6 +125,9 @@ def make_optimizer(
 
   Raises:
     ValueError: if there is no such optimizer, or it has no such argument.
+
+  Example:
+    >>> tx = optim.make_optimizer('adamw', 1e-3, weight_decay=0.05)
   """
   make = sgd_agc if name == 'sgd_agc' else getattr(optax, name, None)
   parameters = inspect.signature(make).parameters if callable(make) else {}

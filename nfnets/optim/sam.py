@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nfnets.optim import agc
+
 
 def sam_ascent(
   params: optax.Params, gradient: optax.Updates, rho: float = 0.05
@@ -22,11 +24,15 @@ def sam_ascent(
   Returns:
     A tree with the shapes and dtypes of `params`. The descent gradient is the
     one of the whole batch at this point, averaged over devices.
+
+  Example:
+    >>> worse = optim.sam_ascent(layers, grads, rho=0.05)
   """
-  norm = optax.tree.norm(gradient)
+  norms = [agc.norm(g).ravel() for g in jax.tree.leaves(gradient)]
+  norm = agc.norm(jnp.concatenate(norms))[0]
   norm = jnp.where(norm > 0, norm, 1)
   return jax.tree.map(
-    lambda p, g: (p + rho * g / norm).astype(p.dtype), params, gradient
+    lambda p, g: (p + rho * (g / norm)).astype(p.dtype), params, gradient
   )
 
 
@@ -48,6 +54,10 @@ def sam_descent(
 
   Returns:
     An optax transformation whose `update` passes everything on to `base`.
+
+  Example:
+    >>> tx = optim.sam_descent(optax.sgd(0.1))
+    >>> updates, tx_state = tx.update(grads, tx.init(layers), layers)
   """
   base = optax.with_extra_args_support(base)
 
@@ -90,6 +100,12 @@ def sam(
   Returns:
     An optax transformation with the extra argument `grad_fn`. `update` raises
     ValueError without `params` or without `grad_fn`.
+
+  Example:
+    >>> tx = optim.sam(optax.sgd(0.1), rho=0.05)
+    >>> updates, tx_state = tx.update(
+    ...   grads, tx.init(layers), layers, grad_fn=lambda params, i: grads
+    ... )
   """
   descent = sam_descent(base)
 

@@ -25,6 +25,11 @@ def warmup_cosine(
 
   Raises:
     ValueError: if the warm-up is not shorter than the whole.
+
+  Example:
+    >>> schedule = optim.warmup_cosine(0.4, warmup_steps=10, total_steps=100)
+    >>> round(float(schedule(5)), 3)
+    0.2
   """
   if not 0 <= warmup_steps < total_steps:
     raise ValueError(

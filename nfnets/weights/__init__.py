@@ -16,12 +16,7 @@ if TYPE_CHECKING:
   from nfnets.weights.folding import fold_weights, freeze
   from nfnets.weights.matching import Match, check_fits, identify, last_layer
   from nfnets.weights.metadata import describe
-  from nfnets.weights.opening import (
-    load,
-    open_model,
-    read_metadata,
-    read_weights,
-  )
+  from nfnets.weights.opening import open_model, read_metadata, read_weights
   from nfnets.weights.timm import from_timm, to_timm
 
 __all__ = [
@@ -46,25 +41,30 @@ __all__ = [
   'to_timm',
 ]
 
+_HOMES = {
+  'fetching': ('find',),
+  'files': (
+    'Weights',
+    'load_haiku_file',
+    'load_tensors',
+    'load_weights',
+    'save_weights',
+  ),
+  'folding': ('fold_weights', 'freeze'),
+  'matching': ('Match', 'check_fits', 'identify', 'last_layer'),
+  'metadata': ('describe',),
+  'opening': ('open_model', 'read_metadata', 'read_weights'),
+  'timm': ('from_timm', 'to_timm'),
+}
 __getattr__, __dir__ = lazy.attributes(
   __name__,
   {
-    name: f'nfnets.weights.{module}'
-    for module, names in {
-      'fetching': ('find',),
-      'files': (
-        'Weights',
-        'load_haiku_file',
-        'load_tensors',
-        'load_weights',
-        'save_weights',
-      ),
-      'folding': ('fold_weights', 'freeze'),
-      'matching': ('Match', 'check_fits', 'identify', 'last_layer'),
-      'metadata': ('describe',),
-      'opening': ('load', 'open_model', 'read_metadata', 'read_weights'),
-      'timm': ('from_timm', 'to_timm'),
-    }.items()
-    for name in names
+    # Not from here, because it is about runtimes, too.
+    'load': 'nfnets.inference.loading',
+    **{
+      name: f'nfnets.weights.{module}'
+      for module, names in _HOMES.items()
+      for name in names
+    },
   },
 )

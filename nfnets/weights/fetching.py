@@ -7,29 +7,37 @@ Its SHA-256 is written beside it then, and compared whenever a process first
 takes the file, which takes as long as reading it: 0.2 s for F0.
 """
 
-import atexit
 from collections.abc import Iterator
 import contextlib
 import difflib
 import functools
 import hashlib
+import logging
 import os
 import pathlib
-import re
-import shutil
 import sys
-import tempfile
+from typing import Any
 
 try:
   import fcntl
 except ModuleNotFoundError:  # Windows, where two processes would fetch twice.
   fcntl = None
 
-from nfnets import buckets, paths
+from nfnets import errors, messages, paths
 from nfnets.weights import downloading, hub
 
 RELEASED = {f'nfnet_f{i}': f'F{i}_haiku.npz' for i in range(7)}
 URL = 'https://storage.googleapis.com/dm-nfnets'
+# MD5 of the files at URL, as another project (ethanluoyc/jam) has recorded it.
+_MD5 = {
+  'F0_haiku.npz': '0a41039da1cb43adf47f1b7d86ddfe0f',
+  'F1_haiku.npz': 'c9126bbfaf855f9ddb7ff3b902558781',
+  'F2_haiku.npz': '7a018d8d1498020e2f5a8719a1e7f53f',
+  'F3_haiku.npz': 'd8e1e78d26db659c486150dbaccbe78a',
+  'F4_haiku.npz': 'f5974a7e3388aa81b91a9f1403e759a4',
+  'F5_haiku.npz': '8639e925de951030651ac775b9f915c3',
+  'F6_haiku.npz': 'b16cca40ac1ecec2bd5e3273866da0c1',
+}
 # What a run leaves in its folder.
 _RUN_WEIGHTS = 'weights.safetensors'
 # The version of each local copy of what is in a bucket.
@@ -51,66 +59,61 @@ def find(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
     OSError: if there is no such file, or it cannot be fetched.
     ValueError: for a folder without weights, a name that there cannot be, and a
       file in the cache that has changed.
+
+  Example:
+    >>> weights.find('digits.npz').name
+    'digits.npz'
   """
   text = os.fspath(name_or_path)
-  if text.startswith('gs://'):
-    return _in_bucket(text)
-  if not hub.is_name(text):
-    paths.path(text)  # Refuses other schemes.
-  path = os.path.expanduser(text)
-  if os.path.isdir(path):
-    inside = os.path.join(path, _RUN_WEIGHTS)
-    if os.path.isfile(inside):
-      return pathlib.Path(inside)
-  elif os.path.exists(path):
-    return pathlib.Path(path)
+  if text.startswith('hf://'):
+    return hub.fetch(text, is_offline())
+  path = paths.path(text)
+  for found in (path, path / _RUN_WEIGHTS):
+    if paths.is_file(found):
+      return _copy(found) if paths.is_remote(text) else found
   if text in RELEASED:
     return _released(text)
   if hub.is_name(text):
-    found = hub.fetch(text, is_offline())
-    # The hub's cache names large files by their SHA-256.
-    blob = found.resolve()
-    if re.fullmatch('[0-9a-f]{64}', blob.name):
-      _compare(blob, blob.name)
-    return found
-  if os.path.isdir(path):
+    return hub.fetch(text, is_offline())
+  if paths.is_dir(path):
     raise ValueError(
       f'{text}: this folder has no {_RUN_WEIGHTS}, which a run leaves there.'
     )
   raise FileNotFoundError(f'{text}: there is no such file.{_hint(text)}')
 
 
+def check(name_or_path: str) -> None:
+  """Raise as `find` does where there is nothing to fetch and no such file."""
+  if os.path.exists(paths.expand(name_or_path)) or not (
+    paths.is_remote(name_or_path)
+    or name_or_path in RELEASED
+    or hub.is_name(name_or_path)
+  ):
+    find(name_or_path)
+
+
 def digest(path: pathlib.Path) -> str:
   """Returns the SHA-256 of a file, which is read once if it does not change."""
-  return _sha256(path, *_version(path))
+  status = path.stat()
+  return _sha256(path, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
-def _in_bucket(name: str) -> pathlib.Path:
-  """Returns a local copy of a file in a bucket, or of what a run left there."""
-  path = paths.path(name)
-  if not paths.is_file(path):
-    path = path / _RUN_WEIGHTS
-    if not paths.is_file(path):
-      raise FileNotFoundError(
-        f'{name}: there is no such file, and no {path}, which a run leaves.'
-      )
+@functools.cache
+def _sha256(path: pathlib.Path, *version: int) -> str:
+  del version
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _copy(path: Any) -> pathlib.Path:
+  """Returns a local copy of a file in a bucket."""
   # Under its name, because messages name the copy.
-  copy = _copies_folder() / str(path).removeprefix('gs://')
-  content, _copies[copy] = buckets.read_version(
-    str(path), _copies.get(copy, b'')
-  )
+  copy = paths.process_folder() / str(path).removeprefix('gs://')
+  content, _copies[copy] = paths.read_version(path, _copies.get(copy, b''))
   if content is not None:
     copy.parent.mkdir(parents=True, exist_ok=True)
     paths.write_bytes(copy, content)
   return copy
-
-
-@functools.cache
-def _copies_folder() -> pathlib.Path:
-  """Returns a folder that is removed when the process ends."""
-  folder = tempfile.mkdtemp(prefix='nfnets-')
-  atexit.register(shutil.rmtree, folder, ignore_errors=True)
-  return pathlib.Path(folder)
 
 
 def is_offline() -> bool:
@@ -119,35 +122,45 @@ def is_offline() -> bool:
   return value not in ('', '0', 'false', 'no', 'off')
 
 
-def cache_folder() -> pathlib.Path:
-  """Returns the folder of the released weights."""
-  if folder := os.environ.get('NFNETS_CACHE'):
-    return pathlib.Path(os.path.expanduser(folder))
-  cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  return pathlib.Path(cache, 'nfnets', 'weights')
-
-
 def _released(name: str) -> pathlib.Path:
-  """Returns the file of a model's released weights."""
-  path = cache_folder() / RELEASED[name]
+  path = paths.cache_folder('weights') / RELEASED[name]
   if not os.path.exists(path):  # Nor may one look.
-    source = _source(RELEASED[name])
+    source = _source(path.name)
     if is_offline() and '://' in source:
       raise FileNotFoundError(
         f'{name}: the weights are not here, and nothing may be fetched '
         f'(NFNETS_OFFLINE is set). Put {source} at {path}'
       )
     try:
-      _fetch(name, source, path)
-    except downloading.DownloadError:
-      raise
+      path.parent.mkdir(parents=True, exist_ok=True)
+      with _locked(path):
+        if not path.exists():  # Another process may have fetched it meanwhile.
+          _fetch(name, source, path)
     except OSError as error:
-      raise downloading.DownloadError(
-        f'{error.filename or path.parent}: {error.strerror or error}. '
+      if error.errno is None:  # Its message is about the source.
+        raise
+      raise OSError(
+        f'{error.filename or path.parent}: {error.strerror}. '
         'NFNETS_CACHE=FOLDER names another place to keep weights.'
       ) from error
-  _verify(name, path)
+  record = _record(path)
+  if record.exists():
+    text = record.read_text(encoding='ascii', errors='replace')
+    expected, actual = text.partition(' ')[0], digest(path)
+    if actual != expected:
+      raise ValueError(
+        f'{path} is not what was fetched: its SHA-256 is {actual[:16]}..., not '
+        f'{messages.printable(expected[:16])}... Remove it, and it will be '
+        'fetched anew.'
+      )
+  else:  # Somebody put the file there.
+    _check(name, path, path)
   return path
+
+
+def _record(path: pathlib.Path) -> pathlib.Path:
+  """Returns the file with the SHA-256 of a released one, as of `sha256sum`."""
+  return path.with_name(f'{path.name}.sha256')
 
 
 def _source(file: str) -> str:
@@ -160,84 +173,52 @@ def _source(file: str) -> str:
       f'NFNETS_WEIGHTS_URL={mirror} is neither http:// nor https:// nor a '
       'folder.'
     )
-  return os.path.join(os.path.expanduser(mirror), file)
+  return os.path.join(paths.expand(mirror), file)
 
 
 def _fetch(name: str, source: str, path: pathlib.Path) -> None:
-  """Fetches a file, unless another process has done so meanwhile."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with _locked(path):
-    if path.exists():
-      return
-    partial = path.with_name(f'{path.name}.partial')
-    downloading.download(source, partial)
-    try:
-      _check(name, partial)
-    except ValueError as error:
-      downloading.remove(partial)
-      reason = str(error).removeprefix(f'{partial} ')
-      where = f'{source} ' if reason != str(error) else f'{source}: '
-      raise downloading.DownloadError(where + reason) from error
-    _record(path, partial)
-    os.replace(partial, path)
+  """Downloads a file, and looks at it."""
+  partial = path.with_name(f'{path.name}.partial')
+  downloading.download(source, partial)
+  try:
+    _check(name, partial, path, source)
+  except ValueError as error:
+    downloading.remove(partial)
+    raise OSError(str(error).replace(str(partial), source)) from error
+  paths.put(partial, path)
 
 
-def _check(name: str, path: pathlib.Path) -> None:
-  """Raises ValueError unless a file has weights of that model."""
+def _check(
+  name: str, file: pathlib.Path, path: pathlib.Path, source: str = ''
+) -> None:
+  """Records the SHA-256 of a file if it has weights of that model.
+
+  If it came from the official address with another MD5 than is known, the
+  record says that, too.
+
+  Raises:
+    ValueError: if it has not.
+  """
   from nfnets.weights import files, matching
 
-  match = matching.identify(files.load_weights(path).params)
-  if match.name != name:
-    raise ValueError(f'These weights are of {match.name}, not of {name}.')
-
-
-def _verify(name: str, path: pathlib.Path) -> None:
-  """Raises ValueError unless a file in the cache is what it was."""
-  try:
-    recorded = _digest_file(path).read_text(encoding='ascii', errors='replace')
-  except FileNotFoundError:
-    # Somebody put the file there.
-    try:
-      _check(name, path)
-    except ValueError as error:
-      where = '' if str(path) in str(error) else f'{path}: '
-      raise ValueError(f'{where}{error}') from error
-    with contextlib.suppress(OSError):  # A folder that others look after.
-      _record(path, path)
-    return
-  _compare(path, recorded.partition(' ')[0])
-
-
-def _record(path: pathlib.Path, content: pathlib.Path) -> None:
-  """Writes the SHA-256 of a file's content, as `sha256sum` does."""
-  text = f'{digest(content)}  {path.name}\n'
-  _digest_file(path).write_text(text, encoding='ascii')
-
-
-def _compare(path: pathlib.Path, expected: str) -> None:
-  actual = digest(path)
-  if actual != expected:
-    raise ValueError(
-      f'{path} is not what was fetched: its SHA-256 is {actual[:16]}..., not '
-      f'{ascii(expected[:16])[1:-1]}... Remove it, and it will be fetched anew.'
-    )
-
-
-def _digest_file(path: pathlib.Path) -> pathlib.Path:
-  return path.with_name(f'{path.name}.sha256')
-
-
-def _version(path: pathlib.Path) -> tuple[int, int, int]:
-  status = path.stat()
-  return status.st_size, status.st_mtime_ns, status.st_ino
-
-
-@functools.cache
-def _sha256(path: pathlib.Path, *version: int) -> str:
-  """Returns the SHA-256 of a file, computed once for each version of it."""
-  del version
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
+  params = files.load_any(file).params
+  with errors.prefix(str(file)):
+    found = matching.identify(params).name
+    if found != name:
+      raise ValueError(f'These weights are of {found}, not of {name}.')
+  record = f'{digest(file)}  {path.name}\n'
+  if source == f'{URL}/{path.name}':
+    with open(file, 'rb') as opened:
+      md5 = hashlib.file_digest(opened, 'md5').hexdigest()
+    if md5 != _MD5[path.name]:
+      note = (
+        f'{source} has the MD5 {md5}, and not {_MD5[path.name]}, which another '
+        'project has recorded for it: the file may have changed since.'
+      )
+      logging.getLogger(__name__).warning('%s', note)
+      record += f'# {note}\n'
+  with contextlib.suppress(OSError):  # A folder that others look after.
+    _record(path).write_text(record, 'ascii')
 
 
 @contextlib.contextmanager
@@ -261,20 +242,10 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
 
 
 def _hint(text: str) -> str:
-  """Returns what else could have been meant, as another sentence."""
-  for name, file in RELEASED.items():
-    if os.path.basename(text) == file:
-      return f' The name {name} fetches the released file.'
-  from nfnets import zoo
-
-  if text in zoo.list_models():
-    return (
-      f' {text} is a model without released weights; these are of '
-      f'{", ".join(RELEASED)}.'
-    )
+  # Begins with a space, as another sentence does.
   names = [*RELEASED, *hub.NAMES]
-  near = (f'nfnet_{text}', f'timm/{text}', text)
-  close = [name for name in names if name.partition('.')[0] in near]
+  near = {f'nfnet_{text}', f'timm/{text}', os.path.basename(text)}
+  close = [x for x in names if near & {x.partition('.')[0], RELEASED.get(x)}]
   # A path is no misspelled name.
   if not close and ('/' not in text or text.startswith('timm/')):
     close = difflib.get_close_matches(text, names, n=3, cutoff=0.7)

@@ -4,56 +4,72 @@ What the project writes is .npz or .safetensors, with the keys 'module/name' of
 parameters and 'state:module/name' of model state, and what is to be said about
 the network as JSON beside them (see metadata.py). It also reads the released
 format, which is a pickle, and PyTorch's files. No file can run anything.
+
+A reader raises UserError with the rest of a sentence that begins with 'This
+file', or any other error where the file is damaged.
 """
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import io
+import mmap
 import os
 import pathlib
 from typing import Any, NamedTuple
+import zipfile
 
 import jax.numpy as jnp
 import numpy as np
 
-from nfnets import paths
-from nfnets.weights import (
-  archive,
-  haiku_pickle,
-  safetensors_file,
-  torch_file,
-  unpickle,
-)
+from nfnets import errors, messages, paths
+from nfnets.errors import UserError
 from nfnets.weights import metadata as metadata_lib
+from nfnets.weights import pickles, timm, torch_file
 
 Tree = dict[str, dict[str, np.ndarray]]
 Path = str | os.PathLike[str]
 
 _STATE = 'state:'
 _MAX_KEY = 1000  # Characters.
-# The array of bytes in .npz that has the metadata.
-_NPZ_METADATA = '__metadata__'
-# How other files begin that people take for weights.
-_OTHERS = (
-  (
-    b'version https://git-lfs',
-    'a Git LFS pointer; `git lfs pull` gets the file',
+_NPZ_METADATA = '__metadata__'  # An array of bytes in .npz.
+_METADATA = 'nfnets'  # Among the metadata that .safetensors has.
+# Weights hardly shrink when they are packed; zeros do.
+_MAX_PACKING = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 100}
+# How files begin: those that are read, and others that people take for weights.
+_STARTS = {
+  b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.': (
+    'is a PyTorch file of the format before version 1.6; with a newer PyTorch, '
+    "torch.save(torch.load('old.pth'), 'new.pth') converts it"
   ),
-  (b'\x1f\x8b', 'packed with gzip; unpack it first'),
-  (b'\x89HDF', 'an HDF5 file'),
-  (b'\x93NUMPY', 'a single array, not a tree of them'),
-  (b'{', 'JSON'),
-)
+  b'\x80': 'pickle',
+  b'PK': 'zip',
+  b'version https://git-lfs': 'is a Git LFS pointer; `git lfs pull` fetches it',
+  b'\x1f\x8b': 'is packed with gzip; unpack it first',
+  b'\x89HDF': 'is an HDF5 file',
+  b'\x93NUMPY': 'is a single array, not a tree of them',
+  b'{': 'is JSON',
+  b'<': 'is a web page (HTML) and not weights: the download went wrong',
+}
 
 
 class Weights(NamedTuple):
-  """Parameters and model state, {module: {name: array}} each."""
+  """Parameters and model state, {module: {name: array}} each.
+
+  Example:
+    >>> weights.load_weights('digits.npz').state
+    {}
+  """
 
   params: Tree
   state: Tree  # Empty for most networks.
 
 
 def load_haiku_file(path: Path) -> Tree:
-  """Reads parameters, as `load_weights` does."""
+  """Reads parameters, as `load_weights` does.
+
+  Example:
+    >>> params = weights.load_haiku_file('digits.npz')
+  """
   return load_weights(path).params
 
 
@@ -73,38 +89,30 @@ def load_weights(path: Path) -> Weights:
   Raises:
     FileNotFoundError: if there is no such file.
     ValueError: if it is anything else than such a file, or is damaged.
+
+  Example:
+    >>> params, state = weights.load_weights('digits.npz')
   """
-  with _opened(path) as file:
-    match _recognize(file):
-      case 'pickle':
-        weights = Weights(haiku_pickle.read(file), {})
-      case 'npz':
-        members = archive.Archive(file.raw, file.size)
-        arrays = archive.read_npz(members)
-        arrays.pop(_NPZ_METADATA, None)
-        weights = _unflatten(arrays)
-      case 'safetensors':
-        weights = _unflatten(safetensors_file.read(path))
-      case _:
-        raise ValueError(
-          'is a file of PyTorch; nfnets.weights.open_model reads it, if it is '
-          "one of timm's normalizer-free networks"
-        )
-    if not weights.params:
-      raise ValueError('holds no parameters')
-    return weights
+  with _opened(path) as (kind, file):
+    if kind == 'torch':
+      raise UserError(
+        'is a file of PyTorch; nfnets.weights.open_model reads it, if it is '
+        "one of timm's normalizer-free networks"
+      )
+    return _read_weights(kind, file)
 
 
 def load_tensors(path: Path) -> dict[str, np.ndarray]:
   """Reads a state dict that PyTorch or safetensors wrote, without PyTorch.
 
   Where a checkpoint of training has it under 'state_dict' or the like, this is
-  what is read, averaged weights first. A 'module.' or
-  '_orig_mod.' before the names, from a wrapped model, is removed.
+  what is read, averaged weights first; all else in the checkpoint is skipped.
+  Before the names, '_orig_mod.', 'module.', 'model.', 'net.' and 'backbone.' of
+  torch.compile, DDP and Lightning are removed.
 
   Args:
-    path: a .pth or .bin file of torch.save, or a .safetensors file; recognized
-      by its content.
+    path: a .pth or .bin file that torch.save wrote since PyTorch 1.6, or a
+      .safetensors file; recognized by its content.
 
   Returns:
     {name: array}; bfloat16 becomes float32.
@@ -112,34 +120,27 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
   Raises:
     FileNotFoundError: if there is no such file.
     ValueError: if it is anything else than such a file, or is damaged.
+
+  Example:
+    >>> tensors = weights.load_tensors('digits.safetensors')
   """
-  with _opened(path) as file:
-    match _recognize(file):
-      case 'torch_zip':
-        members = archive.Archive(file.raw, file.size)
-        arrays = torch_file.read_zip(members)
-      case 'torch_legacy':
-        arrays = torch_file.read_legacy(file)
-      case 'safetensors':
-        arrays = torch_file.clean_names(safetensors_file.read(path))
-      case _:
-        raise ValueError(
-          "is no file of PyTorch; nfnets.weights.load_weights reads Haiku's"
-        )
-    if not arrays:
-      raise ValueError('holds no tensors')
-    return arrays
+  with _opened(path) as (kind, file):
+    if kind not in ('torch', 'safetensors'):
+      raise UserError(
+        "is no file of PyTorch; nfnets.weights.load_weights reads Haiku's"
+      )
+    return _read_tensors(kind, file)
 
 
-def has_modules(path: Path) -> bool:
-  """Returns whether names in a .safetensors file are those of Haiku's modules.
-
-  Raises:
-    FileNotFoundError: if there is no such file.
-    ValueError: if it is damaged.
-  """
-  with _opened(path):
-    return any('/' in name for name in safetensors_file.names(path))
+def load_any(path: Path) -> Weights:
+  """Reads what `load_weights` does, or converts a state dict of timm's."""
+  with _opened(path) as (kind, file):
+    has_modules = kind == 'safetensors' and '/' in ''.join(file.keys())
+    if has_modules or kind in ('pickle', 'npz'):
+      return _read_weights(kind, file)
+    tensors = _read_tensors(kind, file)
+  with errors.prefix(os.fspath(path)):
+    return Weights(timm.guess_tree(tensors), {})
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -156,15 +157,12 @@ def read_metadata(path: Path) -> dict[str, Any]:
     FileNotFoundError: if there is no such file.
     ValueError: if it is no file of weights, or its metadata are damaged.
   """
-  with _opened(path) as file:
-    match _recognize(file):
-      case 'npz':
-        members = archive.Archive(file.raw, file.size)
-        text = archive.read_bytes(members, _NPZ_METADATA)
-      case 'safetensors':
-        text = safetensors_file.read_metadata(path)
-      case _:
-        text = None
+  text = None
+  with _opened(path) as (kind, file):
+    if kind == 'npz' and f'{_NPZ_METADATA}.npy' in file.namelist():
+      text = _read_npy(file, _NPZ_METADATA).tobytes()
+    elif kind == 'safetensors':
+      text = (file.metadata() or {}).get(_METADATA)
     return {} if text is None else metadata_lib.decode(text)
 
 
@@ -192,6 +190,10 @@ def save_weights(
     OSError: if it cannot be written.
     ValueError: for another suffix or scheme, and for names, leaves or metadata
       that would not come back from the file.
+
+  Example:
+    >>> metadata = weights.describe(model, step=3000)
+    >>> weights.save_weights('digits.safetensors', params, state, metadata)
   """
   suffix = pathlib.PurePath(path).suffix
   if suffix.lower() not in ('.npz', '.safetensors'):
@@ -199,104 +201,173 @@ def save_weights(
       f'{path}: weights are written to a name that ends in .npz or '
       f'.safetensors, not {suffix or "without a suffix"!r}.'
     )
-  arrays = {**_flatten(params, ''), **_flatten(state or {}, _STATE)}
-  text = metadata_lib.encode(metadata) if metadata else None
-  with paths.writing(path) as temporary:
-    with open(temporary, 'wb') as file:
-      mode = os.fstat(file.fileno()).st_mode
-      if suffix.lower() == '.npz':
-        if text is not None:
-          arrays[_NPZ_METADATA] = np.frombuffer(text, np.uint8)
-        np.savez(file, **arrays)
-    if suffix.lower() == '.safetensors':
-      safetensors_file.write(temporary, arrays, text)
-      # It made a new file, which only its owner may read.
-      os.chmod(temporary, mode)
+  with _naming(os.fspath(path)):
+    arrays = {**_flatten(params, ''), **_flatten(state or {}, _STATE)}
+    text = metadata_lib.encode(metadata) if metadata else None
+  with paths.writing(path) as temporary, open(temporary, 'wb') as file:
+    if suffix.lower() == '.npz':
+      if text is not None:
+        arrays[_NPZ_METADATA] = np.frombuffer(text.encode(), np.uint8)
+      np.savez(file, **arrays)
+    else:
+      import safetensors.numpy
 
-
-def recognize(path: Path) -> str:
-  """Returns what kind of file it is, by its content.
-
-  Returns:
-    'pickle' (the released format), 'npz', 'safetensors', 'torch_zip' or
-    'torch_legacy'.
-
-  Raises:
-    FileNotFoundError: if there is no such file.
-    ValueError: if it is none of these.
-  """
-  with _opened(path) as file:
-    return _recognize(file)
-
-
-def _recognize(file: unpickle.File) -> str:
-  start = file.read(min(file.size, 512))
-  file.rewind()
-  if not start:
-    raise ValueError('is empty: a download that did not begin')
-  # The first eight bytes are a length here, and may look like anything else.
-  length = int.from_bytes(start[:8], 'little')
-  if start[8:9] == b'{' and length <= file.size - 8:
-    return 'safetensors'
-  if start.startswith(torch_file.LEGACY_START):
-    return 'torch_legacy'
-  if start.startswith(b'\x80'):
-    return 'pickle'
-  if start.startswith(b'PK'):
-    return _recognize_zip(archive.Archive(file.raw, file.size))
-  if start[8:9] == b'{':
-    raise ValueError(
-      'is a .safetensors file that is damaged, or a download that stopped'
-    )
-  if start.lstrip().startswith(b'<'):
-    raise ValueError(
-      'is a web page (HTML) and not weights: the download went wrong'
-    )
-  for magic, what in _OTHERS:
-    if start.startswith(magic):
-      raise ValueError(f'is {what}')
-  raise ValueError(
-    'is not a file of weights: neither the released format (a pickle) nor '
-    f'.npz, .safetensors or .pth. It begins with {start[:16]!r}.'
-  )
-
-
-def _recognize_zip(members: archive.Archive) -> str:
-  names = members.names
-  if any(name.endswith('/data.pkl') for name in names):
-    return 'torch_zip'
-  if names and all(name.endswith('.npy') for name in names):
-    return 'npz'
-  shown = ascii(names[:3])[:200] if names else 'nothing'
-  raise ValueError(f'is a zip archive of {shown}, not of weights')
+      entries = None if text is None else {_METADATA: text}
+      file.write(safetensors.numpy.save(arrays, entries))
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[unpickle.File]:
-  """Opens a file, and names it in what is raised about it."""
+def _opened(path: Path) -> Iterator[tuple[str, Any]]:
+  """Opens a file of weights, and names it in what is raised about it.
+
+  Yields:
+    'pickle' (the released format) and the mapped file, 'npz' and 'torch' and
+    the archive, or 'safetensors' and its reader.
+  """
+  path = os.fspath(path)
   if not os.path.exists(path):
-    raise FileNotFoundError(f'{os.fspath(path)}: there is no such file.')
+    raise FileNotFoundError(f'{path}: there is no such file.')
   if not os.path.isfile(path):
-    raise ValueError(f'{os.fspath(path)} is a folder or a device, not a file.')
-  with open(path, 'rb') as file:
-    try:
-      yield unpickle.File(file, os.fstat(file.fileno()).st_size)
-    except ValueError as error:
-      message = str(error).rstrip('.')
-      raise ValueError(f'{os.fspath(path)} {message}.') from error
+    raise ValueError(f'{path}: this is a folder or a device, not a file.')
+  with _naming(path), contextlib.ExitStack() as stack:
+    file = stack.enter_context(open(path, 'rb'))
+    size = os.fstat(file.fileno()).st_size
+    kind = _recognize(file.read(512), size)
+    if kind == 'safetensors':
+      import safetensors  # `import nfnets` does without it.
+
+      content = safetensors.safe_open(path, framework='numpy')
+    elif kind == 'pickle':
+      content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    else:
+      content = zipfile.ZipFile(file)
+      kind = _recognize_zip(content, size)
+    yield kind, stack.enter_context(content)
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+  """Turns any error of a reader into a ValueError with the file's name."""
+  try:
+    yield
+  except UserError as error:
+    raise ValueError(f'{path}: This file {error}.') from error
+  except Exception as error:
+    reason = messages.one_line(error).rstrip('.')
+    raise ValueError(
+      f'{path}: This file is damaged, or a download that stopped: {reason}.'
+    ) from error
+
+
+def _recognize(start: bytes, size: int) -> str:
+  """Returns 'pickle', 'zip' or 'safetensors', by how a file begins."""
+  if not start:
+    raise UserError('is empty: a download that did not begin')
+  is_json = start[8:9] == b'{'
+  # The first eight bytes are a length then, and may look like anything else.
+  if is_json and int.from_bytes(start[:8], 'little') <= size - 8:
+    return 'safetensors'
+  for magic, kind in _STARTS.items():
+    if start.lstrip().startswith(magic):
+      if ' ' in kind:
+        raise UserError(kind)
+      return kind
+  if is_json:  # Its reader says that it is too short.
+    return 'safetensors'
+  raise UserError(
+    'is not a file of weights: neither the released format (a pickle) nor '
+    f'.npz, .safetensors or .pth. It begins with {start[:16]!r}'
+  )
+
+
+def _recognize_zip(archive: zipfile.ZipFile, size: int) -> str:
+  """Returns 'torch' or 'npz'.
+
+  What an archive says about sizes is checked before memory is taken: a few
+  bytes can claim, and even unpack to, more than there is.
+  """
+  names = archive.namelist()
+  sizes = [
+    member.file_size / _MAX_PACKING.get(member.compress_type, 1e-9)
+    for member in archive.infolist()
+  ]
+  if sum(sizes) > size or len(set(names)) != len(names):
+    raise UserError(
+      f'is a zip archive of {size} bytes that claims to hold much more, has '
+      'two files of the same name, or is packed in an unknown way'
+    )
+  if any(name.endswith('/data.pkl') for name in names):
+    return 'torch'
+  if names and all(name.endswith('.npy') for name in names):
+    return 'npz'
+  shown = ascii(names[:3])[:200] if names else 'nothing'
+  raise UserError(f'is a zip archive of {shown}, not of weights')
+
+
+def _read_npy(archive: zipfile.ZipFile, key: str) -> np.ndarray:
+  content = io.BytesIO(archive.read(f'{key}.npy'))  # Compares its checksum.
+  return np.lib.format.read_array(content, allow_pickle=False)
+
+
+def _read_arrays(kind: str, file: Any) -> dict[str, np.ndarray]:
+  """Reads {key: array} from a file that `_opened` yields, but for pickles."""
+  if kind == 'torch':
+    return torch_file.read(file)
+  if kind == 'npz':
+    keys = [name.removesuffix('.npy') for name in file.namelist()]
+    keys = [key for key in keys if key != _NPZ_METADATA]
+    return {key: _as_numbers(key, _read_npy(file, key)) for key in keys}
+  return {key: _as_numbers(key, file.get_tensor(key)) for key in file.keys()}
+
+
+def _read_tensors(kind: str, file: Any) -> dict[str, np.ndarray]:
+  """Reads {name: array} from a file of PyTorch or of safetensors."""
+  arrays = torch_file.clean_names(_read_arrays(kind, file))
+  if not arrays:
+    raise UserError('holds no tensors')
+  return arrays
+
+
+def _read_weights(kind: str, file: Any) -> Weights:
+  """Reads what `save_weights` wrote, or the released format."""
+  if kind == 'pickle':
+    weights = Weights(pickles.read_tree(file), {})
+  else:
+    weights = Weights({}, {})
+    for key, array in _read_arrays(kind, file).items():
+      module, _, name = key.rpartition('/')
+      if not module or not name:
+        raise UserError(
+          f'has a key {ascii(key)[:200]}, not of the form module/name; '
+          "nfnets.weights.open_model reads timm's files"
+        )
+      is_state = module.startswith(_STATE)
+      tree = weights.state if is_state else weights.params
+      tree.setdefault(module.removeprefix(_STATE), {})[name] = array
+  if not weights.params:
+    raise UserError('holds no parameters')
+  return weights
+
+
+def _as_numbers(key: str, array: np.ndarray) -> np.ndarray:
+  """Returns an array in the machine's byte order; bfloat16 as float32."""
+  if array.dtype == jnp.bfloat16:
+    array = array.astype(np.float32)
+  if array.dtype.str[1:] not in pickles.NUMERIC:
+    raise UserError(
+      f'has {ascii(key)[:200]}, an array of {array.dtype} and not of numbers'
+    )
+  return array.astype(array.dtype.newbyteorder('='), copy=False)
 
 
 def _flatten(tree: Any, prefix: str) -> dict[str, np.ndarray]:
   """Returns {'module/name': array}, as the files have it."""
-  if not isinstance(tree, Mapping):
-    raise ValueError(f'Weights are a dict of modules, not {type(tree)}.')
   flat = {}
+  if not isinstance(tree, Mapping) or not all(
+    isinstance(leaves, Mapping) for leaves in tree.values()
+  ):
+    raise UserError('is to hold a dict of modules, and each a dict of arrays')
   for module, leaves in tree.items():
-    if not isinstance(leaves, Mapping):
-      raise ValueError(
-        f'Under {module!r} there should be a dict of arrays, not '
-        f'{type(leaves)}.'
-      )
     for name, leaf in leaves.items():
       key = f'{module}/{name}'
       # What is not printable, or very long, cannot be in every file.
@@ -308,37 +379,13 @@ def _flatten(tree: Any, prefix: str) -> dict[str, np.ndarray]:
         or not key.isprintable()
         or len(key) > _MAX_KEY
       ):
-        raise ValueError(
-          f'{name!r} of module {module!r} would not have the same names when '
-          'it is read from a file again.'
+        raise UserError(
+          f'is to hold {name!r} of module {module!r}, which would not have the '
+          'same names when it is read again'
         )
-      flat[prefix + key] = _as_numpy(key, leaf)
+      try:
+        array = np.asarray(leaf, order='C')
+      except (TypeError, ValueError) as error:
+        raise UserError(f'is to hold {key}, no array: {error}') from error
+      flat[prefix + key] = _as_numbers(key, array)
   return flat
-
-
-def _as_numpy(key: str, leaf: Any) -> np.ndarray:
-  try:
-    array = np.asarray(leaf)
-  except (TypeError, ValueError) as error:
-    raise ValueError(f'{key} is not an array: {error}') from error
-  if array.dtype == jnp.bfloat16:
-    array = array.astype(np.float32)
-  if array.dtype.str[1:] not in haiku_pickle.NUMERIC:
-    raise ValueError(f'{key} is an array of {array.dtype}, not of numbers.')
-  return array.astype(array.dtype.newbyteorder('='), order='C', copy=False)
-
-
-def _unflatten(flat: dict[str, np.ndarray]) -> Weights:
-  """Returns the trees of what `_flatten` made."""
-  weights = Weights({}, {})
-  for key, array in flat.items():
-    module, _, name = key.rpartition('/')
-    if not module or not name:
-      raise ValueError(
-        f'has a key {ascii(key)[:200]}, not of the form module/name; '
-        "nfnets.weights.open_model reads timm's files"
-      )
-    is_state = module.startswith(_STATE)
-    tree = weights.state if is_state else weights.params
-    tree.setdefault(module.removeprefix(_STATE), {})[name] = array
-  return weights

@@ -1,13 +1,17 @@
 """Standardizing the kernels once, for inference."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from concurrent import futures
+import math
+import os
 from typing import Any
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from nfnets import base, zoo
+from nfnets import base, conv, zoo
 from nfnets.weights import matching
 
 
@@ -31,14 +35,50 @@ def fold_weights(
 
   Raises:
     ValueError: if no model is given and the parameters fit none.
+
+  Example:
+    >>> folded = weights.fold_weights(params, model)
   """
   if model is None:
     match = matching.identify(params)
     model = zoo.create_model(match.name, match.num_classes)
   folded = {module: dict(leaves) for module, leaves in params.items()}
-  for module, kernel in _standardized_kernels(params, model).items():
-    del folded[module]['w'], folded[module]['gain']
-    folded[module][base.FOLDED] = kernel
+  gains = [leaves['gain'] for leaves in params.values() if 'gain' in leaves]
+  if not gains:
+    return folded
+  # The scale is computed for as many channels everywhere, because to compile it
+  # for each number of them takes longer than all the rest.
+  widest = max(map(len, gains))
+
+  def fold(module: base.WSConv2D, eps: float) -> None:
+    leaves = folded[module.module_name]
+    weight, gain = (np.asarray(leaves.pop(key)) for key in ('w', 'gain'))
+    fan_in = math.prod(weight.shape[:-1])
+    centred = weight - weight.mean((0, 1, 2))
+    var = np.einsum('hwio,hwio->o', centred, centred) / fan_in
+    more = (0, widest - len(gain))
+    scale = module._scale(
+      np.pad(var, more)[None, None, None], np.pad(gain, more), fan_in, eps
+    )
+    centred *= np.asarray(scale)[..., : len(gain)]
+    leaves[base.FOLDED] = centred
+
+  def record(next_method, args, kwargs, context):
+    if context.method_name == 'standardize_weight':
+      layers.append(pool.submit(fold, context.module, args[1]))
+    return next_method(*args, **kwargs)
+
+  def forward(params):
+    images = jnp.zeros((1, 32, 32, 3), jnp.float32)
+    return model.apply(params, {}, None, images, False)
+
+  # Kernels are standardized while the next ones are looked for.
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    layers: list[futures.Future] = []
+    with hk.intercept_methods(record), conv.lowering('plain'):
+      jax.eval_shape(forward, params)
+  for layer in layers:
+    layer.result()
   return folded
 
 
@@ -65,6 +105,11 @@ def freeze(
 
   Raises:
     ValueError: if the model has no such output.
+
+  Example:
+    >>> network = weights.freeze(model, params, state)
+    >>> network(images).shape
+    (2, 10)
   """
   outputs = ['logits'] * bool(model.num_classes) + ['pool', 'features']
   if output not in outputs:
@@ -78,29 +123,3 @@ def freeze(
     return model.apply(params, state or {}, None, images, False)[0][output]
 
   return forward
-
-
-def _standardized_kernels(
-  params: Mapping[str, Mapping[str, Any]], model: zoo.Model
-) -> dict[str, jax.Array]:
-  """Returns the kernel that each WSConv2D of the network computes."""
-  if not any('gain' in leaves for leaves in params.values()):
-    return {}
-  kernels = {}
-
-  def record(next_method, args, kwargs, context):
-    out = next_method(*args, **kwargs)
-    if context.method_name == 'standardize_weight' and isinstance(
-      context.module, base.WSConv2D
-    ):
-      kernels[context.module.module_name] = out
-    return out
-
-  @jax.jit
-  def standardize(params):
-    with hk.intercept_methods(record):
-      model.apply(params, {}, None, jnp.zeros((1, 32, 32, 3)), False)
-    # The rest of the network is dropped as unused.
-    return dict(kernels)
-
-  return standardize(params)

@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 
-from nfnets.weights import downloading
+from nfnets import messages
 
 _FILES = ('model.safetensors', 'weights.safetensors')
 _REPOSITORY = re.compile(r'hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')
@@ -48,7 +48,7 @@ def fetch(name: str, offline: bool) -> pathlib.Path:
     offline: whether to take it from the hub's cache or not at all.
 
   Raises:
-    DownloadError: if it cannot be had.
+    OSError: if it cannot be had.
     ValueError: if there can be no such weights.
   """
   repository, revision = _parse(name)
@@ -56,63 +56,44 @@ def fetch(name: str, offline: bool) -> pathlib.Path:
     import huggingface_hub
     from huggingface_hub import constants, errors
   except ModuleNotFoundError as error:
-    raise downloading.DownloadError(
+    raise OSError(
       f'{name}: the Hugging Face Hub needs a package that is not installed: '
       f'{error.name}; pip install ".[hub]" in the folder of this project.'
     ) from error
+  offline = offline or constants.HF_HUB_OFFLINE
   # As with the released files, what is there is not asked for again.
-  for file in _FILES:
-    path = huggingface_hub.try_to_load_from_cache(
-      repository, file, constants.HF_HUB_CACHE, revision
-    )
-    if isinstance(path, str):
-      return pathlib.Path(path)
-  if offline or constants.HF_HUB_OFFLINE:
-    raise downloading.DownloadError(
-      f"{name}: these weights are not in the hub's cache, "
-      f'{constants.HF_HUB_CACHE}, and nothing may be fetched (NFNETS_OFFLINE '
-      'or HF_HUB_OFFLINE is set). '
-      f'`hf download {repository} {_FILES[0]}` puts them there.'
-    )
-  for file in _FILES:
-    try:
-      path = huggingface_hub.hf_hub_download(
-        repository,
-        file,
-        revision=revision,
-        cache_dir=constants.HF_HUB_CACHE,
-        endpoint=os.environ.get('HF_ENDPOINT'),
-      )
-      return pathlib.Path(path)
-    except errors.LocalEntryNotFoundError as error:
-      reason = f'the hub cannot be reached: {_line(error.__cause__ or error)}'
-      raise downloading.DownloadError(f'{name}: {reason}') from error
-    except errors.RemoteEntryNotFoundError:
-      pass
-    except errors.GatedRepoError as error:
-      raise downloading.DownloadError(
-        f'{name}: its owner has to allow access to {repository} first; '
-        '`hf auth login` tells the hub who you are.'
-      ) from error
-    except errors.RevisionNotFoundError as error:
-      raise downloading.DownloadError(
-        f'{name}: {repository} has no revision {revision}.'
-      ) from error
-    except errors.RepositoryNotFoundError as error:
-      raise downloading.DownloadError(
-        f'{name}: the hub has no {repository}, or none that may be read '
-        'without `hf auth login`.'
-      ) from error
-    # Of the hub, of its transport, of the disk: a dozen kinds.
-    except Exception as error:
-      raise downloading.DownloadError(f'{name}: {_line(error)}') from error
-  raise downloading.DownloadError(
-    f'{name}: {repository} has neither {" nor ".join(_FILES)}.'
+  for is_local in (True,) if offline else (True, False):
+    for file in _FILES:
+      try:
+        path = huggingface_hub.hf_hub_download(
+          repository,
+          file,
+          revision=revision,
+          cache_dir=constants.HF_HUB_CACHE,
+          endpoint=os.environ.get('HF_ENDPOINT'),
+          local_files_only=is_local,
+        )
+        return pathlib.Path(path)
+      # Of the hub, of its transport, of the disk: a dozen kinds.
+      except Exception as error:
+        if is_local or isinstance(error, errors.RemoteEntryNotFoundError):
+          continue
+        reason = messages.one_line(error)
+        if isinstance(error, errors.LocalEntryNotFoundError):
+          cause = messages.one_line(error.__cause__ or error)
+          reason = f'the hub cannot be reached: {cause}'
+        raise OSError(f'{name}: {reason}') from error
+  if not offline:
+    raise OSError(f'{name}: {repository} has neither {" nor ".join(_FILES)}.')
+  raise OSError(
+    f"{name}: these weights are not in the hub's cache, "
+    f'{constants.HF_HUB_CACHE}, and nothing may be fetched (NFNETS_OFFLINE or '
+    f'HF_HUB_OFFLINE is set). `hf download {repository} {_FILES[0]}` puts them '
+    'there.'
   )
 
 
 def _parse(name: str) -> tuple[str, str | None]:
-  """Returns the repository, and the revision if there is one."""
   if name.startswith('hf://'):
     match = _REPOSITORY.fullmatch(name)
     if match is None:
@@ -128,7 +109,3 @@ def _parse(name: str) -> tuple[str, str | None]:
       f'{", ".join(NAMES)}.'
     )
   return f'timm/{plain}.{tag}', None
-
-
-def _line(error: BaseException) -> str:
-  return ' '.join(str(error).split())[:300] or type(error).__name__

@@ -5,19 +5,23 @@ import functools
 from typing import Any, NamedTuple
 
 import haiku as hk
+import jax
 import numpy as np
 
-from nfnets import base, zoo
-from nfnets.weights import shapes
+from nfnets import base, initialization, module_names, zoo
 
-Names = dict[str, tuple[int | None, ...]]
+Shapes = Mapping[str, tuple[int, ...]]
 
-# A number of classes that no other size is equal to.
-_CLASSES = 7919
+_NUM_SHOWN = 3
 
 
 class Match(NamedTuple):
-  """The model that weights fit."""
+  """The model that weights fit.
+
+  Example:
+    >>> weights.identify(params)
+    Match(name='nfnet_digits', num_classes=10, folded=False)
+  """
 
   name: str  # As in `nfnets.list_models()`.
   num_classes: int  # 0 without a last layer.
@@ -39,27 +43,23 @@ def identify(params: hk.Params) -> Match:
   Raises:
     ValueError: if they are no model's; the message names the closest one and
       how they differ.
+
+  Example:
+    >>> weights.identify(params).name
+    'nfnet_digits'
   """
-  actual, folded = _shapes(params)
-  closest, most_common = None, 0
+  actual, num_classes = flat_shapes(params), module_names.num_classes(params)
+  reason, most_common = f'They hold {some(actual)}', 0
   for name in _candidates(params):
-    expected = _expected(name)
-    num_classes = _num_classes(actual, expected)
-    wanted = _with_classes(expected, num_classes)
-    if actual == wanted:
+    expected = flat_shapes(named_shapes(name, num_classes)[0])
+    if actual == expected:
+      folded = any(base.FOLDED in leaves for leaves in params.values())
       return Match(name, num_classes, folded)
-    num_common = len(actual.items() & wanted.items())
+    num_common = len(actual.items() & expected.items())
     if num_common > most_common:
-      closest, most_common = (name, wanted), num_common
-  if closest is None:
-    raise ValueError(
-      f'These weights are of no model here. They hold {shapes.some(actual)}.'
-    )
-  name, wanted = closest
-  raise ValueError(
-    f'These weights are of no model here. {name} is closest: '
-    f'{shapes.describe(actual, wanted)}.'
-  )
+      most_common = num_common
+      reason = f'{name} is closest: {differences(actual, expected)}'
+  raise ValueError(f'These weights are of no model here. {reason}.')
 
 
 def check_fits(
@@ -76,54 +76,26 @@ def check_fits(
     ValueError: the message names the model that the weights do fit or, where
       they fit none, the first names that are missing, unexpected, or of
       another shape.
+
+  Example:
+    >>> weights.check_fits(params, model)
   """
-  actual, _ = _shapes(params)
-  expected_params, expected_state = shapes.of_model(model)
-  wanted, _ = _shapes(expected_params)
-  if actual != wanted:
+  expected, expected_state = map(flat_shapes, model_shapes(model))
+  if difference := differences(flat_shapes(params), expected):
+    named = _describe(model.name, model.num_classes)
     try:
-      match = identify(params)
-      what = _describe(match.name, match.num_classes)
+      found = _describe(*identify(params)[:2])
     except ValueError:
-      what = ''
-    expected = _describe(model.name, model.num_classes)
-    if what and what != expected:
-      raise ValueError(f'These weights are of {what}, not of {expected}.')
+      found = named
+    if found != named:
+      raise ValueError(f'These weights are of {found}, not of {named}.')
     raise ValueError(
-      f'These weights do not fit {expected} as it is configured: '
-      f'{shapes.describe(actual, wanted)}.'
+      f'These weights do not fit {named} as it is configured: {difference}.'
     )
-  actual, _ = _shapes(state or {})
-  wanted, _ = _shapes(expected_state)
-  if actual != wanted:
-    if not actual:
-      raise ValueError(
-        f'These are parameters of {model.name} alone; its moving averages '
-        'belong to them and are missing.'
-      )
+  if difference := differences(flat_shapes(state or {}), expected_state):
     raise ValueError(
-      f'The moving averages do not fit {model.name}: '
-      f'{shapes.describe(actual, wanted)}.'
+      f'The moving averages do not fit {model.name}: {difference}.'
     )
-
-
-def num_classes(params: hk.Params, name: str) -> int:
-  """Returns how many classes the weights of a model are for.
-
-  Args:
-    params: {module: {name: array}}.
-    name: the model that they are meant to be of.
-
-  Returns:
-    The size of the last layer; 0 if there is none.
-
-  Raises:
-    ValueError: if there is no model of that name.
-  """
-  # By its name, because tracing the network to find it takes a second.
-  head = params.get(f'{zoo.get_entry(name).module.__name__}/~/linear', {})
-  sizes = [np.shape(leaf)[-1] for leaf in head.values() if np.ndim(leaf)]
-  return sizes[0] if sizes else 0
 
 
 def last_layer(model: zoo.Model, params: hk.Params) -> tuple[set[str], int]:
@@ -137,24 +109,92 @@ def last_layer(model: zoo.Model, params: hk.Params) -> tuple[set[str], int]:
     The modules of the last layer, and for how many classes it is in the
     weights: 0 if they have none. If the weights are another model's, it is the
     model's own number.
+
+  Example:
+    >>> weights.last_layer(model, params)
+    ({'NFNet/~/linear'}, 10)
   """
-  body = _modules(zoo.with_num_classes(model, 0))
-  head = _modules(zoo.with_num_classes(model, 1)) - body
-  if params.keys() == body:
-    return head, 0
+  wanted = model_shapes(model)[0]
+  body = {name for name in wanted if not module_names.is_last_layer(name)}
+  head = {module_names.last_layer(wanted)}
   if params.keys() - head != body:
     return head, model.num_classes
-  sizes = {
-    np.shape(leaf)[-1]
-    for module in head & params.keys()
-    for leaf in params[module].values()
-    if np.ndim(leaf)
+  return head, module_names.num_classes(params)
+
+
+def model_shapes(model: zoo.Model) -> tuple[hk.MutableParams, hk.MutableState]:
+  """Returns a model's parameters and state as shapes and dtypes."""
+  if model.overrides:
+    return _trace(model)
+  return named_shapes(model.name, model.num_classes)
+
+
+@functools.cache
+def named_shapes(
+  name: str, num_classes: int
+) -> tuple[hk.MutableParams, hk.MutableState]:
+  """Returns `model_shapes` of a name; a large network takes half a second."""
+  return _trace(zoo.create_model(name, num_classes))
+
+
+def _trace(model: zoo.Model) -> tuple[hk.MutableParams, hk.MutableState]:
+  specs, state = initialization.trace(model.transformed)
+  params = {
+    module: {
+      name: jax.ShapeDtypeStruct(spec.shape, spec.dtype)
+      for name, spec in leaves.items()
+    }
+    for module, leaves in specs.items()
   }
-  return head, sizes.pop() if len(sizes) == 1 else model.num_classes
+  return params, state
 
 
-def _modules(model: zoo.Model) -> set[str]:
-  return set(shapes.of_model(model)[0])
+def flat_shapes(tree: Mapping[str, Mapping[str, Any]]) -> Shapes:
+  """Returns {'module/name': shape}, those of folded kernels unfolded."""
+  found = {}
+  for module, leaves in tree.items():
+    for name, leaf in leaves.items():
+      shape = tuple(np.shape(leaf))
+      if name == base.FOLDED:
+        found |= {f'{module}/w': shape, f'{module}/gain': shape[-1:]}
+      else:
+        found[f'{module}/{name}'] = shape
+  return found
+
+
+def differences(actual: Shapes, expected: Shapes) -> str:
+  """Names the first weights that are missing, unexpected or mis-shaped.
+
+  Args:
+    actual: {name: shape} of the weights.
+    expected: {name: shape} of the network, in its order.
+
+  Returns:
+    A part of a sentence; empty if there is no difference.
+  """
+  missing = {k: v for k, v in expected.items() if k not in actual}
+  unexpected = {k: v for k, v in actual.items() if k not in expected}
+  changed = {
+    k: f'{list(actual[k])} instead of {list(v)}'
+    for k, v in expected.items()
+    if actual.get(k, v) != v
+  }
+  parts = {
+    'missing': missing,
+    'unexpected': unexpected,
+    'of another shape': changed,
+  }
+  return '; '.join(f'{what}: {some(x)}' for what, x in parts.items() if x)
+
+
+def some(shapes: Mapping[str, Any]) -> str:
+  """Returns the first names with their shapes, and how many more there are."""
+  first = [
+    f'{name} {list(shape) if isinstance(shape, tuple) else shape}'
+    for name, shape in [*shapes.items()][:_NUM_SHOWN]
+  ]
+  more = len(shapes) - _NUM_SHOWN
+  return ', '.join(first or ['nothing']) + f' and {more} more' * (more > 0)
 
 
 def _describe(name: str, num_classes: int) -> str:
@@ -165,9 +205,8 @@ def _describe(name: str, num_classes: int) -> str:
 
 def _candidates(params: hk.Params) -> list[str]:
   """Returns the models of the same class with about as many blocks."""
-  paths = [module.split('/') for module in params]
-  tops = {path[0] for path in paths}
-  num_blocks = len({p[2] for p in paths if len(p) > 2 and 'block' in p[2]})
+  tops = {module.partition('/')[0] for module in params}
+  num_blocks = len({*map(module_names.block, params)} - {None})
   distances = {}
   for name in zoo.list_models():
     entry = zoo.get_entry(name)
@@ -176,44 +215,3 @@ def _candidates(params: hk.Params) -> list[str]:
       distances[name] = abs(num_blocks - sum(row['depth']))
   nearest = min(distances.values(), default=0)
   return [name for name in distances if distances[name] == nearest]
-
-
-@functools.cache
-def _expected(name: str) -> Names:
-  """Returns the shapes of a model; None is the number of classes."""
-  params, _ = shapes.of_model(zoo.create_model(name, _CLASSES))
-  return {
-    key: tuple(None if n == _CLASSES else n for n in shape)
-    for key, shape in _shapes(params)[0].items()
-  }
-
-
-def _num_classes(actual: Names, expected: Names) -> int:
-  """Returns the classes of the last layer; 0 where there is none."""
-  for key, shape in expected.items():
-    if None in shape and actual.get(key):
-      return actual[key][-1]
-  return 0
-
-
-def _with_classes(expected: Names, num_classes: int) -> Names:
-  return {
-    key: tuple(num_classes if n is None else n for n in shape)
-    for key, shape in expected.items()
-    if num_classes or None not in shape
-  }
-
-
-def _shapes(tree: Mapping[str, Mapping[str, Any]]) -> tuple[Names, bool]:
-  """Returns {'module/name': shape}, unfolded, and whether it was folded."""
-  found, folded = {}, False
-  for module, leaves in tree.items():
-    for name, leaf in leaves.items():
-      shape = tuple(np.shape(leaf))
-      if name == base.FOLDED:
-        folded = True
-        found[f'{module}/w'] = shape
-        found[f'{module}/gain'] = shape[-1:]
-      else:
-        found[f'{module}/{name}'] = shape
-  return found, folded

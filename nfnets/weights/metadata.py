@@ -16,7 +16,7 @@ A dict of JSON values. These keys have a meaning, and all may be missing:
 Others are carried along: `step`, `accuracy`, what it was trained on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import math
@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from nfnets import eval_modes, zoo
+from nfnets import imagenet, zoo
+from nfnets.errors import UserError, prefix
 
 _MAX_BYTES = 2**22  # As JSON; 20,000 names of classes take a tenth.
 _MAX_SIDE = 8192  # Pixels, also of what is cropped afterwards.
@@ -38,23 +39,28 @@ _FIELDS = {
   'mean': 'mean',
   'std': 'std',
 }
-# Epsilon for Poisson-sampled batches and for any order of epochs, and how the
-# weights were trained.
+# How the weights were trained; `key_is_secret` is 0 where a setting fixed the
+# noise and the draws, so that epsilon does not hold.
 PRIVACY = (
-  *('epsilon', 'epsilon_of_any_order', 'delta', 'noise_multiplier', 'clipping'),
-  *('batch_size', 'num_examples', 'steps'),
+  *('epsilon', 'delta', 'noise_multiplier', 'clipping', 'batch_size'),
+  *('largest_batch', 'num_examples', 'steps', 'key_is_secret'),
 )
 # How training computes, which is the same network.
 _NOT_OF_THE_NETWORK = ('remat',)
 
 
-def describe(model: zoo.Model, **others: Any) -> dict[str, Any]:
+def describe(model: zoo.Model, /, **others: Any) -> dict[str, Any]:
   """Returns what there is to say about a model, for `save_weights`.
 
   Args:
     model: the model. Its initializers, and other functions among its arguments,
       are left out: with weights they make no difference.
-    **others: more, or instead; None is as good as missing.
+    **others: more, or instead, also metadata as `read_metadata` returns them;
+      None is as good as missing.
+
+  Example:
+    >>> weights.describe(model, step=3000)['model']
+    'nfnet_digits'
   """
   entry = model.entry
   described = {
@@ -98,17 +104,10 @@ def apply(model: zoo.Model, metadata: Mapping[str, Any]) -> zoo.Model:
         f'The metadata have {number} {what}, and the weights are for '
         f'{model.num_classes} classes.'
       )
-  entry = model.entry
-  given = {
-    field: np.float32(metadata[key])
-    if key in ('mean', 'std')
-    else metadata[key]
-    for key, field in _FIELDS.items()
-    if key in metadata
-  }
-  if given:
-    entry = dataclasses.replace(entry, **given)
-  side = eval_modes.resized_side(entry.eval_preproc, entry.test_size)
+  given = {_FIELDS[key]: metadata[key] for key in _FIELDS.keys() & metadata}
+  given |= {k: np.float32(given[k]) for k in ('mean', 'std') if k in given}
+  entry = dataclasses.replace(model.entry, **given) if given else model.entry
+  side = imagenet.resized_side(entry.eval_preproc, entry.test_size)
   if side > _MAX_SIDE:
     raise ValueError(
       f'The metadata ask for images of {side:g} pixels: {entry.eval_preproc} '
@@ -119,40 +118,37 @@ def apply(model: zoo.Model, metadata: Mapping[str, Any]) -> zoo.Model:
   )
 
 
-def encode(metadata: Mapping[str, Any]) -> bytes:
+def encode(metadata: Mapping[str, Any]) -> str:
   """Returns metadata as a file has them, in ASCII.
 
   Raises:
-    ValueError: if they are not JSON, too large, or wrong.
+    UserError: if they are not JSON, too large, or wrong.
   """
   try:
-    text = json.dumps(dict(metadata), allow_nan=False).encode('ascii')
+    text = json.dumps(dict(metadata), allow_nan=False)
   except (TypeError, ValueError) as error:
-    raise ValueError(f'The metadata are no JSON: {error}.') from error
+    raise UserError(f'is to have metadata that are no JSON: {error}') from error
   decode(text)
   return text
 
 
-def decode(text: bytes) -> dict[str, Any]:
+def decode(text: str | bytes) -> dict[str, Any]:
   """Returns the metadata of a file, after a look at them.
 
   Raises:
-    ValueError: if they are damaged or too large, or a key with a meaning has
-      not the type for it.
+    UserError: if they are damaged or too large, or a key with a meaning has not
+      the type for it. The message begins in the middle of a sentence.
   """
   if len(text) > _MAX_BYTES:
-    raise ValueError(f'has metadata of more than {_MAX_BYTES} bytes')
-  try:
+    raise UserError(f'has metadata of more than {_MAX_BYTES} bytes')
+  with prefix('has metadata that are damaged'):
     metadata = json.loads(text, parse_constant=_refuse_constant)
-  except (ValueError, RecursionError) as error:
-    message = ascii(str(error))[1:-1][:200]
-    raise ValueError(f'has metadata that are damaged: {message}') from error
   if not isinstance(metadata, dict):
-    raise ValueError('has metadata that are no dictionary')
+    raise UserError('has metadata that are no dictionary')
   for key, (is_right, what) in _RULES.items():
     if key in metadata and not is_right(metadata[key]):
       shown = ascii(metadata[key])[:100]
-      raise ValueError(f'has metadata whose {key} is not {what}: {shown}')
+      raise UserError(f'has metadata whose {key} is not {what}: {shown}')
   return metadata
 
 
@@ -160,58 +156,51 @@ def _refuse_constant(name: str) -> float:
   raise ValueError(f'{name} is no number of JSON')
 
 
-def _is_whole(low: int, high: int):
-  return lambda x: type(x) is int and low <= x <= high
-
-
-def _are_numbers(low: float):
-  def are_right(values: Any) -> bool:
-    return (
-      isinstance(values, list)
-      and len(values) == 3
-      and all(type(x) in (int, float) for x in values)
-      and all(low <= x <= _MAX_STATISTIC for x in values)
-    )
-
-  return are_right
-
-
-def _is_text(x: Any) -> bool:
-  return isinstance(x, str) and 0 < len(x) <= 1000
+def _is_list(x: Any, kinds: Sequence[type], length: int = 0) -> bool:
+  """Returns whether this is a list of values of these types."""
+  is_long = isinstance(x, list) and length in (0, len(x))
+  return is_long and all(type(value) in kinds for value in x)
 
 
 def _is_eval_mode(x: Any) -> bool:
-  if not _is_text(x):
-    return False
   try:
-    eval_modes.check_eval_mode(x)
-  except ValueError:
+    imagenet.check_eval_mode(x)
+  except (TypeError, ValueError):
     return False
-  return math.isfinite(eval_modes.resized_side(x, 1))
+  return math.isfinite(imagenet.resized_side(x, 1))
 
 
-def _are_names(x: Any) -> bool:
-  return isinstance(x, list) and all(isinstance(name, str) for name in x)
-
-
-def _is_privacy(x: Any) -> bool:
-  return (
-    isinstance(x, dict)
-    and set(x) == set(PRIVACY)
-    and all(type(value) in (int, float) for value in x.values())
-  )
-
-
+_NAME = lambda x: isinstance(x, str) and 0 < len(x) <= 1000, 'a name'
+_SIDE = lambda x: type(x) is int and 0 < x <= _MAX_SIDE, 'a side in pixels'
+_NUMBERS = int, float
 _RULES = {
-  'model': (_is_text, 'a name'),
+  'model': _NAME,
   'model_kwargs': (lambda x: isinstance(x, dict), 'a dictionary'),
-  'num_classes': (_is_whole(0, _MAX_CLASSES), 'a number of classes'),
-  'class_names': (_are_names, 'a list of names'),
-  'image_size': (_is_whole(1, _MAX_SIDE), 'a side in pixels'),
-  'train_size': (_is_whole(1, _MAX_SIDE), 'a side in pixels'),
-  'preprocessing': (_is_eval_mode, 'one of ' + eval_modes.EVAL_MODES),
-  'train_preprocessing': (_is_text, 'a name'),
-  'mean': (_are_numbers(-_MAX_STATISTIC), 'three numbers'),
-  'std': (_are_numbers(1e-3), 'three numbers above 0'),
-  'privacy': (_is_privacy, 'numbers called ' + ', '.join(PRIVACY)),
+  'num_classes': (
+    lambda x: type(x) is int and 0 <= x <= _MAX_CLASSES,
+    'a number of classes',
+  ),
+  'class_names': (lambda x: _is_list(x, (str,)), 'a list of names'),
+  'image_size': _SIDE,
+  'train_size': _SIDE,
+  'preprocessing': (_is_eval_mode, 'one of ' + imagenet.EVAL_MODES),
+  'train_preprocessing': _NAME,
+  'mean': (
+    lambda x: _is_list(x, _NUMBERS, 3) and max(map(abs, x)) <= _MAX_STATISTIC,
+    'three numbers',
+  ),
+  'std': (
+    lambda x: (
+      _is_list(x, _NUMBERS, 3) and 1e-3 <= min(x) <= max(x) <= _MAX_STATISTIC
+    ),
+    'three numbers above 0',
+  ),
+  'privacy': (
+    lambda x: (
+      isinstance(x, dict)
+      and {*x} == {*PRIVACY}
+      and _is_list([*x.values()], _NUMBERS)
+    ),
+    'numbers called ' + ', '.join(PRIVACY),
+  ),
 }

@@ -7,7 +7,6 @@ numbers are the same: kernels [O, I, H, W] become [H, W, I, O], gains [O, 1, 1,
 """
 
 from collections.abc import Mapping
-import functools
 import math
 import re
 from typing import Any
@@ -16,8 +15,8 @@ import haiku as hk
 import jax
 import numpy as np
 
-from nfnets import timm_variants, zoo
-from nfnets.weights import shapes
+from nfnets import module_names, timm_variants
+from nfnets.weights import matching
 
 # timm's networks, and what `nfnets.create_model` calls them.
 NETWORKS = {
@@ -42,7 +41,7 @@ _MODULES = {
   'attn_last.conv': 'eca/~/conv',
 }
 _TIMM_MODULES = {ours: theirs for theirs, ours in _MODULES.items()}
-_BLOCK = re.compile(r'(?:\w+/~/)?nf_block(?:_(\d+))?(?:/~/(.*))?')
+_TIMM_NAMES = {'w': 'weight', 'b': 'bias', 'skip_gain': 'skipinit_gain'}
 _TIMM_BLOCK = re.compile(r'stages\.(\d+)\.(\d+)(?:\.(.*))?')
 
 
@@ -63,15 +62,17 @@ def from_timm(name: str, state_dict: Mapping[str, Any]) -> hk.MutableParams:
   Raises:
     ValueError: for an unknown name, or a state dict that is not that network's;
       the message has the first keys that differ.
+
+  Example:
+    >>> timm_params = weights.from_timm('test_nfnet', tensors)
   """
   arrays = {key: np.asarray(value) for key, value in state_dict.items()}
-  actual = _shapes(arrays)
+  actual = {key: array.shape for key, array in arrays.items()}
   num_classes = math.prod(actual.get('head.fc.weight', (0,))[:1])
-  _compare(
-    f"This is not the state dict of timm's {name}",
-    actual,
-    _shapes(_to_state_dict(_zeros(name, num_classes))),
-  )
+  zeros = _to_state_dict(_zeros(name, num_classes))
+  expected = {key: array.shape for key, array in zeros.items()}
+  if found := matching.differences(actual, expected):
+    raise ValueError(f"This is not the state dict of timm's {name}: {found}.")
   return guess_tree(arrays)
 
 
@@ -88,16 +89,16 @@ def to_timm(name: str, params: hk.Params) -> dict[str, np.ndarray]:
   Raises:
     ValueError: for an unknown name, or parameters that are not that network's;
       the message has the first names that differ.
+
+  Example:
+    >>> tensors = weights.to_timm('test_nfnet', timm_params)
   """
   params = jax.tree.map(np.asarray, {k: dict(v) for k, v in params.items()})
-  actual = _shapes(_flat(params))
-  root = zoo.get_entry(_model(name)).module.__name__
-  num_classes = math.prod(actual.get(f'{root}/~/linear/w', (0,))[-1:])
-  _compare(
-    f"These are not the parameters of timm's {name}",
-    actual,
-    _shapes(_flat(_zeros(name, num_classes))),
-  )
+  expected = _zeros(name, module_names.num_classes(params))
+  if found := matching.differences(
+    *map(matching.flat_shapes, (params, expected))
+  ):
+    raise ValueError(f"These are not the parameters of timm's {name}: {found}.")
   state_dict = _to_state_dict(params)
   return {key: np.array(v, order='C') for key, v in state_dict.items()}
 
@@ -114,112 +115,85 @@ def guess_tree(state_dict: Mapping[str, Any]) -> hk.MutableParams:
   Raises:
     ValueError: if it has a key, or a shape, that no such network has.
   """
-  blocks = [m for m in map(_TIMM_BLOCK.match, state_dict) if m]
+  arrays = {key: np.asarray(value) for key, value in state_dict.items()}
+  blocks = [m for m in map(_TIMM_BLOCK.match, arrays) if m]
   blocks = sorted({(int(m[1]), int(m[2])) for m in blocks})
-  numbers = {block: i for i, block in enumerate(blocks)}
-  skipinit = any(key.endswith('.skipinit_gain') for key in state_dict)
-  root = 'NFNet' if skipinit else 'NormFreeNet'
+  skipinit = any(key.endswith('.skipinit_gain') for key in arrays)
   params, strange = {}, {}
-  for key, value in state_dict.items():
-    value = np.asarray(value)
+  for key, value in arrays.items():
     module, _, name = key.rpartition('.')
-    path = [root]
+    path = ['NFNet' if skipinit else 'NormFreeNet']
     if match := _TIMM_BLOCK.fullmatch(module):
-      number = numbers[int(match[1]), int(match[2])]
+      number = blocks.index((int(match[1]), int(match[2])))
       path.append(f'nf_block_{number}' if number else 'nf_block')
       module = match[3]
     if name != 'skipinit_gain':
       path.append(_MODULES.get(module))
-    if None in path or not _is_known(module, name, value.shape):
+    leaf = None if None in path else _leaf(path[-1], name, value)
+    if leaf is None:
       strange[key] = value.shape
-      continue
-    name, value = _leaf(path[-1], name, value)
-    leaves = params.setdefault('/~/'.join(path), {})
-    leaves[name] = np.array(value, order='C')
+    else:
+      leaves = params.setdefault('/~/'.join(path), {})
+      leaves[leaf[0]] = np.array(leaf[1], order='C')
   if strange or not blocks:
+    strange = strange or {key: array.shape for key, array in arrays.items()}
     raise ValueError(
       "This is no state dict of a normalizer-free network of timm's. It holds "
-      f'{shapes.some(strange or _shapes(state_dict))}.'
+      f'{matching.some(strange)}.'
     )
   return params
 
 
-def _is_known(module: str, name: str, shape: tuple[int, ...]) -> bool:
-  """Returns whether a parameter of timm's can have this name and shape."""
-  match name:
-    case 'weight':
-      if module.startswith('attn') and 'fc' in module:
-        return shape[2:] == (1, 1)
-      return len(shape) == {'head.fc': 2, 'attn_last.conv': 3}.get(module, 4)
-    case 'gain':
-      return shape[1:] == (1, 1, 1)
-    case 'bias':
-      return len(shape) == 1
-  return name == 'skipinit_gain' and shape == ()
-
-
-def _leaf(module: str, name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-  """Returns the name and value here of a parameter of timm's."""
-  is_linear = module.endswith(('linear', 'linear_1'))
-  match name:
-    case 'weight':
-      value = value.transpose(*range(2, value.ndim), 1, 0)
-      return 'w', value.reshape(value.shape[-2:]) if is_linear else value
-    case 'gain':
-      return 'gain', value.reshape(-1)
-    case 'bias':
-      return 'b' if is_linear else 'bias', value
-  return 'skip_gain', value
-
-
-def _timm_leaf(
+def _leaf(
   module: str, name: str, value: np.ndarray
-) -> tuple[str, np.ndarray]:
-  """Returns timm's name and value of a parameter here."""
-  match name:
-    case 'w':
-      value = np.moveaxis(value, (-1, -2), (0, 1))
-      if 'squeeze_excite' in module:
-        value = value[:, :, None, None]
-      return 'weight', value
-    case 'gain':
-      return 'gain', value[:, None, None, None]
-    case 'b' | 'bias':
-      return 'bias', value
-  return 'skipinit_gain', value
+) -> tuple[str, np.ndarray] | None:
+  """Returns the name and value here of a parameter of timm's, if it can be."""
+  is_linear = module.endswith(('linear', 'linear_1'))
+  match name, value.shape:
+    case 'weight', (_, _, 1, 1) if 'squeeze_excite' in module:
+      return 'w', value[:, :, 0, 0].T
+    case 'weight', (_, _) if module == 'linear':
+      return 'w', value.T
+    case 'weight', (_, _, _) if module == 'eca/~/conv':
+      return 'w', value.transpose(2, 1, 0)
+    case 'weight', (_, _, _, _) if not is_linear and module != 'eca/~/conv':
+      return 'w', value.transpose(2, 3, 1, 0)
+    case 'gain', (_, 1, 1, 1):
+      return 'gain', value.reshape(-1)
+    case 'bias', (_,):
+      return 'b' if is_linear else 'bias', value
+    case 'skipinit_gain', ():
+      return 'skip_gain', value
+  return None
 
 
 def _to_state_dict(params: hk.Params) -> dict[str, np.ndarray]:
   """Returns timm's keys with views of the parameters."""
-  # Each stage begins with a block that has a convolution in its shortcut.
-  numbers, stages = set(), set()
-  for match in filter(None, map(_BLOCK.fullmatch, params)):
-    numbers.add(int(match[1] or 0))
-    if match[2] == 'conv_shortcut':
-      stages.add(int(match[1] or 0))
-  blocks, stage, first = {}, -1, 0
-  for number in sorted(numbers):
-    if number in stages:
-      stage, first = stage + 1, number
-    blocks[number] = f'stages.{stage}.{number - first}'
+  blocks, first = {}, {}
+  for number, stage in module_names.stages(params).items():
+    start = first.setdefault(stage, number)
+    blocks[number] = f'stages.{stage - 1}.{number - start}'
 
   state_dict = {}
   for module, leaves in params.items():
-    path = []
-    if match := _BLOCK.fullmatch(module):
-      path, part = [blocks[int(match[1] or 0)]], match[2]
-    else:
-      part = module.partition('/~/')[2]
+    path, part = [], module.partition('/~/')[2]
+    number = module_names.block(module)
+    if number is not None:
+      path, part = [blocks[number]], part.partition('/~/')[2]
     if part:
       path.append(_TIMM_MODULES[part])
     for name, value in leaves.items():
-      name, value = _timm_leaf(module, name, value)
+      if name == 'w':
+        value = np.moveaxis(value, (-1, -2), (0, 1))
+      if name == 'gain' or (name == 'w' and 'squeeze_excite' in module):
+        value = value.reshape(*value.shape, *(4 - value.ndim) * [1])
+      name = _TIMM_NAMES.get(name, name)
       state_dict['.'.join([*path, name])] = value
   return state_dict
 
 
-def _model(name: str) -> str:
-  """Returns what `nfnets.create_model` calls a network of timm's.
+def _zeros(name: str, num_classes: int) -> hk.MutableParams:
+  """Returns the parameters of a network of timm's, without memory for them.
 
   Raises:
     ValueError: for an unknown name.
@@ -230,35 +204,7 @@ def _model(name: str) -> str:
       f"{name!r} is no normalizer-free network of timm's that is known here; "
       f'there are {", ".join(NETWORKS)}.'
     )
-  return NETWORKS[plain]
-
-
-def _zeros(name: str, num_classes: int) -> hk.MutableParams:
-  """Returns the parameters of a network, as zeros that take no memory."""
   return jax.tree.map(
     lambda x: np.broadcast_to(x.dtype.type(), x.shape),
-    _param_shapes(_model(name), num_classes),
+    matching.named_shapes(NETWORKS[plain], num_classes)[0],
   )
-
-
-@functools.cache
-def _param_shapes(model: str, num_classes: int) -> hk.MutableParams:
-  return shapes.of_model(zoo.create_model(model, num_classes))[0]
-
-
-def _flat(params: hk.Params) -> dict[str, np.ndarray]:
-  return {
-    f'{m}/{n}': x for m, leaves in params.items() for n, x in leaves.items()
-  }
-
-
-def _shapes(arrays: Mapping[str, Any]) -> shapes.Shapes:
-  return {key: np.shape(array) for key, array in arrays.items()}
-
-
-def _compare(
-  complaint: str, actual: shapes.Shapes, expected: shapes.Shapes
-) -> None:
-  """Raises ValueError, with the first names that differ, if there are any."""
-  if found := shapes.describe(actual, expected):
-    raise ValueError(f'{complaint}: {found}.')

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import pathlib
 import sys
 import types
@@ -16,6 +17,8 @@ import tensorflow_datasets as tfds
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import folder_lib  # noqa: E402
 import tiny_imagenet  # noqa: E402
+
+from nfnets.data import dataset  # noqa: E402
 
 NUM_TRAIN, NUM_TEST = 64, 37
 SHAPES = ((75, 100, 3), (100, 75, 3), (60, 100, 1), (20, 16, 3))
@@ -32,20 +35,16 @@ def make_dataset(
 ):
   """Prepares a TFDS dataset of {split: [example]} and returns its builder."""
 
-  def info(self):
-    return tfds.core.DatasetInfo(
+  methods = {
+    'VERSION': tfds.core.Version('1.0.0'),
+    '_info': lambda self: tfds.core.DatasetInfo(
       builder=self,
       features=tfds.features.FeaturesDict(features),
       supervised_keys=supervised_keys,
-    )
-
-  def splits(self, _):
-    return {k: enumerate(v) for k, v in examples.items()}
-
-  methods = {
-    'VERSION': tfds.core.Version('1.0.0'),
-    '_info': info,
-    '_split_generators': splits,
+    ),
+    '_split_generators': lambda self, _: {
+      k: enumerate(v) for k, v in examples.items()
+    },
     '_generate_examples': lambda self: None,
   }
   base = tfds.core.GeneratorBasedBuilder
@@ -59,6 +58,31 @@ def make_dataset(
       download_config=config, file_format=file_format
     )
   return builder
+
+
+def take(count, builder, split, first_step=0, **options):
+  """The first batches of training."""
+  options = dataset.Options(**{'image_size': 24, 'batch_size': 12} | options)
+  with dataset.train_batches(builder, split, options, first_step) as batches:
+    return list(itertools.islice(batches, count))
+
+
+def take_in_parts(count, builder, split, num_processes, **options):
+  """The same, from the lists of batches that several processes have."""
+  options |= {'process_count': num_processes}
+  return joined_processes(
+    take(count, builder, split, process_index=i, **options)
+    for i in range(num_processes)
+  )
+
+
+def evaluate(builder, split='test', **options):
+  """All batches of an evaluation."""
+  settings = {'image_size': 24, 'batch_size': 12}
+  settings |= {'preprocessing': 'crop_resize'} | options
+  options = dataset.Options(**settings)
+  with dataset.eval_batches(builder, split, options) as batches:
+    return list(batches)
 
 
 def assert_same(batches, others):

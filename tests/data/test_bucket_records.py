@@ -2,18 +2,21 @@
 
 import itertools
 import logging
+import os
 import pathlib
+import subprocess
+import sys
 import time
 
-from conftest import assert_same, make_dataset
+from conftest import assert_same, evaluate, make_dataset
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 import tensorstore as ts
 
 from nfnets import paths
-from nfnets.data import bucket_files, dataset, record_index, records
-from nfnets.data.errors import DatasetError
+from nfnets.data import byte_ranges, dataset, records
+from nfnets.errors import UserError
 
 
 def copy(source, target):
@@ -26,14 +29,8 @@ def copy(source, target):
 
 
 def train(builder, first_step=0):
-  return dataset.train_batches(
-    builder,
-    'train_and_valid',
-    image_size=16,
-    global_batch_size=24,
-    seed=5,
-    first_step=first_step,
-  )
+  options = dataset.Options(16, 24, seed=5)
+  return dataset.train_batches(builder, 'train_and_valid', options, first_step)
 
 
 def take(batches, count):
@@ -63,35 +60,13 @@ def remote_records(sharded, remote_folder):
 @pytest.fixture
 def impatient(monkeypatch):
   """A store that fails is asked again soon, and given up after 2 seconds."""
-  monkeypatch.setattr(bucket_files, '_PATIENCE_SECONDS', 2)
-  monkeypatch.setattr(bucket_files, '_DELAYS', (0.1, 0.5))
+  delays = {'initial_delay': '100ms', 'max_delay': '500ms'}
+  monkeypatch.setattr(byte_ranges, '_RETRIES', {'max_retries': 5} | delays)
 
 
-@pytest.mark.slow
-def test_batches_are_those_from_the_disk_also_when_resumed(imagenet, remote):
-  with train(imagenet) as batches:
-    expected = take(batches, 6)
-  with train(remote) as batches:
-    assert_same(take(batches, 6), expected)
-  with train(remote, first_step=3) as batches:
-    assert_same(take(batches, 3), expected[3:])
-  evaluated = [
-    take(
-      dataset.eval_batches(
-        builder,
-        'test',
-        image_size=16,
-        preprocessing='crop_resize',
-        global_batch_size=16,
-      ),
-      9,
-    )
-    for builder in (imagenet, remote)
-  ]
-  assert_same(*evaluated)
-
-
-def test_a_disturbance_changes_no_batch(store, imagenet, remote):
+def test_batches_are_those_from_the_disk_whatever_happens(
+  store, imagenet, remote
+):
   # More than is read ahead.
   with train(imagenet) as batches:
     expected = take(batches, 40)
@@ -101,21 +76,27 @@ def test_a_disturbance_changes_no_batch(store, imagenet, remote):
     found += take(batches, 39)
   assert_same(found, expected)
   assert store.requests()['disturbed']
+  with train(remote, first_step=3) as batches:
+    assert_same(take(batches, 3), expected[3:6])
+  assert_same(evaluate(imagenet), evaluate(remote))
 
 
 @pytest.mark.parametrize('kind', ['lost', '429', '503'])
 def test_reading_outlasts_a_disturbance_and_says_so(
-  store, remote_records, impatient, monkeypatch, caplog, kind
+  store, remote_records, monkeypatch, caplog, kind
 ):
   open_them, _ = remote_records
   files = open_them()
   expected = files.read(range(50))
-  monkeypatch.setattr(bucket_files, '_PATIENCE_SECONDS', 60)
-  store.disturb(kind, 1.5)
+  monkeypatch.setattr(byte_ranges, '_PATIENCE_SECONDS', 1)
+  store.disturb(kind, 2.5)
   with caplog.at_level(logging.WARNING, 'absl'):
     assert files.read(range(50)) == expected
   said = [r.getMessage() for r in caplog.records]
-  assert [text.split(' (')[0] for text in said] == ['The store fails']
+  assert [text.split(':')[0] for text in said] in (
+    [],  # Another test has had the line of this minute.
+    ['The store does not answer'],
+  )
 
 
 @pytest.mark.slow
@@ -123,7 +104,7 @@ def test_a_store_that_stays_down_is_an_error(store, remote, impatient):
   with train(remote) as batches:
     store.disturb('503', 100)
     start = time.monotonic()
-    with pytest.raises(DatasetError, match='failed for . s .status 503'):
+    with pytest.raises(UserError, match='cannot be read .status 503'):
       take(batches, 100)
   assert time.monotonic() - start < 20
 
@@ -137,27 +118,28 @@ def test_closing_does_not_wait_for_a_store_that_is_down(store, remote):
   assert time.monotonic() - start < 5
 
 
-def test_a_request_without_answer_is_sent_again(
-  store, remote_records, monkeypatch
-):
-  open_them, _ = remote_records
-  files = open_them()
-  expected = files.read(range(3))
-  monkeypatch.setattr(bucket_files, '_ANSWER_SECONDS', 0.5)
+@pytest.mark.slow
+def test_a_request_without_answer_is_sent_again(store, remote_folder):
+  paths.write_bytes(f'{remote_folder}/x', b'0123')
+  code = (
+    'from nfnets.data import byte_ranges\n'
+    'print("begins", flush=True)\n'
+    f'part = byte_ranges.Range("{remote_folder}/x", 1, 2)\n'
+    'print(byte_ranges.BucketFiles().read([part]))'
+  )
   store.set_latency(60)
-
-  wait = bucket_files.BucketFiles._wait
-
-  def answer_the_next(self, future):
-    try:
-      return wait(self, future)
-    finally:
-      store.set_latency(0)
-
-  monkeypatch.setattr(bucket_files.BucketFiles, '_wait', answer_the_next)
-  start = time.monotonic()
-  assert files.read(range(3)) == expected
-  assert time.monotonic() - start < 30
+  process = subprocess.Popen(
+    [sys.executable, '-c', code],
+    env=os.environ
+    | {'TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS': '2'}
+    | {'PYTHONPATH': os.pathsep.join(sys.path)},
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == 'begins\n'
+  time.sleep(2)  # Now it waits.
+  store.set_latency(0)
+  assert process.communicate(timeout=40)[0] == "[b'12']\n"
 
 
 def test_records_are_those_of_the_disk_and_indexed_once(
@@ -168,7 +150,7 @@ def test_records_are_those_of_the_disk_and_indexed_once(
   expected = records.open_records(sharded, 'train').read(order)
   assert open_them().read(order) == expected
   assert kvstore.read('sharded-train.record_index.npz').result().value
-  monkeypatch.setattr(record_index, '_scan_file', None)
+  monkeypatch.setattr(records.RecordFiles, '_scan', None)
   before = store.requests()
   assert open_them().read(order) == expected
   # The index, the sizes of two of the files, and the records.
@@ -179,25 +161,27 @@ def test_a_file_larger_than_what_is_scanned_at_once_is_indexed(
   remote_records, monkeypatch
 ):
   open_them, kvstore = remote_records
-  expected = open_them()._index.lengths
+  expected = open_them()._lengths
   kvstore.write('sharded-train.record_index.npz', None).result()
-  monkeypatch.setattr(bucket_files.BucketFiles, 'scan_bytes', 150)
-  np.testing.assert_array_equal(open_them()._index.lengths, expected)
+  monkeypatch.setattr(byte_ranges.BucketFiles, 'scan_bytes', 150)
+  np.testing.assert_array_equal(open_them()._lengths, expected)
 
 
 def test_the_index_of_a_bucket_that_is_read_only_goes_to_the_cache(
   remote_records, monkeypatch
 ):
   open_them, kvstore = remote_records
+  put = paths.put
 
-  def refuse(*_):
-    raise PermissionError(13, 'Permission denied')
+  def refuse_bucket(file, name):
+    if paths.is_remote(name):
+      raise PermissionError(13, 'Permission denied')
+    put(file, name)
 
-  monkeypatch.setattr(paths, 'write_bytes', refuse)
+  monkeypatch.setattr(paths, 'put', refuse_bucket)
   open_them()
-  index = kvstore.read('sharded-train.record_index.npz').result()
-  assert index.state == 'missing'
-  monkeypatch.setattr(record_index, '_scan_file', None)
+  assert not [x for x in kvstore.list().result() if b'index' in x]
+  monkeypatch.setattr(records.RecordFiles, '_scan', None)
   assert len(open_them()) == 50
 
 
@@ -219,32 +203,35 @@ def test_files_that_are_gone_forbidden_or_changed_are_named(
     name for name in kvstore.list().result() if b'tfrecord' in name
   )
   kvstore.write(names[1], None).result()
-  with pytest.raises(DatasetError, match='00001-of-00005 is not there'):
+  with pytest.raises(UserError, match='00001-of-00005 is not there'):
     files.read(range(50))
   content = kvstore.read(names[2]).result().value
   for other in (content[: len(content) // 2], content[1:]):
     kvstore.write(names[1], other).result()
-    with pytest.raises(DatasetError, match='00001-of-00005 is damaged, or has'):
+    with pytest.raises(UserError, match='00001-of-00005 is damaged, or has'):
       files.read(range(50))
   store.disturb('forbidden', 60)
-  with pytest.raises(DatasetError, match='cannot be read .status 403'):
+  with pytest.raises(UserError, match='cannot be read .status 403'):
     files.read(range(50))
 
 
+@pytest.mark.parametrize(
+  ('name', 'data_dir', 'message'),
+  [
+    ('mnist', 'gs://no-such-bucket/data', 'no bucket gs://no-such-bucket'),
+    ('digits', 'gs://forbidden-bucket/data', 'forbidden'),
+    ('mnist', '{}', 'not prepared: looked for it in gs:'),
+    ('{}/photos', None, 'pictures in a bucket cannot be read'),
+    ('digits', 's3://a/b', 's3:// is not known'),
+    ('s3://a/b', None, 's3:// is not known'),
+  ],
+)
 def test_buckets_and_names_that_cannot_be_read_are_named(
-  store, remote_folder, tmp_path
+  store, remote_folder, name, data_dir, message
 ):
-  with pytest.raises(DatasetError, match='no bucket gs://no-such-bucket'):
-    dataset.load_builder('mnist', 'gs://no-such-bucket/data')
-  with pytest.raises(DatasetError, match='forbidden'):
-    dataset.load_builder('digits', 'gs://forbidden-bucket/data')
-  with pytest.raises(DatasetError, match='not prepared: looked for it in gs:'):
-    dataset.load_builder('mnist', remote_folder)
-  with pytest.raises(DatasetError, match='pictures in a bucket cannot be read'):
-    dataset.load_builder(f'{remote_folder}/photos')
-  for args in (('digits', 's3://a/b'), ('s3://a/b',)):
-    with pytest.raises(paths.PathError, match='s3:// is not known'):
-      dataset.load_builder(*args)
+  data_dir = data_dir and data_dir.format(remote_folder)
+  with pytest.raises(UserError, match=message):
+    dataset.load_builder(name.format(remote_folder), data_dir)
 
 
 def test_array_records_in_a_bucket_are_refused(remote_folder, tmp_path):
@@ -257,7 +244,7 @@ def test_array_records_in_a_bucket_are_refused(remote_folder, tmp_path):
   )
   copy(builder.data_path, remote_folder)
   remote = tfds.builder_from_directory(remote_folder)
-  with pytest.raises(DatasetError, match='array_record in a bucket'):
+  with pytest.raises(UserError, match='array_record in a bucket'):
     records.open_records(remote, 'train')
 
 

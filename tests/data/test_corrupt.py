@@ -3,19 +3,27 @@
 import functools
 import itertools
 
-from conftest import assert_same, joined_processes, make_dataset
+import conftest
+from conftest import assert_same, evaluate, make_dataset, take_in_parts
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 import tiny_imagenet
 
-from nfnets.data import dataset, recovery
+from nfnets import messages
+from nfnets.data import augmentation, dataset
+from nfnets.errors import UserError
 
 NUM = 26
 # By label. What is missing of the truncated ones is in some crops only.
 GARBAGE, TRUNCATED = (4, 11, 12), (7, 20)
-SETTINGS = {'image_size': 16, 'global_batch_size': 6, 'seed': 1}
+SETTINGS = {
+  'image_size': 16,
+  'batch_size': 6,
+  'seed': 1,
+  'skip_corrupt': True,
+}
 STEPS = 13  # 3 epochs.
 
 
@@ -51,22 +59,12 @@ def damaged(tmp_path_factory):
 
 def labels_in_order(builder):
   """The labels as TFDS stores them; that is the order of the examples."""
-  paths = [str(path) for path in builder.info.splits['train'].filepaths]
-  labels = []
-  for record in tf.data.TFRecordDataset(paths).as_numpy_iterator():
-    example = tf.train.Example.FromString(record)
-    labels += example.features.feature['label'].int64_list.value
-  return labels
+  examples = builder.as_dataset(split='train').as_numpy_iterator()
+  return [example['label'] for example in examples]
 
 
 def take(builder, count=STEPS, **kwargs):
-  kwargs = SETTINGS | {'skip_corrupt': True} | kwargs
-  with dataset.train_batches(builder, 'train_and_valid', **kwargs) as batches:
-    return list(itertools.islice(batches, count))
-
-
-def joined(batches, key):
-  return np.concatenate([batch[key] for batch in batches])
+  return conftest.take(count, builder, 'train_and_valid', **SETTINGS | kwargs)
 
 
 @pytest.fixture(scope='module')
@@ -79,121 +77,121 @@ def test_the_next_image_stands_in_for_an_unreadable_one(
   whole, damaged, straight
 ):
   order = labels_in_order(whole)
-  assert order == labels_in_order(damaged)
+  bad = GARBAGE + TRUNCATED
   outcomes = set()
   for batch, expected in zip(straight(''), take(whole), strict=True):
-    for row, (label, own) in enumerate(
-      zip(batch['labels'], expected['labels'], strict=True)
-    ):
+    rows = zip(*(batch[k] for k in ('labels', 'images')), strict=True)
+    owns = zip(*(expected[k] for k in ('labels', 'images')), strict=True)
+    for (label, image), (own, own_image) in zip(rows, owns, strict=True):
       if own in TRUNCATED:
         outcomes.add(label == own)
-      if label != own:
-        assert own in GARBAGE + TRUNCATED
-        index = order.index(own) + 1
-        following = order[index:] + order[:index]
-        skipped = itertools.takewhile(lambda x: x != label, following)  # noqa: B023
-        assert set(skipped) <= set(GARBAGE + TRUNCATED)
+      if label != own:  # It and all up to the next that is read are bad.
+        first = order.index(own)
+        following = order[first:] + order[:first]
+        assert set(following[: following.index(label)]) <= set(bad)
       assert label not in GARBAGE
-      if own not in GARBAGE + TRUNCATED:
-        np.testing.assert_array_equal(
-          batch['images'][row], expected['images'][row]
-        )
+      if own not in bad:
+        np.testing.assert_array_equal(image, own_image)
   # A truncated image is readable in some crops: so the other tests are harder.
   assert outcomes == {True, False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-  ('augment_name', 'step'), [('', 4), ('', 8), ('cutmix', 5)]
+  ('name', 'step'), [('', 4), ('', 8), ('cutmix', 5), ('cutmix', 0)]
 )
-@pytest.mark.slow
-def test_a_run_that_is_resumed_leaves_out_the_same(
-  damaged, straight, augment_name, step
+def test_neither_resuming_nor_processes_change_what_is_left_out(
+  damaged, straight, name, step
 ):
-  resumed = take(
-    damaged, STEPS - step, first_step=step, augment_name=augment_name
-  )
-  assert_same(straight(augment_name)[step:], resumed)
+  kwargs = SETTINGS | {'augment_name': name}
+  if step:
+    found = take(damaged, STEPS - step, first_step=step, **kwargs)
+  else:
+    found = take_in_parts(STEPS, damaged, 'train_and_valid', 2, **kwargs)
+  assert_same(straight(name)[step:], found)
 
 
-@pytest.mark.slow
-def test_two_processes_leave_out_what_one_does(damaged, straight):
-  parts = [
-    take(damaged, process_index=i, process_count=2, augment_name='cutmix')
-    for i in range(2)
-  ]
-  assert_same(straight('cutmix'), joined_processes(parts))
-
-
-def test_what_is_left_out_is_told_once_and_counted(damaged, monkeypatch):
-  warnings = []
-  monkeypatch.setattr(
-    recovery.logging,
-    'warning',
-    lambda text, *args: warnings.append(text % args),
-  )
-  kwargs = SETTINGS | {'skip_corrupt': True}
-  with dataset.train_batches(damaged, 'train_and_valid', **kwargs) as batches:
+def test_what_is_left_out_is_told_once_and_counted(damaged, caplog):
+  options = dataset.Options(**SETTINGS)
+  with dataset.train_batches(damaged, 'train_and_valid', options) as batches:
     list(itertools.islice(batches, 16))  # So many find all of them.
     assert batches.num_skipped == len(GARBAGE + TRUNCATED)
-  assert len(set(warnings)) == len(warnings) == len(GARBAGE + TRUNCATED)
-  for warning in warnings:
+  assert len(set(caplog.messages)) == len(caplog.messages) == 5
+  for warning in caplog.messages:
     assert "damaged/1.0.0, split 'train_and_valid'" in warning
-    assert 'the record at byte' in warning
-    assert 'Invalid JPEG data' in warning
+    assert 'the record at byte' in warning and 'Invalid JPEG data' in warning
 
 
 @pytest.mark.slow
 def test_evaluation_masks_what_it_leaves_out(whole, damaged):
-  kwargs = {
-    'image_size': 16,
-    'global_batch_size': 6,
-    'preprocessing': 'resize_crop_1',
-    'process_count': 2,
-  }
-  results = []
-  for builder, skip_corrupt in ((whole, False), (damaged, True)):
-    parts = []
-    for index in range(2):
-      with dataset.eval_batches(
+  def read(builder, key):
+    parts = [
+      evaluate(
         builder,
         'train_and_valid',
+        preprocessing='resize_crop_1',
         process_index=index,
-        skip_corrupt=skip_corrupt,
-        **kwargs,
-      ) as batches:
-        parts.append(list(batches))
-    assert {len(part) for part in parts} == {-(-NUM // 6)}
-    keys = ('images', 'labels', 'mask')
-    results.append({k: np.stack([joined(p, k) for p in parts]) for k in keys})
-  want, got = results
-  bad = np.isin(want['labels'], GARBAGE + TRUNCATED) & (want['mask'] > 0)
+        process_count=2,
+        **SETTINGS,
+      )
+      for index in range(2)
+    ]
+    batches = conftest.joined_processes(parts)
+    return np.concatenate([batch[key] for batch in batches])
+
+  mask, labels = read(whole, 'mask'), read(whole, 'labels')
+  bad = np.isin(labels, GARBAGE + TRUNCATED) & (mask > 0)
   assert bad.sum() == len(GARBAGE + TRUNCATED)
-  np.testing.assert_array_equal(got['mask'], np.where(bad, 0, want['mask']))
+  np.testing.assert_array_equal(read(damaged, 'mask'), np.where(bad, 0, mask))
   for key in ('images', 'labels'):
-    np.testing.assert_array_equal(got[key][~bad], want[key][~bad])
+    np.testing.assert_array_equal(
+      read(damaged, key)[~bad], read(whole, key)[~bad]
+    )
 
 
 def test_by_default_an_unreadable_image_is_an_error(damaged):
-  with pytest.raises(dataset.DatasetError) as error:
+  with pytest.raises(UserError) as error:
     take(damaged, skip_corrupt=False)
   for part in (
     "damaged/1.0.0, split 'train_and_valid': the record at byte",
     'does not hold a readable image',
-    'skip_corrupt=True leaves such images out and counts them',
+    '--skip_corrupt leaves such images out and counts them',
   ):
     assert part in str(error.value)
   assert '{{' not in str(error.value)
 
 
-@pytest.mark.parametrize('good', [0, 1])
-def test_too_many_unreadable_images_are_an_error(tmp_path, good):
-  builder = make(tmp_path, 'Ruined', range(good, NUM), ())
-  with pytest.raises(dataset.DatasetError, match='too many to leave out'):
-    take(builder)
+@pytest.mark.parametrize(
+  ('garbage', 'message'),
+  [(range(NUM), 'too many'), (range(1, NUM), 'too many'), ([0], '1 of 1 imag')],
+)
+def test_too_many_unreadable_images_are_an_error(
+  tmp_path, monkeypatch, garbage, message
+):
+  if len(garbage) == 1:
+    monkeypatch.setitem(globals(), 'NUM', 1)
+  builder = make(tmp_path, 'Ruined', garbage, ())
+  with pytest.raises(UserError, match=message):
+    take(builder, batch_size=1)
 
 
-def test_an_only_image_that_is_unreadable_is_an_error(tmp_path, monkeypatch):
-  monkeypatch.setitem(globals(), 'NUM', 1)
-  builder = make(tmp_path, 'Only', [0], ())
-  with pytest.raises(dataset.DatasetError, match='1 of 1 images are unreadab'):
-    take(builder, global_batch_size=1)
+def test_an_error_that_is_not_about_an_example_ends_at_once(whole, monkeypatch):
+  def fail(image, *args):
+    with tf.control_dependencies([tf.Assert(args[2][0] < 0, ['odd'])]):
+      return tf.identity(image), tf.constant(0.5)
+
+  monkeypatch.setattr(augmentation, 'mix', fail)
+  with pytest.raises(UserError, match="split 'train_and_valid': odd"):
+    take(whole, augment_name='cutmix')
+
+
+def test_reasons_are_named_as_they_are():
+  reason = 'pip install ".[heic]" or it\'s left out'
+
+  @tf.function
+  def fail(is_good):
+    tf.Assert(is_good, [reason])
+
+  with pytest.raises(tf.errors.OpError) as caught:
+    fail(tf.constant(False))
+  assert messages.one_line(caught.value) == reason

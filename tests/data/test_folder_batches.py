@@ -1,20 +1,27 @@
-"""Tests of reading folders: decoding, order, and files that are unreadable."""
+"""Tests of reading folders: decoding, order, files that are unreadable."""
 
 import io
 import itertools
+import threading
+import time
 
-from conftest import assert_same, joined_processes
+import conftest
+from conftest import assert_same
 from folder_lib import draw
 import numpy as np
 from PIL import Image
 import pytest
 import tensorflow as tf
 
-from nfnets.data import builders, dataset, image_files, records, stream
-from nfnets.inference import images
+from nfnets.data import batches as batches_lib
+from nfnets.data import builders, dataset, folders, picture_files, preprocess
+from nfnets.errors import UserError
+from nfnets.inference import images, preprocessing
+
+load = builders.load_builder
 
 HEIGHT, WIDTH = 20, 14
-SETTINGS = {'image_size': 16, 'global_batch_size': 6, 'seed': 3}
+SETTINGS = {'image_size': 16, 'batch_size': 6, 'seed': 3}
 PIXELS = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
 EXIF = Image.Exif()
 EXIF[0x112] = 6
@@ -50,64 +57,45 @@ FILES = {
   'a.tiff': ('CMYK', {}),
   'a.ppm': ('RGB', {}),
 }
+if 'HEIF' in Image.OPEN:
+  FILES['a.heic'] = ('RGB', {'quality': -1})
+PLAIN = {'plain.jpg', 'grey.jpeg', 'plain.png', 'grey.png'}
 
 
-def take(count, builder, split='train_and_valid', **kwargs):
-  with dataset.train_batches(builder, split, **SETTINGS | kwargs) as batches:
-    return list(itertools.islice(batches, count))
+def take(count, root, split='train_and_valid', **kwargs):
+  return conftest.take(count, load(str(root)), split, **SETTINGS | kwargs)
 
 
-@pytest.fixture
-def all_kinds(make_folder):
-  """Pictures of every kind, of 20 x 14 pixels, in two classes."""
-  root = make_folder('a/drawn.png')
-  (root / 'b').mkdir()
+def test_every_kind_is_decoded_as_the_commands_do(tmp_path):
   for i, (name, (mode, kwargs)) in enumerate(FILES.items()):
     # Those that EXIF turns are stored lying.
     size = (HEIGHT, WIDTH) if 'exif' in kwargs else (WIDTH, HEIGHT)
-    picture(mode, size).save(root / 'ab'[i % 2] / name, **kwargs)
-  (root / 'a' / 'drawn.png').unlink()
-  return root
-
-
-def test_every_kind_is_decoded_as_the_commands_do(all_kinds):
-  builder = builders.load_builder(str(all_kinds))
-  found = {}
+    (tmp_path / 'ab'[i % 2]).mkdir(exist_ok=True)
+    picture(mode, size).save(tmp_path / 'ab'[i % 2] / name, **kwargs)
+  builder = load(str(tmp_path))
+  options = {'batch_size': 1, 'preprocessing': 'resize_crop_1'}
+  options['image_size'] = (HEIGHT, WIDTH)
+  found = set()
   for split in ('train', 'valid'):
-    with dataset.eval_batches(
-      builder,
-      split,
-      image_size=(HEIGHT, WIDTH),
-      global_batch_size=1,
-      preprocessing='resize_crop_1',
-    ) as batches:
-      for path, batch in zip(builder.paths(split), batches, strict=True):
-        found[path] = batch['images'][0]
-        assert batch['labels'] == 'ab'.index(path[0])
-  assert len(found) == len(FILES)
-  for path, image in found.items():
-    expected = images.read_image(str(all_kinds / path))
-    if isinstance(expected, bytes):  # Which TensorFlow decodes.
-      pillow = np.asarray(Image.open(all_kinds / path).convert('RGB'))
-      assert np.abs(pillow - image).mean() < 4
-    else:
-      np.testing.assert_array_equal(image, expected, err_msg=path)
-
-
-def test_only_what_tensorflow_decodes_alike_is_left_to_it(all_kinds):
-  builder = builders.load_builder(str(all_kinds))
-  plain = set()
-  for split in ('train', 'validation'):
-    files = records.open_records(builder, split)
-    for i, example in enumerate(files.read(range(len(files)))):
-      path = files.where(i)
-      with open(path, 'rb') as file:
-        content = file.read()
-      assert content in example
-      if image_files._FOR_PILLOW not in example:
-        plain.add(path.removeprefix(f'{all_kinds}/')[2:])
+    files = builders.SplitReader(builder, split)
+    batches = conftest.evaluate(builder, split, **options)
+    for i, batch in enumerate(batches):
+      path, image = files.where(i), batch['images'][0]
+      label, name = path.split('/')[-2:]
+      found.add(name)
+      assert batch['labels'] == 'ab'.index(label)
+      expected = images.read_image(path)
+      same = preprocessing.preprocess_eval(
+        expected, (HEIGHT, WIDTH), 'resize_crop_1'
+      )
+      np.testing.assert_allclose(same, image, atol=1e-3, err_msg=name)
+      if not isinstance(expected, bytes):
+        np.testing.assert_array_equal(image, expected, err_msg=name)
+      # Only what TensorFlow decodes alike is left to it.
+      [record] = files.read(np.array([i]))
+      assert (picture_files._FOR_PILLOW not in record) == (name in PLAIN)
     files.close()
-  assert plain == {'plain.jpg', 'grey.jpeg', 'plain.png', 'grey.png'}
+  assert found == FILES.keys()
 
 
 def test_exif_data_behind_the_pixels_of_a_png_count():
@@ -135,22 +123,20 @@ def test_neither_processes_nor_resuming_nor_reading_change_a_pixel(
   thirty, monkeypatch
 ):
   # 8 steps of 6 images, each of two: three epochs.
-  load = lambda: builders.load_builder(str(thirty))  # noqa: E731
-  whole = take(8, load(), augment_name='cutmix')
-  assert len({batch['images'].tobytes() for batch in whole}) == 8
-  parts = [
-    take(8, load(), augment_name='cutmix', process_index=i, process_count=2)
-    for i in range(2)
-  ]
-  assert_same(whole, joined_processes(parts))
+  whole = take(8, thirty, augment_name='cutmix')
+  parts = conftest.take_in_parts(
+    *(8, load(str(thirty)), 'train_and_valid', 2),
+    augment_name='cutmix',
+    **SETTINGS,
+  )
+  assert_same(whole, parts)
   # Large pictures are read in smaller blocks.
-  monkeypatch.setattr(stream, '_BYTES_PER_READ', 1)
-  resumed = take(5, load(), augment_name='cutmix', first_step=3)
-  assert_same(whole[3:], resumed)
+  monkeypatch.setattr(batches_lib, '_BYTES_PER_READ', 1)
+  assert_same(whole[3:], take(5, thirty, augment_name='cutmix', first_step=3))
 
 
 def test_unreadable_pictures_are_named_or_left_out(thirty):
-  whole = builders.load_builder(str(thirty)).paths('train_and_valid')
+  whole = load(str(thirty)).paths('train_and_valid')
   damaged = {whole[3]: 'an empty file', whole[8]: 'not an image that Pillow'}
   (thirty / whole[3]).write_bytes(b'')
   (thirty / whole[8]).write_text('<html>')
@@ -158,50 +144,143 @@ def test_unreadable_pictures_are_named_or_left_out(thirty):
   Image.fromarray(PIXELS).save(file, 'TIFF')
   (thirty / 'a/short.tiff').write_bytes(file.getvalue()[:-200])
   draw(thirty / 'a' / 'tiny.png', size=(1, 1))
-  damaged['a/short.tiff'] = 'cannot be decoded: image file is truncated'
-  builder = builders.load_builder(str(thirty))
-  paths = builder.paths('train')
-  damaged = {p: reason for p, reason in damaged.items() if p in paths}
-  assert damaged
-  with pytest.raises(dataset.DatasetError) as error:
-    take(6, builder, 'train')
-  assert f"{thirty}, split 'train': {thirty}/" in str(error.value)
-  assert any(
-    f'{thirty}/{path} does not hold a readable image: {reason}'
-    in str(error.value)
-    for path, reason in damaged.items()
-  )
-  straight = take(8, builder, 'train', skip_corrupt=True)
-  resumed = take(3, builder, 'train', skip_corrupt=True, first_step=5)
+  damaged['a/short.tiff'] = 'image file is truncated'
+  with pytest.raises(UserError) as error:
+    take(6, thirty, 'train')
+  first, *listed, last = str(error.value).split('\n')
+  assert first == f'{thirty}: 3 of 32 pictures cannot be decoded:'
+  assert '--skip_corrupt' in last
+  listed = dict(line.strip().split(': ', 1) for line in listed)
+  assert listed.keys() == damaged.keys()
+  assert all(listed[path].startswith(why) for path, why in damaged.items())
+  straight = take(8, thirty, 'train', skip_corrupt=True)
+  resumed = take(3, thirty, 'train', skip_corrupt=True, first_step=5)
   assert_same(straight[5:], resumed)
 
 
 def test_too_many_pixels_are_an_error(thirty, monkeypatch):
   draw(thirty / 'a' / '0.png', size=(60, 60))
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1500)
-  builder = builders.load_builder(str(thirty))
-  split = 'validation' if 'a/0.png' in builder.paths('valid') else 'train'
-  files = records.open_records(builder, split)
-  failed = {}
-  for i, example in enumerate(files.read(range(len(files)))):
-    image = tf.train.Example.FromString(example).features.feature['image']
-    try:
-      image_files.decode(tf.constant(image.bytes_list.value[0]))
-    except tf.errors.OpError as error:
-      failed[files.where(i)] = error.message
-  files.close()
-  assert list(failed) == [f'{thirty}/a/0.png']
-  assert '3600 pixels' in failed[f'{thirty}/a/0.png']
+  assert '3600 pixels' in load(str(thirty)).unreadable['a/0.png']
+  monkeypatch.setattr(folders, 'MOST_DECODED', 10)
+  with pytest.raises(UserError, match=r'/a/0.png .*\(3600 pixels'):
+    take(8, thirty)
 
 
-@pytest.mark.parametrize('gone', [True, False])
-def test_a_file_that_changes_while_training_is_named(thirty, gone):
-  builder = builders.load_builder(str(thirty))
+@pytest.mark.parametrize(
+  ('content', 'what'), [(None, 'cannot be read'), (b' ', 'has changed')]
+)
+def test_a_file_that_changes_while_training_is_named(thirty, content, what):
+  builder = load(str(thirty))
   path = thirty / builder.paths('train')[0]
-  if gone:
-    path.unlink()
-  else:
-    path.write_bytes(path.read_bytes() + b' ')
-  what = 'cannot be read' if gone else 'has changed'
-  with pytest.raises(dataset.DatasetError, match=f'{path} {what}'):
-    take(6, builder, 'train', skip_corrupt=True)
+  path.unlink()
+  if content is not None:
+    path.write_bytes(content)
+  with pytest.raises(UserError, match=f'{path} {what}'):
+    conftest.take(6, builder, 'train', skip_corrupt=True)
+
+
+def test_damaged_pictures_of_a_large_folder_are_found_when_read(
+  thirty, monkeypatch, caplog
+):
+  monkeypatch.setattr(folders, 'MOST_DECODED', 10)
+  path = thirty / load(str(thirty)).paths('train')[4]
+  path.write_bytes(b'')
+  builder = load(str(thirty))
+  assert builder.unreadable == {}
+  options = dataset.Options(**SETTINGS, skip_corrupt=True)
+  with dataset.train_batches(builder, 'train', options) as batches:
+    list(itertools.islice(batches, 8))
+    assert batches.skipped == {str(path): 'an empty file'}
+  assert f'{path} does not hold a readable image' in caplog.text
+
+
+def test_those_left_out_are_named_once_in_the_log(thirty, monkeypatch, caplog):
+  monkeypatch.setattr(batches_lib, '_MAX_DAMAGED', 12)
+  names = [f'a/broken{i:02}.png' for i in range(12)]
+  for name in names:
+    (thirty / name).write_bytes(b'')
+  builder = load(str(thirty))
+  options = dataset.Options(**SETTINGS, skip_corrupt=True)
+  for _ in range(2):
+    with dataset.train_batches(builder, 'train_and_valid', options) as batches:
+      assert batches.num_skipped == len(builder.unreadable)
+  (line,) = [x for x in caplog.messages if 'left out' in x]
+  assert [name in line for name in names] == [True] * 10 + [False] * 2
+  assert 'and 2 more' in line
+
+
+# Large pictures.
+
+
+@pytest.fixture
+def large(make_folder, monkeypatch):
+  """A folder with four large pictures: of more than 10,000 pixels."""
+  names = [f'{x}/{i}.png' for x in 'ab' for i in range(2)]
+  root = make_folder(*(f'{s}/{x}' for s in ('train', 'val') for x in names))
+  for split in ('train', 'val'):
+    image = Image.fromarray(PIXELS).resize((150, 100))
+    image.save(root / split / 'a' / 'large.jpg')
+    image.save(root / split / 'b' / 'large.tif')
+  monkeypatch.setattr(images, 'LARGE_PIXELS', 10_000)
+  monkeypatch.setattr(picture_files, 'REDUCED_PIXELS', 600)
+  return root
+
+
+def evaluate(root):
+  options = {'image_size': 40, 'preprocessing': 'resize_crop_1'}
+  [batch] = conftest.evaluate(load(str(root)), **options)
+  return batch['images']
+
+
+def test_large_pictures_are_named_with_their_share(large, caplog):
+  load(str(large))
+  (line,) = [x for x in caplog.messages if 'megapixels' in x]
+  assert f'{large}: 4 of 12 pictures have more than 0.01 megapixels' in line
+  share = 4 * 15_000 / (4 * 15_000 + 8 * 30)
+  assert f' {100 * share:.0f} % of all pixels' in line
+  assert 'train/a/large.jpg (0.015 megapixels)' in line
+
+
+def test_training_reads_smaller_copies_that_are_kept_if_they_can(
+  large, monkeypatch, tmp_path, caplog
+):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  first = take(4, large, 'train')
+  copies = [*(tmp_path / 'cache/nfnets/reduced-600').iterdir()]
+  sizes = [Image.open(copy).size for copy in copies]
+  assert sizes == [(30, 20)] * 2
+  with monkeypatch.context() as patch:
+    patch.setattr(images, 'read_image', None)  # Nothing is made again.
+    assert_same(first, take(4, large, 'train'))
+  (tmp_path / 'file').write_text('')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+  assert_same(first, take(4, large, 'train'))
+  assert 'cannot be kept' in caplog.text
+
+
+def test_evaluation_reads_large_pictures_themselves(large, monkeypatch):
+  found = evaluate(large)
+  monkeypatch.setattr(images, 'LARGE_PIXELS', 10**9)
+  np.testing.assert_array_equal(found, evaluate(large))
+
+
+def test_large_pictures_are_decoded_one_at_a_time(large, monkeypatch):
+  at_once, most, lock = 0, [], threading.Lock()
+  resize = preprocess._resize
+
+  def watched(image, size):
+    nonlocal at_once
+    if not tf.executing_eagerly():  # Small ones are in graphs.
+      return resize(image, size)
+    with lock:
+      at_once += 1
+      most.append(at_once)
+    time.sleep(0.1)
+    with lock:
+      at_once -= 1
+    return resize(image, size)
+
+  monkeypatch.setattr(preprocess, '_resize', watched)
+  evaluate(large)
+  assert most == [1, 1]

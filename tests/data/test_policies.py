@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nfnets.data import policies
+from nfnets.data import autoaugment
 
 # AutoAugment's policy: operation, probability and magnitude, twice per row.
 POLICY = """
@@ -27,37 +27,28 @@ NAMES = {
 }  # fmt: skip
 
 
-def arguments(name, m, wrap, translate):
-  """The arguments that an operation may have, each as likely."""
-  threshold = int(25.6 * m) % 256 if wrap else int(25.6 * m)
-  single = {
-    'Post': int(0.4 * m), 'Sol': threshold, 'SolA': int(11 * m),
-    'Cut': int(4 * m),
-  } | dict.fromkeys(('Col', 'Con', 'Bri', 'Sha'), 0.18 * m + 0.1)  # fmt: skip
-  signed = {'Rot': 3 * m} | dict.fromkeys(('ShX', 'ShY'), 0.03 * m)
-  signed |= dict.fromkeys(('TrX', 'TrY'), translate * m)
-  if name in signed:
-    return [signed[name], -signed[name]]
-  return [single.get(name, 0)]
-
-
 def outcomes_of(name, m, wrap, translate, probability=1.0):
   """{(number of the operation, its argument): probability}."""
-  values = arguments(name, m, wrap, translate)
-  number = policies.OPERATIONS.index(NAMES[name])
+  threshold = int(25.6 * m) % 256 if wrap else int(25.6 * m)
+  arguments = {
+    'Post': int(0.4 * m), 'Sol': threshold, 'SolA': int(11 * m),
+    'Cut': int(4 * m), 'Rot': 3 * m, 'ShX': 0.03 * m, 'ShY': 0.03 * m,
+    'TrX': translate * m, 'TrY': translate * m,
+  } | dict.fromkeys(('Col', 'Con', 'Bri', 'Sha'), 0.18 * m + 0.1)  # fmt: skip
+  number = autoaugment._OPERATIONS.index(NAMES[name])
+  signs = (1, -1) if name in ('Rot', 'ShX', 'ShY', 'TrX', 'TrY') else (1,)
   outcomes = collections.Counter()
-  for value in values:
-    outcomes[number, round(float(value), 4)] += probability / len(values)
-  if probability < 1:
-    outcomes[len(policies.OPERATIONS), None] += 1 - probability
+  for sign in signs:
+    value = round(float(sign * arguments.get(name, 0)), 4)
+    outcomes[number, value] += probability / len(signs)
+  outcomes[16, None] += 1 - probability
   return {key: p for key, p in outcomes.items() if p}
 
 
 def seen(operations, arguments):
   """What was chosen, in the same form."""
-  none = len(policies.OPERATIONS)
   return [
-    (int(i), None if i == none else round(float(x), 4) + 0.0)
+    (int(i), None if i == 16 else round(float(x), 4) + 0.0)
     for i, x in zip(operations, arguments, strict=True)
   ]
 
@@ -85,7 +76,7 @@ def uniform(*shape):
 def test_a_layer_is_one_of_16_operations_with_the_published_argument(wrap):
   numbers = uniform(4000, 4)
   for magnitude in range(31):
-    chosen = policies.choose_any(numbers, magnitude, wrap)[:2]
+    chosen = autoaugment._choose_any(numbers, magnitude, wrap)[:2]
     outcomes = collections.Counter()
     for name in NAMES:
       for key, p in outcomes_of(name, magnitude, wrap, 10).items():
@@ -95,21 +86,14 @@ def test_a_layer_is_one_of_16_operations_with_the_published_argument(wrap):
 
 
 def test_cutouts_are_anywhere_whatever_the_operation():
-  choice = policies.choose_any(uniform(40_000, 4), 5, True)
+  chosen, _, places_of_all = autoaugment._choose_any(
+    uniform(40_000, 4), 5, True
+  )
   for i in range(16):
-    places = choice.places[choice.operations == i].numpy()
+    places = places_of_all[chosen == i].numpy()
     np.testing.assert_allclose(places.mean(0), 0.5, atol=0.03)
     np.testing.assert_allclose(places.std(0), 12**-0.5, atol=0.02)
     assert places.min() >= 0 and places.max() < 1
-
-
-def test_layers_are_chosen_one_by_one():
-  numbers = uniform(50, 4)
-  together = policies.choose_any(numbers, 5, True)
-  for i in range(50):
-    alone = policies.choose_any(numbers[i : i + 1], 5, True)
-    for part, whole in zip(alone, together, strict=True):
-      np.testing.assert_array_equal(part[0], whole[i])
 
 
 @pytest.mark.parametrize('wrap', [True, False])
@@ -125,7 +109,7 @@ def test_autoaugment_chooses_from_its_policy_with_its_probabilities(wrap):
         outcomes[one, other] += p * q / 25
   choose = tf.function(
     lambda numbers: tf.map_fn(
-      lambda x: tuple(policies.choose_policy(x, wrap)[:2]),
+      lambda x: tuple(autoaugment._choose_policy(x, wrap)[:2]),
       numbers,
       fn_output_signature=(tf.int32, tf.float32),
     ),

@@ -27,11 +27,9 @@ def test_eval_agrees_with_the_published_preprocessing(mode):
     expected = golden[f'{mode}@64']
     normalized = golden[f'{mode}@64_normalized']
   image = preprocess.preprocess_eval(JPEG, (64, 64), mode).numpy()
-  assert image.dtype == np.float32
   np.testing.assert_allclose(image, expected, atol=0.255)
-  np.testing.assert_allclose(
-    preprocess.normalize(image), normalized, atol=0.005
-  )
+  image = preprocess.normalize(image)
+  np.testing.assert_allclose(image, normalized, atol=0.005)
 
 
 def crop_with_pillow(pixels, size, part):
@@ -84,15 +82,6 @@ def test_center_crop_covers_a_size_that_is_not_square():
 
 
 @pytest.mark.parametrize('mode', MODES)
-def test_eval_is_the_same_inside_tf_data(mode):
-  dataset = tf.data.Dataset.from_tensors(JPEG)
-  dataset = dataset.map(lambda x: preprocess.preprocess_eval(x, (48, 64), mode))
-  inside = next(dataset.as_numpy_iterator())
-  eager = preprocess.preprocess_eval(JPEG, (48, 64), mode)
-  np.testing.assert_array_equal(inside, eager)
-
-
-@pytest.mark.parametrize('mode', MODES)
 def test_eval_reads_png_and_arrays_like_the_jpeg(mode):
   pixels = tf.io.decode_jpeg(JPEG)
   jpeg, png, array = (
@@ -112,30 +101,26 @@ def test_eval_reads_png_and_arrays_like_the_jpeg(mode):
   'encode', [tf.io.encode_jpeg, tf.io.encode_png, lambda x: x]
 )
 def test_grey_and_odd_and_tiny_images_come_out_in_size(shape, encode):
-  pixels = np.full(shape, 77, np.uint8)
-  image = encode(pixels)
-  seed = tf.constant([1, 2], tf.int64)
-  results = [preprocess.preprocess_eval(image, (32, 24), m) for m in MODES]
-  results.append(preprocess.train_crop_flip(image, (32, 24), seed))
-  results.append(preprocess.train_shift(image, (32, 24), seed, 0))
-  for result in results:
+  image = encode(np.full(shape, 77, np.uint8))
+  args = (32, 24), tf.constant([1, 2], tf.int64)
+  for result in (
+    *(preprocess.preprocess_eval(image, (32, 24), m) for m in MODES),
+    preprocess.train_crop_flip(image, *args),
+    preprocess.train_shift(image, *args, 0),
+  ):
     assert result.shape == (32, 24, 3)
     np.testing.assert_allclose(result, 77, atol=1)
 
 
 @pytest.mark.parametrize(
     'mode',
-    ['', 'squish', 'resize_crop', 'resize_crop_0', 'resize_crop_1.5',
-     'resize_crop_-3', 'resize_crop_32 ', 'crop_flip', 'center_crop',
+    ['', 'squish', 'resize_crop', 'resize_crop_0', 'resize_crop_1.5', 'flip',
+     'resize_crop_-3', 'resize_crop_32 ', 'center_crop', 'shift', 'shift_-1',
      'center_crop_0', 'center_crop_32', 'center_crop_1.5', 'center_crop_0.9%'],
 )  # fmt: skip
-def test_unknown_eval_mode_is_refused_with_the_known_ones(mode):
+def test_unknown_modes_are_refused_with_the_known_ones(mode):
   with pytest.raises(ValueError, match="'crop_resize', .* or 'center_crop_P'"):
     preprocess.preprocess_eval(JPEG, (64, 64), mode)
-
-
-@pytest.mark.parametrize('mode', ['', 'shift', 'shift_-1', 'shift_x', 'flip'])
-def test_unknown_training_mode_is_refused_with_the_known_ones(mode):
   with pytest.raises(ValueError, match="'crop_flip' or 'shift_K'"):
     preprocess.train_preprocessing(mode, (64, 64))
 
@@ -155,7 +140,7 @@ def test_random_crops_keep_to_their_limits_and_spread_over_them():
   )
   windows = np.array([window(np.array([7, i])) for i in range(2000)])
   top, left, height, width = windows.T
-  assert (top >= 0).all() and (left >= 0).all()
+  assert (windows >= 0).all()
   assert (top + height <= 300).all() and (left + width <= 400).all()
   area = height * width / (300 * 400)
   # From 0.1 on, because that much of the "object" has to be covered.
@@ -221,13 +206,3 @@ def test_shifts_are_uniform_and_leave_black_behind():
     assert image.sum() == 3 * 255 * (size - abs(dy)) * (size - abs(dx))
   shifts = range(-pixels, pixels + 1)
   assert seen == {(dy, dx) for dy in shifts for dx in shifts}
-
-
-def test_the_same_seed_gives_the_same_image():
-  for mode in ('crop_flip', 'shift_3'):
-    process = preprocess.train_preprocessing(mode, (32, 32))
-    one, again, other = (
-      process(JPEG, np.array([9, i])).numpy() for i in (4, 4, 5)
-    )
-    np.testing.assert_array_equal(one, again)
-    assert np.abs(one - other).max() > 10

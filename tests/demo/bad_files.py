@@ -49,7 +49,7 @@ FILES = {
   'nothing.jpg': (b'', 'empty'),
   'vector.svg': (
     b'<svg xmlns="http://www.w3.org/2000/svg"><script>1</script></svg>',
-    'no image in JPEG',
+    'an SVG drawing, which has no pixels: convert it to PNG',
   ),
   'postscript.png': (
     b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n',

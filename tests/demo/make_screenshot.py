@@ -24,8 +24,8 @@ def main() -> None:
       page = browser.new_page(viewport={'width': 1100, 'height': 900})
       page.set_default_timeout(120_000)
       page.goto(url)
-      page.locator('#examples button').nth(_EXAMPLE).click()
-      page.locator('#stages figure').nth(4).wait_for()
+      page.locator('#examples img').nth(_EXAMPLE).click()
+      page.locator('#stages img').nth(4).wait_for()
       page.locator('#top').get_by_text('%').first.wait_for()
       page.wait_for_timeout(1000)  # Bars grow.
       content = page.screenshot(full_page=True)

@@ -1,16 +1,15 @@
 """Names and pictures on the page."""
 
-import base64
-import io
+import types
 
 import numpy as np
 from PIL import Image
 import pytest
 import quick_lib
 
-from nfnets import imagenet
+from nfnets.errors import ImageError
 from nfnets.inference import networks
-from nfnets.inference.demo import answers, pictures, uploads
+from nfnets.inference.demo import answers, page
 
 
 def test_names_that_are_the_same_get_numbers():
@@ -20,36 +19,37 @@ def test_names_that_are_the_same_get_numbers():
   ]
 
 
-def test_jpeg_with_damaged_data_is_refused_in_a_sentence():
+def test_what_has_no_answer_is_refused_in_a_sentence():
   model, params = quick_lib.digits()
   asked = answers.Answers(networks.of(model, params, {}), ['x'] * 10)
-  # What `uploads.read` has let through: Pillow may decode what others do not.
-  with pytest.raises(uploads.UploadError, match='damaged JPEG data'):
+  # What `pictures.read` has let through: Pillow may decode what others do not.
+  with pytest.raises(ImageError) as caught:
     asked.see(b'\xff\xd8\xff\xe0 and no more \xff\xd9')
+  assert page.sentence(caught.value).startswith('This file cannot be decoded: ')
+  network = types.SimpleNamespace(
+    image_size=32,
+    preprocess=np.float32,
+    logits=lambda x: np.full((1, 2), np.nan),
+  )
+  with pytest.raises(ImageError) as caught:
+    answers.Answers(network, ['a', 'b']).see(np.zeros((32, 32, 3)))
+  assert 'This file has no answer: the network' in page.sentence(caught.value)
 
 
 def test_picture_is_what_was_normalized():
-  pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-  image = imagenet.normalize(np.float32(pixels), imagenet.MEAN, imagenet.STD)
-  np.testing.assert_array_equal(
-    pictures.from_network(image, imagenet.MEAN, imagenet.STD), pixels
-  )
+  model, params = quick_lib.digits()
+  asked = answers.Answers(networks.of(model, params, {}), ['x'] * 10)
+  pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+  shown = asked.picture(asked.network.normalize(pixels))
+  assert shown.shape == (256, 256, 3)
+  np.testing.assert_array_equal(shown[4::8, 4::8], pixels)
 
 
 def test_heat_goes_from_the_darkest_to_the_lightest_colour():
-  shown = pictures.heat(np.array([[0.0, 2.0], [8.0, 4.0]]), 4, is_smooth=False)
+  values, nearest = np.array([[0.0, 2.0], [8.0, 4.0]]), Image.Resampling.NEAREST
+  shown = answers.heat(values, 4, nearest)
   assert shown.shape == (4, 4, 3)
-  assert tuple(shown[0, 0]) == pictures._COLOURS[0]
-  assert tuple(shown[0, 3]) == pictures._COLOURS[1]
-  assert tuple(shown[3, 3]) == pictures._COLOURS[2]
-  assert tuple(shown[3, 0]) == pictures._COLOURS[4]
-  same = pictures.heat(np.full((2, 2), 7.0), 4)
-  assert (same == pictures._COLOURS[0]).all()
-
-
-def test_picture_stands_in_the_page_unchanged():
-  pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-  kind, _, content = pictures.data_url(pixels).partition(',')
-  assert kind == 'data:image/png;base64'
-  image = Image.open(io.BytesIO(base64.b64decode(content)))
-  np.testing.assert_array_equal(np.asarray(image), pixels)
+  corners = shown[0, 0], shown[0, 3], shown[3, 3], shown[3, 0]
+  np.testing.assert_array_equal(corners, answers._COLOURS[[0, 1, 2, 4]])
+  same = answers.heat(np.full((2, 2), 7.0), 4, nearest)
+  assert (same == answers._COLOURS[0]).all()

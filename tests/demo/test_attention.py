@@ -9,6 +9,7 @@ import pytest
 import reference_params
 import tiny_networks
 
+from nfnets import network
 from nfnets.inference.demo import attention
 
 IMAGES = reference_params.reference_images(1, 32, 32)
@@ -28,7 +29,6 @@ def tiny(name):
   transformed = golden_lib.transform(variant, 10, **arguments)
   forward = golden_lib.jit(lambda p, x: transformed.apply(p, None, x))
   model = types.SimpleNamespace(
-    # Not `forward`, whose call would be a single operation.
     apply=lambda p, state, rng, x, is_training: (
       transformed.apply(p, rng, x),
       state,
@@ -42,7 +42,8 @@ def test_grad_cam_of_the_last_map_is_its_closed_form():
   model, params, forward = tiny('NFNet')
   label = 3
   maps = forward(params, IMAGES)['features'][-1]
-  found = attention.Attention(model, params, {}).grad_cam(maps, 4, label)
+  looks = attention.Attention(model, params, {})
+  found = np.asarray(looks.grad_cam(IMAGES[0], 4, label))
   # Logits are the mean over positions of gelu(map), times w, and more.
   w = params['NFNet/~/linear']['w'][:, label] / (maps.shape[1] * maps.shape[2])
   x = np.float64(maps)
@@ -61,9 +62,8 @@ def gelu(x):
 def test_gradient_is_that_of_finite_differences():
   model, params, forward = tiny('NFNet')
   label, at, step = 7, (11, 20), 0.02
-  found = attention.Attention(model, params, {}).input_gradient(
-    IMAGES[0], label
-  )
+  looks = attention.Attention(model, params, {})
+  found = np.asarray(looks.input_gradient(IMAGES[0], label))
   moved = np.repeat(IMAGES, 6, axis=0)
   for channel in range(3):
     moved[(channel, *at, channel)] += step
@@ -74,17 +74,30 @@ def test_gradient_is_that_of_finite_differences():
   np.testing.assert_allclose(found[at], np.linalg.norm(slopes), rtol=0.02)
 
 
-@pytest.mark.parametrize('name', ['ResNet', 'FixUp_ResNet'])
-def test_rest_of_a_network_makes_the_same_logits_of_any_map(name):
+@pytest.mark.parametrize('name', ['NFNet', 'ResNet', 'FixUp_ResNet'])
+def test_what_is_added_to_a_map_goes_on_from_there(name):
   model, params, forward = tiny(name)
-  out = forward(params, IMAGES)
-  rest = attention.Attention(model, params, {})
+  plain = forward(params, IMAGES)
+  rng = np.random.default_rng(0)
+  taps = [np.float32(rng.standard_normal(x.shape)) for x in plain['features']]
 
-  def from_maps(maps, params):
-    return [rest._logits_after(i)(maps[i], params, {}) for i in range(5)]
+  def run(taps):
+    outputs = []
+    for stage, tap in enumerate(taps):
+      with network.tapped({stage: tap}):
+        outputs.append(model.apply(params, {}, None, IMAGES, False)[0])
+    return outputs
 
-  for logits in golden_lib.jit(from_maps)(out['features'], params):
-    np.testing.assert_allclose(logits, out['logits'][0], rtol=1e-4, atol=1e-5)
+  for stage, out in enumerate(golden_lib.jit(run)(taps)):
+    for i, (maps, want) in enumerate(
+      zip(out['features'], plain['features'], strict=True)
+    ):
+      if i <= stage:
+        want = want + taps[i] if i == stage else want
+        np.testing.assert_allclose(maps, want, rtol=1e-4, atol=1e-4)
+      else:
+        assert golden_lib.rel_l2(maps, want) > 1e-3
+    assert golden_lib.rel_l2(out['logits'], plain['logits']) > 1e-3
 
 
 def test_best_stage_is_the_deepest_that_says_where():

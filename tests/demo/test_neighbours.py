@@ -40,7 +40,7 @@ def test_embedding_of_zeros_is_like_nothing():
   index = neighbours.Index(np.float32([[0, 0], [1, 0]]), PATHS[:2])
   assert index.nearest(np.float32([1, 0]), 2) == [('1.png', 1), ('0.png', 0)]
   found = index.nearest(np.zeros(2, np.float32), 2)
-  assert {x.similarity for x in found} == {0}
+  assert {similarity for _, similarity in found} == {0}
 
 
 def test_several_files_of_a_folder_are_one_collection(tmp_path):
@@ -52,7 +52,7 @@ def test_several_files_of_a_folder_are_one_collection(tmp_path):
   parts = neighbours.load(str(folder), 'nfnet_digits')
   query = EMBEDDINGS[3]
   assert parts.nearest(query, 5) == whole.nearest(query, 5)
-  assert whole.nearest(query, 1)[0].path == '3.png'
+  assert whole.nearest(query, 1)[0][0] == '3.png'
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,8 @@ def test_other_files_are_refused(tmp_path, change, message):
     neighbours.load(path, 'nfnet_digits')
 
 
-def test_damaged_files_and_other_lengths_are_refused(tmp_path):
+def test_damaged_files_are_refused(tmp_path):
   path = tmp_path / 'a.npz'
   path.write_bytes(b'PK\x03\x04 no more')
   with pytest.raises(ValueError, match='no embeddings of'):
     neighbours.load(str(path), 'nfnet_digits')
-  with pytest.raises(ValueError, match='7 numbers, and the network makes 3'):
-    neighbours.Index(EMBEDDINGS, PATHS).nearest(np.ones(3, np.float32), 1)

@@ -1,8 +1,9 @@
 """What tests of the command share."""
 
+import json
 import pathlib
+from typing import Any
 
-from absl import flags
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -21,7 +22,17 @@ SMALL = (
   '--lr_schedule.warmup_epochs=0.02',
   '--save_checkpoint_interval=2',
   '--log_tensors_interval=2',
+  '--report=False',
 )
+
+
+def read_json(text: str) -> dict[str, Any]:
+  """Reads JSON; raises ValueError for NaN and Infinity, which it has not."""
+
+  def refuse(name):
+    raise ValueError(f'{name} is no JSON.')
+
+  return json.loads(text, parse_constant=refuse)
 
 
 def read_arrays(folder: pathlib.Path, step: int) -> dict[str, np.ndarray]:
@@ -42,11 +53,3 @@ def wait_for_step(process) -> str:
     if ' step ' in line and '  loss ' in line:
       return log
   raise AssertionError(f'training has ended before its first step: {log}')
-
-
-def forget_flags():
-  """Forgets what command lines before this one have set."""
-  for name in list(flags.FLAGS):
-    if name.startswith('config.'):
-      delattr(flags.FLAGS, name)
-  flags.FLAGS.unparse_flags()

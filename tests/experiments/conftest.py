@@ -5,11 +5,14 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from unittest import mock
 
+from absl import logging
 import command_lib
+import filelock
 import jax
 import pytest
 
@@ -34,7 +37,14 @@ class Result:
   @property
   def json(self) -> dict:
     """The last line of standard output."""
-    return json.loads(self.output.splitlines()[-1])
+    return command_lib.read_json(self.output.splitlines()[-1])
+
+
+@pytest.fixture(autouse=True)
+def restore_verbosity():
+  """Commands have absl log what they do, and other tests count lines."""
+  yield
+  logging.set_verbosity(logging.WARNING)
 
 
 @pytest.fixture(scope='session')
@@ -51,16 +61,14 @@ def _in_no_cluster(**_):
 def run_command(data_dir):
   """Returns a function that runs a command in this process: (*args) -> Result.
 
-  `main` is another command than the experiment's, `cwd` the folder to be in,
-  and `log` what standard error is.
+  `main` is another command than the experiment's; `cwd` the folder to be in.
   """
 
-  def run(*args: str, main=experiment.main, cwd='.', log=None) -> Result:
+  def run(*args: str, main=experiment.main, cwd='.') -> Result:
     argv = ['experiments/experiment.py', *args]
     if not any(arg.startswith('--data_dir=') for arg in args):
       argv.append(f'--data_dir={data_dir}')
-    output, log = io.StringIO(), log or io.StringIO()
-    command_lib.forget_flags()
+    output, log = io.StringIO(), io.StringIO()
     with (
       contextlib.redirect_stdout(output),
       contextlib.redirect_stderr(log),
@@ -69,8 +77,10 @@ def run_command(data_dir):
       mock.patch.object(jax.distributed, 'initialize', _in_no_cluster),
       mock.patch.object(sys, 'excepthook', sys.excepthook),
     ):
-      status = main(argv)
-    command_lib.forget_flags()
+      try:
+        status = main(argv)
+      except SystemExit as error:  # Of argparse.
+        status = error.code
     jax.config.update('jax_disable_most_optimizations', False)
     return Result(status, output.getvalue(), log.getvalue())
 
@@ -130,27 +140,44 @@ def run_process(start_command):
 
 
 @pytest.fixture(scope='session')
-def straight(run_command, tmp_path_factory):
-  """A run of six steps without a stop: (its folder, its Result)."""
-  folder = tmp_path_factory.mktemp('straight run')
-  result = run_command(
-    *command_lib.SMALL, f'--checkpoint_dir={folder}', '--training_steps=6'
-  )
-  assert result.status == 0, result.log
-  return folder, result
+def run_once(run_command, tmp_path_factory):
+  """Returns a function that makes a run for all of xdist's processes.
+
+  It takes the name of the run, the command's arguments and a folder to begin
+  with, and returns the run's folder and Result, which no test may change.
+  """
+  root = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    root = root.parent
+
+  def run(name, *args, begin_with=None):
+    folder, record = root / name, root / f'{name}.json'
+    with filelock.FileLock(root / f'{name}.lock'):
+      if not record.exists():
+        if begin_with is not None:
+          shutil.copytree(begin_with, folder)
+        result = run_command(*args, f'--checkpoint_dir={folder}')
+        assert result.status == 0, result.log
+        record.write_text(json.dumps(vars(result)))
+      return folder, Result(**json.loads(record.read_text()))
+
+  return run
+
+
+_SIX_STEPS = (*command_lib.SMALL, '--training_steps=6')
 
 
 @pytest.fixture(scope='session')
-def evaluated(straight, run_command):
-  """The Result of evaluating that run."""
-  result = run_command(
-    *command_lib.SMALL,
-    f'--checkpoint_dir={straight[0]}',
-    '--training_steps=6',
-    '--jaxline_mode=eval',
-  )
-  assert result.status == 0, result.log
-  return result
+def straight(run_once):
+  """A run of six steps without a stop: (its folder, its Result)."""
+  return run_once('straight', *_SIX_STEPS)
+
+
+@pytest.fixture(scope='session')
+def evaluated(straight, run_once):
+  """A copy of that run after its evaluation: (its folder, the Result)."""
+  args = (*_SIX_STEPS, '--jaxline_mode=eval')
+  return run_once('evaluated', *args, begin_with=straight[0])
 
 
 @pytest.fixture
@@ -158,8 +185,6 @@ def parse():
   """Returns a function that reads a command line: (*args) -> (name, config)."""
 
   def parse_args(*args: str):
-    command_lib.forget_flags()
     return command_line.parse(['experiment.py', *args])
 
-  yield parse_args
-  command_lib.forget_flags()
+  return parse_args

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_interruptions import _start_two
 
-from experiments import checkpoint_files
+from experiments import checkpoints
 from nfnets import paths
 
 
@@ -59,18 +59,18 @@ def test_sigterm_ends_a_run_that_waits_for_the_store(
   command_lib.wait_for_step(process)
   store.disturb('lost', 600)
   for line in process.stderr:
-    if 'The store fails' in line:
+    if 'The store does not answer' in line:
       break
-  before, step = None, checkpoint_files.latest_step(tmp_path / 'latest')
+  before, step = None, checkpoints.latest_step(tmp_path / 'latest')
   while step != before:  # What has been read ahead is used up first.
     time.sleep(2)
-    before, step = step, checkpoint_files.latest_step(tmp_path / 'latest')
+    before, step = step, checkpoints.latest_step(tmp_path / 'latest')
   process.send_signal(signal.SIGTERM)
   output, log = process.communicate(timeout=20)
   assert process.returncode == 0, log
   last = json.loads(output.splitlines()[-1])
   assert last['stopped_by_sigterm']
-  assert checkpoint_files.latest_step(tmp_path / 'latest') == last['step']
+  assert checkpoints.latest_step(tmp_path / 'latest') == last['step']
 
 
 @pytest.mark.slow

@@ -1,20 +1,20 @@
-"""Tests of checkpoints, with a small experiment in place of a network."""
+"""Tests of checkpoints on a disk and in a bucket, of a small experiment."""
 
-import collections
 import os
-import pathlib
 import shutil
 import threading
 import time
+import types
 from typing import NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from experiments import checkpoints, jaxline_compat
+from nfnets import paths
+from nfnets.errors import UserError
 
 
 class _State(NamedTuple):
@@ -81,11 +81,23 @@ def _same(a, b):
   )
 
 
-def test_what_is_restored_is_what_was_saved(tmp_path):
-  _save(tmp_path, [7], _Experiment(seed=1))
-  checkpointer, state = _checkpointer(tmp_path)
+@pytest.fixture(params=['disk', 'bucket'])
+def folder(request, tmp_path):
+  if request.param == 'disk':
+    return str(tmp_path)
+  return request.getfixturevalue('remote_folder')
+
+
+def _top_names(folder):
+  return {name.split('/')[0] for name in paths.names(folder)}
+
+
+def test_what_is_restored_is_what_was_saved_and_the_last_are_kept(folder):
+  _save(folder, [1, 3, 7], _Experiment(seed=1))
+  assert _top_names(f'{folder}/latest') == {'3', '7'}
+  checkpointer, state = _checkpointer(folder)
   assert checkpointer.can_be_restored('latest')
-  assert checkpointer.restore_path('latest') == str(tmp_path / 'latest' / '7')
+  assert checkpointer.restore_path('latest') == f'{folder}/latest/7'
   checkpointer.restore('latest')
   restored = state.experiment_module.state
   assert isinstance(restored, _State)
@@ -106,11 +118,6 @@ def test_a_save_holds_what_was_there_when_it_was_called(tmp_path):
   checkpointer, state = _checkpointer(tmp_path)
   checkpointer.restore('latest')
   assert _same(state.experiment_module.state, wanted)
-
-
-def test_the_last_ones_are_kept(tmp_path):
-  _save(tmp_path, [1, 2, 3, 4])
-  assert sorted(os.listdir(tmp_path / 'latest')) == ['3', '4']
 
 
 def test_series_are_apart(tmp_path):
@@ -139,7 +146,7 @@ def test_saving_a_step_twice_is_harmless(tmp_path):
 def test_another_model_is_told_by_the_first_difference(tmp_path):
   _save(tmp_path, [3], _Experiment(width=299))
   checkpointer, _ = _checkpointer(tmp_path)
-  with pytest.raises(checkpoints.CheckpointError) as error:
+  with pytest.raises(UserError) as error:
     checkpointer.restore('latest')
   message = str(error.value)
   assert str(tmp_path / 'latest' / '3') in message
@@ -149,38 +156,37 @@ def test_another_model_is_told_by_the_first_difference(tmp_path):
   ) in message
 
 
-def _files(folder):
-  return sorted(p for p in pathlib.Path(folder).rglob('*') if p.is_file())
-
-
+@pytest.mark.parametrize(
+  'folder',
+  ['disk', pytest.param('bucket', marks=pytest.mark.slow)],
+  indirect=True,
+)
 @pytest.mark.parametrize('damage', ['flip', 'cut', 'empty', 'delete'])
-def test_damage_is_noticed_or_harmless(tmp_path, damage, capfd):
-  _save(tmp_path / 'good', [3], _Experiment(seed=1))
-  wanted = _Experiment(seed=1).state
-  noticed = 0
-  for file in _files(tmp_path / 'good'):
-    folder = tmp_path / 'bad'
-    shutil.copytree(tmp_path / 'good', folder)
-    victim = folder / file.relative_to(tmp_path / 'good')
-    content = bytearray(victim.read_bytes())
-    if damage == 'delete':
-      victim.unlink()
+def test_damage_is_noticed_or_harmless(folder, damage, capfd):
+  _save(folder, [3])
+  path, noticed = f'{folder}/latest/3', 0
+  for name in paths.names(path):
+    content = paths.read_bytes(f'{path}/{name}')
+    if not content:
+      continue
+    damaged, middle = bytearray(content), len(content) // 2
+    if damage == 'flip':
+      damaged[middle] ^= 0x10
     else:
-      if damage == 'flip':
-        content[len(content) // 2] ^= 0x10
-      else:
-        del content[0 if damage == 'empty' else len(content) // 2 :]
-      victim.write_bytes(content)
-    checkpointer, state = _checkpointer(folder)
+      del damaged[middle if damage == 'cut' else 0 :]
+    paths.write_bytes(f'{path}/{name}', bytes(damaged))
+    if damage == 'delete':
+      paths.remove(f'{path}/{name}')
+    checkpointer, state = _checkpointer(folder, experiment=_Experiment(seed=1))
     try:
       if checkpointer.can_be_restored('latest'):
         checkpointer.restore('latest')
-        assert _same(state.experiment_module.state, wanted), victim
-    except checkpoints.CheckpointError as error:
-      assert f'{folder}/latest/3 is damaged' in str(error)
+        assert _same(state.experiment_module.state, _Experiment().state), name
+    except UserError as error:
+      assert f'{path} is damaged' in str(error)
       assert len(str(error)) < 1000
       noticed += 1
-    shutil.rmtree(folder)
+    paths.write_bytes(f'{path}/{name}', content)
   assert noticed >= 3  # At least the data, its index and the metadata.
   assert 'Traceback' not in capfd.readouterr().err
 
@@ -203,7 +209,7 @@ def test_evaluation_waits_for_the_next_one_and_gives_up(tmp_path):
   checkpointer, _ = _checkpointer(tmp_path, mode='eval')
   assert checkpointer.restore_path('latest').endswith('latest/3')
   start = time.time()
-  with pytest.raises(checkpoints.CheckpointError) as error:
+  with pytest.raises(UserError) as error:
     checkpointer.restore_path('latest')
   assert 1 < time.time() - start < 10
   assert f'No new checkpoint in {tmp_path}/latest for 0.02' in str(error.value)
@@ -218,7 +224,7 @@ def test_nothing_to_evaluate_is_said_at_once(tmp_path, one_off):
     folder, mode='eval', one_off_evaluate=one_off, eval_wait_minutes=60
   )
   start = time.time()
-  with pytest.raises(checkpoints.CheckpointError, match='Train first'):
+  with pytest.raises(UserError, match='Train first'):
     checkpointer.check_folder()
     checkpointer.restore_path('latest')
   assert time.time() - start < 2
@@ -236,30 +242,15 @@ def test_evaluation_ends_with_the_training_it_waits_for(tmp_path):
     checkpointer.restore_path('latest')
 
 
-def test_a_folder_that_cannot_be_written_is_named_before_training(tmp_path):
-  (tmp_path / 'file').write_text('')
-  with pytest.raises(checkpoints.CheckpointError) as error:
-    _checkpointer(tmp_path / 'file' / 'run')
-  assert f'Could not write a checkpoint to {tmp_path}/file/run' in str(
-    error.value
-  )
-
-
-class _FullDisk:
-  """Stands in for shutil.disk_usage; has no room while `full` is true."""
-
-  def __init__(self):
-    self.full = False
-
-  def __call__(self, path):
-    usage = collections.namedtuple('usage', 'total used free')
-    return usage(10**12, 0, 100 if self.full else 10**12)
-
-
 @pytest.fixture
 def disk(monkeypatch):
-  disk = _FullDisk()
-  monkeypatch.setattr(shutil, 'disk_usage', disk)
+  """A disk that has no room while `full` is set."""
+  disk, usage = types.SimpleNamespace(full=False), shutil.disk_usage('/')
+  monkeypatch.setattr(
+    shutil,
+    'disk_usage',
+    lambda _: usage._replace(free=100 if disk.full else 10**12),
+  )
   monkeypatch.setattr(checkpoints, '_RETRY_SECONDS', 0.1)
   return disk
 
@@ -269,6 +260,7 @@ def test_training_goes_on_while_the_disk_is_full(tmp_path, disk, caplog):
   for step, full in ((1, False), (2, True), (3, True), (4, False)):
     disk.full, state.global_step = full, step
     checkpointer.save('latest')
+    checkpointer.close()
   checkpointer.wait_for_checkpointing_to_finish()
   checkpointer.close()
   assert sorted(os.listdir(tmp_path / 'latest')) == ['1', '4']
@@ -277,46 +269,75 @@ def test_training_goes_on_while_the_disk_is_full(tmp_path, disk, caplog):
   assert '0.0 MiB are free' in message
 
 
-def test_the_last_checkpoint_is_written_once_there_is_room(tmp_path, disk):
-  checkpointer, state = _checkpointer(tmp_path, experiment=_Experiment(seed=3))
-  disk.full, state.global_step = True, 5
-  checkpointer.save('latest')
-  timer = threading.Timer(0.5, lambda: setattr(disk, 'full', False))
-  timer.start()
-  checkpointer.wait_for_checkpointing_to_finish()
-  checkpointer.close()
-  checkpointer, state = _checkpointer(tmp_path)
-  checkpointer.restore('latest')
-  assert _same(state.experiment_module.state, _Experiment(seed=3).state)
-
-
 def test_a_disk_that_stays_full_is_an_error_and_nothing_is_lost(tmp_path, disk):
   _save(tmp_path, [3])
   checkpointer, state = _checkpointer(tmp_path, save_retry_minutes=0.01)
   disk.full, state.global_step = True, 5
   checkpointer.save('latest')
-  with pytest.raises(checkpoints.CheckpointError, match='is full'):
+  with pytest.raises(UserError, match='is full'):
     checkpointer.wait_for_checkpointing_to_finish()
   checkpointer.close()
   assert os.listdir(tmp_path / 'latest') == ['3']
 
 
-def test_a_failure_in_the_background_is_noticed_and_mended(
-  tmp_path, disk, monkeypatch
+def test_a_step_without_its_last_file_is_none(remote_folder):
+  _save(remote_folder, [3, 5])
+  paths.remove(f'{remote_folder}/latest/5/commit_success.txt')
+  assert checkpoints.latest_step(f'{remote_folder}/latest') == 3
+  _save(remote_folder, [6])
+  assert _top_names(f'{remote_folder}/latest') == {'3', '6'}
+
+
+@pytest.mark.parametrize('kind', ['forbidden', 'lost'])
+def test_training_goes_on_while_the_store_fails(
+  store, remote_folder, monkeypatch, kind, caplog
 ):
-  """As where a quota, which no one tells of beforehand, is used up."""
-  write = ocp.StandardCheckpointHandler.async_save
-  failures = [OSError(122, 'Disk quota exceeded')]
-
-  async def fail_once(*args, **kwargs):
-    if failures:
-      raise failures.pop()
-    return await write(*args, **kwargs)
-
-  monkeypatch.setattr(ocp.StandardCheckpointHandler, 'async_save', fail_once)
-  checkpointer, _ = _checkpointer(tmp_path, step=2)
+  monkeypatch.setattr(checkpoints, '_RETRY_SECONDS', 0.1)
+  checkpointer, state = _checkpointer(remote_folder)
+  state.global_step = 1
   checkpointer.save('latest')
+  checkpointer._is_written()
+  store.disturb(kind, 60)
+  state.global_step = 2
+  checkpointer.save('latest')
+  timer = threading.Timer(1, lambda: store.disturb(kind, 0))
+  timer.start()
   checkpointer.wait_for_checkpointing_to_finish()
   checkpointer.close()
-  assert not failures
-  assert os.listdir(tmp_path / 'latest') == ['2']
+  assert checkpoints.latest_step(f'{remote_folder}/latest') == 2
+
+
+def test_a_checkpoint_is_left_out_while_the_one_before_is_written(
+  tmp_path, monkeypatch, caplog
+):
+  go_on = threading.Event()
+  write = checkpoints.write
+
+  def write_slowly(folder, step, tree, keep):
+    if step == 1:
+      go_on.wait()
+    write(folder, step, tree, keep)
+
+  monkeypatch.setattr(checkpoints, 'write', write_slowly)
+  monkeypatch.setattr(checkpoints, '_PATIENCE_SECONDS', 0.1)
+  monkeypatch.setattr(checkpoints, '_RETRY_SECONDS', 0.1)
+  checkpointer, state = _checkpointer(tmp_path)
+  for state.global_step in (1, 2, 3):
+    checkpointer.save('latest')
+  go_on.set()
+  checkpointer.wait_for_checkpointing_to_finish()
+  assert checkpoints.latest_step(tmp_path / 'latest') == 3
+  left_out = [x for x in caplog.messages if 'is not written' in x]
+  assert [x.split(' is not')[0] for x in left_out] == ['Step 2', 'Step 3']
+
+
+def test_evaluation_goes_on_waiting_when_the_store_fails(
+  store, remote_folder, caplog
+):
+  _save(remote_folder, [3])
+  checkpointer, _ = _checkpointer(
+    remote_folder, mode='eval', eval_wait_minutes=1
+  )
+  store.disturb('forbidden', 1)
+  assert checkpointer.restore_path('latest') == f'{remote_folder}/latest/3'
+  assert 'Trying again' in caplog.text

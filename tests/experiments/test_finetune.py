@@ -1,6 +1,7 @@
 """Fine-tuning: what is trained, what follows from what, and what is kept."""
 
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -10,14 +11,14 @@ import pytest
 from experiments import (
   command_line,
   configs,
-  derived,
-  initial_weights,
+  defaults,
   recipe,
   step,
 )
 import nfnets
 from nfnets import weights
-from nfnets.weights import shapes
+from nfnets.errors import UserError
+from nfnets.weights import matching
 
 
 def _settings(**settings):
@@ -97,13 +98,13 @@ def test_layers_can_learn_at_rates_of_their_own():
     ({'model': ''}, 'Neither weights nor a model is named'),
     ({'which_dataset': '', 'fake_data': False}, 'No dataset is named'),
     ({'layer_decay': 0.0}, 'layer_decay is 0.0; it must be positive'),
-    ({'num_epochs': -1.0}, 'num_epochs is -1.0; it must not be negative'),
+    ({'num_epochs': -1.0}, 'num_epochs is -1.0; it must be positive'),
   ],
 )
 def test_wrong_settings_are_told(settings, message):
   config = _settings()
   config.update(**settings)
-  with pytest.raises(recipe.ConfigError, match=message):
+  with pytest.raises(UserError, match=message):
     recipe.build(config, jax.random.PRNGKey(0))
 
 
@@ -113,7 +114,7 @@ def test_wrong_settings_are_told(settings, message):
 def _write_weights(path, class_names=None, **others):
   """Writes weights of ones for classes that have names."""
   model = nfnets.create_model('nfnet_digits', len(class_names or 'abcde'))
-  params, _ = shapes.of_model(model)
+  params, _ = matching.model_shapes(model)
   params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), params)
   metadata = weights.describe(model, class_names=class_names, **others)
   weights.save_weights(path, params, metadata=metadata)
@@ -132,10 +133,11 @@ def _write_pictures(folder: pathlib.Path, classes, count=4) -> str:
   return str(folder)
 
 
-def _finetune(**settings):
+def _finetune(training_steps=0, **settings):
   config = configs.load('finetune').experiment_kwargs.config
   config.update(**settings)
-  return config, recipe.build(config, jax.random.PRNGKey(0))
+  key = jax.random.PRNGKey(0)
+  return config, recipe.build(config, key, training_steps=training_steps)
 
 
 def test_what_is_left_open_follows_from_weights_and_data(tmp_path):
@@ -172,19 +174,84 @@ def test_what_is_left_open_follows_from_weights_and_data(tmp_path):
   assert 0 < clippings[0] < clippings[1]
 
 
+@pytest.mark.parametrize(
+  ('recipe_name', 'model', 'size', 'eval_size'),
+  [
+    ('finetune', 'nfnet_digits', 64, 64),
+    ('digits', 'nfnet_digits', 64, 64),
+    ('digits:small', 'nfnet_digits', 64, 64),
+    ('f0', 'nfnet_f0', 192, 256),
+    ('f0', 'nfnet_f0', 96, 128),
+    ('nf_regnet_b0', 'nf_regnet_b0', 96, 112),
+  ],
+)
+def test_images_of_evaluation_are_as_large_as_those_of_training_ask(
+  recipe_name, model, size, eval_size, caplog
+):
+  config = configs.load(recipe_name).experiment_kwargs.config
+  config.update(model=model, image_size=size)
+  defaults.set_model_defaults(config)
+  assert config.eval_image_size == eval_size
+  assert not caplog.text
+
+
+def test_they_follow_the_two_sizes_of_the_weights(tmp_path):
+  path = _write_weights(tmp_path / 'w.npz', train_size=20, image_size=24)
+  config = configs.load('finetune').experiment_kwargs.config
+  config.update(weights=path, image_size=40)
+  defaults.set_model_defaults(config)
+  assert config.eval_image_size == 48
+
+
+def test_images_that_are_smaller_in_evaluation_are_warned_about(caplog):
+  config = configs.load('digits').experiment_kwargs.config
+  config.update(image_size=64, eval_image_size=32)
+  defaults.set_model_defaults(config)
+  assert config.eval_image_size == 32
+  assert 'eval_image_size=32 is smaller than image_size=64' in caplog.text
+
+
+def test_test_images_choose_weights_where_they_are_evaluated_on_the_way(
+  tmp_path,
+):
+  tested = _write_pictures(tmp_path / 'tested', 'ab')
+  held_out = _write_pictures(tmp_path / 'held_out', 'ab', count=8)
+  shutil.rmtree(tmp_path / 'held_out' / 'test')
+  for data, subset, expected in (
+    (tested, 'valid', False),
+    (tested, 'test', True),
+    (held_out, 'valid', True),
+    (held_out, 'test', True),
+  ):
+    _, built = _finetune(
+      model='nfnet_digits', which_dataset=data, eval_subset=subset
+    )
+    assert built.chooses_by_test == expected
+
+
+def test_the_schedule_is_as_long_as_training_unless_epochs_are_given(tmp_path):
+  data = _write_pictures(tmp_path / 'data', 'abc')
+  kwargs = {'model': 'nfnet_digits', 'which_dataset': data, 'lr': 1.0}
+  _, built = _finetune(1000, **kwargs)
+  assert built.num_steps == 1000 and built.schedule(100) == 1.0
+  assert built.schedule(1000) == pytest.approx(0, abs=1e-6)
+  _, built = _finetune(1000, num_epochs=400.0, **kwargs)
+  assert built.num_steps == 400 * built.num_examples // 32 < 1000
+
+
 def test_a_run_goes_on_with_what_it_began_with(tmp_path):
   path = _write_weights(
     tmp_path / 'w.npz', model_kwargs={'alpha': 0.3}, train_size=20
   )
   data = _write_pictures(tmp_path / 'data', 'abc')
-  began, _ = _finetune(weights=path, which_dataset=data)
+  began, _ = _finetune(1000, weights=path, which_dataset=data)
   settings = dict(command_line.leaves(began))
   # Its weights may be gone by now.
   goes_on = configs.load('finetune').experiment_kwargs.config
   goes_on.which_dataset = data
-  derived.recall(goes_on, settings)
+  defaults.restore_settings(goes_on, settings)
   recipe.build(goes_on, jax.random.PRNGKey(0))
-  assert dict(command_line.leaves(goes_on)) == {**settings, 'weights': ''}
+  assert dict(command_line.leaves(goes_on)) == {**settings, 'weights': None}
 
 
 @pytest.mark.parametrize(
@@ -202,9 +269,26 @@ def test_a_last_layer_for_other_classes_is_replaced(
   path = _write_weights(tmp_path / 'w.npz', list('abc'))
   data = _write_pictures(tmp_path / 'data', classes)
   _, built = _finetune(weights=path, which_dataset=data)
-  read = initial_weights.read(built, is_training=True)
+  read = defaults.read_weights(built, is_training=True)
   assert ('NFNet/~/linear' in read.params) == (message is None)
   assert (message or 'Starting from') in caplog.text
+
+
+def test_a_last_layer_gets_the_order_of_the_dataset(tmp_path, caplog):
+  caplog.set_level('INFO', logger='absl')
+  data = _write_pictures(tmp_path / 'data', 'abc')
+  path = _write_weights(tmp_path / 'w.npz', list('cab'))
+  given = weights.read_weights(path).params
+  given['NFNet/~/linear'] = {
+    'w': given['NFNet/~/linear']['w'] * np.float32([3, 1, 2]),
+    'b': np.float32([3, 1, 2]),
+  }
+  weights.save_weights(path, given, metadata=weights.read_metadata(path))
+  _, built = _finetune(weights=path, which_dataset=data)
+  last = defaults.read_weights(built, is_training=True).params['NFNet/~/linear']
+  np.testing.assert_array_equal(last['w'], [[1, 2, 3]] * len(last['w']))
+  np.testing.assert_array_equal(last['b'], [1, 2, 3])
+  assert 'the classes of the network in another order' in caplog.text
 
 
 @pytest.mark.slow
@@ -213,7 +297,7 @@ def test_the_whole_path_from_pictures_to_a_classifier(run_command, tmp_path):
   path = _write_weights(tmp_path / 'w.npz', train_size=16, image_size=16)
   run = tmp_path / 'run'
   args = ['--config=finetune', f'--data={data}', f'--weights={path}']
-  args += ['--num_steps=4', '--evaluations=2', f'--checkpoint_dir={run}']
+  args += ['--training_steps=4', '--evaluations=2', f'--checkpoint_dir={run}']
   result = run_command(*args)
   assert result.status == 0, result.log
   assert result.json['test_num_examples'] == 8

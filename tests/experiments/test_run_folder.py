@@ -1,15 +1,17 @@
 """What a run leaves beside its checkpoints."""
 
-import json
 import os
 
+import command_lib
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
-from experiments import configs, recipe, run_folder
-from nfnets import weights
-from nfnets.weights import shapes
+from experiments import command_line, configs, recipe, run_folder
+from nfnets import paths, weights
+from nfnets.errors import UserError
+from nfnets.weights import matching
 
 
 @pytest.fixture
@@ -35,11 +37,12 @@ class _Training:
   """In place of an experiment: its metrics, and weights that tell the step."""
 
   def __init__(self, model, metrics, step=0):
-    self._shapes, _ = shapes.of_model(model)
-    self._metrics, self.step = metrics, step
+    self._shapes, _ = matching.model_shapes(model)
+    self._metrics, self.step, self.seen = metrics, step, []
 
-  def evaluate(self, *, global_step, rng, writer):
-    return self._metrics[self.step]
+  def measure(self):
+    self.seen.append(self.step)
+    return {**self._metrics[self.step], 'eval_num_examples': 8}
 
   def weights(self):
     params = jax.tree.map(
@@ -52,69 +55,57 @@ def _train(config, folder, metrics, first=0, last=10):
   """Goes through the steps; returns those that were evaluated."""
   validation = run_folder.Validation(config, folder)
   ours = config.experiment_kwargs.config
-  seen = {}
-  model = recipe.create_model(ours)
-  module = _Training(model, _Noting(metrics, seen))
+  module = _Training(recipe.create_model(ours), metrics)
   for module.step in range(first, last + 1):
     validation(module, module.step)
-  return list(seen)
+  return module.seen
 
 
-class _Noting(dict):
-  def __init__(self, metrics, seen):
-    super().__init__(metrics)
-    self._seen = seen
-
-  def __getitem__(self, step):
-    self._seen[step] = True
-    return super().__getitem__(step)
+_STEPS = 3, 6, 9, 10
 
 
-def _accuracies(key='eval_top_1_acc', **values):
-  steps = {int(name[1:]): value for name, value in values.items()}
-  return {step: {key: value} for step, value in steps.items()}
+def _metrics(*values, key='eval_top_1_acc'):
+  # Of raw weights, the last ones are the best.
+  return {
+    s: {'eval_top_1_acc': s / 10, key: v}
+    for s, v in zip(_STEPS, values, strict=True)
+  }
 
 
 @pytest.mark.parametrize(
-  'accuracies, best',
+  'values, key, is_higher_better, best',
   [
-    ({'s3': 0.5, 's6': 0.9, 's9': 0.7, 's10': 0.8}, 6),
-    ({'s3': 0.5, 's6': 0.9, 's9': 0.9, 's10': 0.8}, 9),  # Trained for longer.
-    ({'s3': 0.1, 's6': 0.2, 's9': 0.3, 's10': 0.4}, 10),
+    ((0.5, 0.9, 0.7, 0.8), 'eval_top_1_acc', True, 6),
+    ((0.5, 0.9, 0.9, 0.8), 'eval_top_1_acc', True, 9),  # Trained for longer.
+    ((0.1, 0.2, 0.3, 0.4), 'eval_top_1_acc', True, 10),
+    ((np.nan, 0.2, np.nan, 0.1), 'eval_top_1_acc', True, 6),
+    ((0.2, 0.3, 0.1, 0.1), 'eval_ema_top_1_acc', True, 6),
+    ((2.0, 1.0, 1.5, 1.2), 'eval_loss', False, 6),
   ],
 )
 def test_the_best_weights_are_kept_also_by_a_run_that_was_stopped(
-  accuracies, best, config, folder
+  values, key, is_higher_better, best, config, folder, caplog
 ):
-  metrics = _accuracies(**accuracies)
-  assert _train(config, folder, metrics) == [3, 6, 9, 10]
-
-  def kept():
-    read = folder.kept_weights()
-    assert folder.kept()['step'] == np.unique(read.params[_HEAD]['w'])
-    assert folder.kept()['eval_top_1_acc'] == accuracies[f's{best}']
-    return folder.kept()['step']
-
-  assert kept() == best
+  caplog.set_level('INFO', logger='absl')
+  config.experiment_kwargs.config.use_ema = 'ema' in key
+  config.best_model_eval_metric = key.replace('ema_', '')
+  config.best_model_eval_metric_higher_is_better = is_higher_better
+  metrics = _metrics(*values, key=key)
+  assert _train(config, folder, metrics) == [*_STEPS]
+  lines = [x for x in caplog.messages if x.startswith('evaluated 8 examples')]
+  marked = [i for i, x in enumerate(lines) if x.endswith('* best so far')]
+  assert _STEPS[marked[-1]] == best
   # Again from step 6, whose checkpoint may be older than what was kept.
-  assert _train(config, folder, metrics, first=6) == [6, 9, 10]
-  assert kept() == best
-
-
-_HEAD = 'NFNet/~/linear'
-
-
-def test_averaged_weights_are_judged_where_these_are_kept(config, folder):
-  config.experiment_kwargs.config.use_ema = True
-  metrics = _accuracies('eval_ema_top_1_acc', s3=0.2, s6=0.3, s9=0.1, s10=0.1)
-  for step, value in metrics.items():
-    value['eval_top_1_acc'] = step / 10
-  _train(config, folder, metrics)
-  assert folder.kept()['step'] == 6
+  for first in (None, 6):
+    if first:
+      assert _train(config, folder, metrics, first) == [6, 9, 10]
+    read = folder.kept_weights().params['NFNet/~/linear']['w']
+    assert folder.kept()['step'] == np.unique(read) == best
+    assert folder.kept()[key] == metrics[best][key]
 
 
 def test_what_cannot_be_written_ends_no_training(config, folder, caplog):
-  metrics = _accuracies(s3=0.5, s6=0.9, s9=0.7, s10=0.8)
+  metrics = _metrics(0.5, 0.9, 0.7, 0.8)
   path = os.path.join(config.checkpoint_dir, 'weights.safetensors')
   os.mkdir(path)  # In the way.
   assert _train(config, folder, metrics) == [3, 6, 9, 10]
@@ -124,28 +115,126 @@ def test_what_cannot_be_written_ends_no_training(config, folder, caplog):
   assert folder.kept()['step'] == 10
 
 
-def test_a_metric_may_be_better_when_lower(config, folder):
-  config.best_model_eval_metric = 'eval_loss'
-  config.best_model_eval_metric_higher_is_better = False
-  metrics = _accuracies('eval_loss', s3=2.0, s6=1.0, s9=1.5, s10=1.2)
-  _train(config, folder, metrics)
-  assert folder.kept()['step'] == 6
-
-
 def test_the_record_has_what_it_takes_to_do_it_again(config, folder):
-  folder.end({'test_top_1_acc': 0.5})
-  info = run_folder.read_info(config.checkpoint_dir)
+  assert run_folder.read_info(f'{config.checkpoint_dir}/none') is None
+  folder.end({'test_top_1_acc': 0.5, 'test_loss': np.inf})
+  with open(f'{config.checkpoint_dir}/run.json') as file:
+    info = command_lib.read_json(file.read())
+  assert info == run_folder.read_info(config.checkpoint_dir)
   assert info['command'] == 'python x.py --lr=1'
   assert info['settings']['optimizer.kwargs.clipping'] == 0.04
   assert info['settings']['model'] == 'nfnet_digits'
   assert info['run']['training_steps'] == 10
-  assert info['results'] == {'test_top_1_acc': 0.5}
+  assert info['results'] == {'test_top_1_acc': 0.5, 'test_loss': None}
   assert info['versions']['jax'] == jax.__version__
-  json.dumps(info)
+
+
+def _again(config, begun, **settings):
+  """Starts a run again, evaluated or trained, with other settings."""
+  is_training = settings.pop('is_training', True)
+  config = config.copy_and_resolve_references()
+  command_line.change(config, settings)
+  ours = config.experiment_kwargs.config
+  built = recipe.build(ours, jax.random.PRNGKey(0))
+  folder = run_folder.RunFolder(config, built, 'python x.py --again')
+  folder.go_on(begun, 5, is_training)
+  return folder
+
+
+@pytest.mark.parametrize(
+  'settings',
+  [
+    {'lr': 0.05},
+    {'optimizer.kwargs.clipping': 0.1},
+    {'model_kwargs.alpha': 0.3},
+    {'random_seed': 1},
+    {'augment_name': 'cutmix'},  # Which is unset in the run.
+    {'lr_schedule.warmup_part': 0.5},
+    {'num_epochs': 50.0},
+    {'evaluations': 5},
+    {'eval_image_size': 48},
+    {'eval_image_size': 48, 'is_training': False},
+    {'model_kwargs.drop_rate': 0.5, 'is_training': False},
+  ],
+)
+def test_settings_that_change_the_result_are_refused(config, folder, settings):
+  begun = run_folder.read_info(config.checkpoint_dir)
+  with pytest.raises(UserError) as error:
+    _again(config, begun, **settings)
+  name = next(iter(settings))
+  old = begun['settings'].get(name, begun['run'].get(name))
+  message = f'  {name}: {old!r} in the run, {settings[name]!r} now'
+  assert message in str(error.value).splitlines()
+  assert 'another --checkpoint_dir' in str(error.value)
+  assert '--change_settings' in str(error.value)
+  assert run_folder.read_info(config.checkpoint_dir) == begun
+
+
+@pytest.mark.parametrize(
+  'settings',
+  [
+    {},
+    {'checkpoint_dir': 'elsewhere', 'save_checkpoint_interval': 7},
+    {'report': False, 'compile_quickly': True, 'log_tensors_interval': 3},
+    {'remat': True, 'accumulate_steps': 2, 'skip_nonfinite': True},
+    {'lr': 0.05, 'num_epochs': 50.0, 'is_training': False},
+  ],
+)
+def test_settings_that_change_no_result_may_change(config, folder, settings):
+  begun = run_folder.read_info(config.checkpoint_dir)
+  _again(config, begun, **settings)
+
+
+def test_a_run_of_an_older_version_goes_on(config, folder):
+  begun = run_folder.read_info(config.checkpoint_dir)
+  unset = [k for k, v in begun['settings'].items() if v is None]
+  assert {'augment_name', 'lr_schedule.warmup_part'} < set(unset)
+  del begun['settings']['private.sampling']  # Which there was not.
+  for value in ('', 0, 0.0):
+    begun['settings'].update(dict.fromkeys(unset, value))
+    _again(config, begun)
+
+
+def test_what_a_run_was_is_kept_where_its_settings_change(config, folder):
+  begun = run_folder.read_info(config.checkpoint_dir)
+  again = _again(config, begun, lr=0.05, change_settings=True)
+  again.begin()
+  info = run_folder.read_info(config.checkpoint_dir)
+  assert info['command'] == begun['command']
+  assert info['started'] == begun['started']
+  assert info['settings']['lr'] == 0.05
+  (entry,) = info['history']
+  assert (entry['step'], entry['changed']) == (5, {'lr': [0.2, 0.05]})
+  # Settings are the same as those of the last start.
+  _again(config, info, lr=0.05, training_steps=20).begin()
+  info = run_folder.read_info(config.checkpoint_dir)
+  assert [x['changed'] for x in info['history']] == [
+    {'lr': [0.2, 0.05]},
+    {'training_steps': [10, 20]},
+  ]
+  _train(config, again, _metrics(0.5, 0.9, 0.7, 0.8))
+  card = paths.read_bytes(f'{config.checkpoint_dir}/README.md').decode()
+  assert 'python x.py --again  # from step 5' in card
+
+
+def test_weights_and_noise_cannot_change_at_all(config, folder):
+  begun = run_folder.read_info(config.checkpoint_dir)
+  for settings in (
+    {'weights': 'nfnet_f0'},
+    {
+      'private.noise_multiplier': 1.0,
+      'private.delta': 1e-5,
+      'private.epsilon': 3.0,
+      'clip_per_example': 'norm',
+    },
+  ):
+    name = next(iter(settings))
+    with pytest.raises(UserError, match=f'{name}.* cannot change within a run'):
+      _again(config, begun, **settings, change_settings=True)
 
 
 def test_the_weights_have_their_model_card(config, folder):
-  _train(config, folder, _accuracies(s3=0.5, s6=0.9, s9=0.7, s10=0.8))
+  _train(config, folder, _metrics(0.5, 0.9, 0.7, 0.8))
   path = os.path.join(config.checkpoint_dir, 'README.md')
   with open(path) as file:
     text = file.read()
@@ -156,5 +245,19 @@ def test_the_weights_have_their_model_card(config, folder):
     assert '**75.0%** of 40 images' in file.read()
 
 
-def test_there_is_no_record_of_what_never_ran(tmp_path):
-  assert run_folder.read_info(str(tmp_path)) is None
+def test_pictures_that_cannot_be_decoded_leave_no_record(config, tmp_path):
+  for name in ('a', 'b'):
+    (tmp_path / 'pictures' / name).mkdir(parents=True)
+    for i in range(3):
+      image = Image.new('RGB', (8, 8), (i, ord(name), 0))
+      image.save(tmp_path / 'pictures' / name / f'{i}.png')
+  (tmp_path / 'pictures/a/bad.png').write_bytes(b'')
+  ours = config.experiment_kwargs.config
+  ours.update(
+    fake_data=False, which_dataset=str(tmp_path / 'pictures'), num_classes=None
+  )
+  built = recipe.build(ours, jax.random.PRNGKey(0))
+  folder = run_folder.RunFolder(config, built, '')
+  with pytest.raises(UserError, match='a/bad.png: an empty file'):
+    folder.begin()
+  assert not (tmp_path / 'run').exists()  # It may be deleted then.

@@ -1,9 +1,10 @@
 """Tests of settings on the command line, and of what --help says of them."""
 
-from absl import flags
 import pytest
 
-from experiments import command_line, configs, help_text
+from experiments import command_line, configs, experiment
+from experiments.configs import settings
+from nfnets.errors import UserError
 
 _LONG = '--config.experiment_kwargs.config'
 
@@ -45,6 +46,24 @@ def test_a_setting_has_a_short_form_and_a_long_one(parse, short, long, value):
   assert settings != dict(command_line.leaves(parse('--config=f0')[1]))
 
 
+def test_the_users_folder_is_expanded_in_all_settings(
+  parse, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'mine.py').write_text(
+    'from experiments.configs import digits\n'
+    'def get_config():\n'
+    '  config = digits.get_config()\n'
+    "  config.checkpoint_dir = '~/rr'\n"
+    "  config.experiment_kwargs.config.weights = '~/w'\n"
+    '  return config\n'
+  )
+  _, config = parse('--config=~/mine.py', '--data=~/p', '--data_dir=~/d')
+  ours = config.experiment_kwargs.config
+  found = config.checkpoint_dir, ours.weights, ours.which_dataset, ours.data_dir
+  assert found == tuple(str(tmp_path / x) for x in ('rr', 'w', 'p', 'd'))
+
+
 def test_remat_of_a_config_file_may_be_overridden(parse, tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text(
@@ -75,10 +94,8 @@ def test_remat_is_a_number_or_a_bool(run_command, tmp_path, value):
 
 
 def test_the_config_and_flags_may_stand_anywhere(parse):
-  name, config = parse(
-    '--lr', '0.5', '--config', 'f6:sam', '--jaxline_mode=eval'
-  )
-  assert (name, flags.FLAGS.jaxline_mode) == ('f6:sam', 'eval')
+  name, config = parse('--lr', '0.5', '--config', 'f6:sam')
+  assert name == 'f6:sam'
   ours = config.experiment_kwargs.config
   assert (ours.lr, ours.sam_rho) == (0.5, 0.05)
   assert config.checkpoint_dir == 'runs/f6_sam'
@@ -92,7 +109,7 @@ def test_the_config_and_flags_may_stand_anywhere(parse):
       '--optimizer.kwargs.cliping=1',
       'Did you mean --optimizer.kwargs.clipping',
     ),
-    ('--jaxline_mod=eval', 'Did you mean --jaxline_mode'),
+    ('--sam-rho=1', 'Did you mean --sam_rho'),
     ('--lr_schedul.end=1', 'Did you mean --lr_schedule.end'),
     ('--zzz=1', "There is no setting 'zzz'. --help explains all of them."),
     ('--config.zzz=1', "There is no setting 'zzz'. --help explains all"),
@@ -102,7 +119,7 @@ def test_the_config_and_flags_may_stand_anywhere(parse):
   ],
 )
 def test_a_wrong_setting_is_answered_with_the_nearest(parse, arg, message):
-  with pytest.raises(command_line.UsageError) as error:
+  with pytest.raises(UserError) as error:
     parse('--config=f0', arg)
   assert message in str(error.value)
 
@@ -112,7 +129,8 @@ def test_no_name_stands_for_two_things(name):
   config = configs.load(name)
   ours = set(config.experiment_kwargs.config)
   assert not ours & set(config)
-  assert not (ours | set(config)) - {'config'} & set(flags.FLAGS)
+  options = {x.dest for x in experiment._parser()._actions}
+  assert not (ours | set(config)) & options
 
 
 def _words(text):
@@ -123,17 +141,52 @@ def test_help_explains_every_setting(run_command):
   result = run_command('--help')
   assert result.status == 0
   assert result.log == ''
-  shown, comments = _words(result.output), help_text.comments()
+  shown = _words(result.output)
   config = configs.load('f0')
   for key, value in command_line.leaves(config):
     short = key.removeprefix('experiment_kwargs.config.')
     assert f' --{short}={value}' in shown, key
     # Settings within one are explained together.
-    ours = 'experiment_kwargs.config.' if short != key else ''
-    explained = comments.get(ours + short.partition('.')[0], '')
-    assert explained, f'{key} has no comment'
-    assert _words(explained) in shown, key
+    table = settings.EXPERIMENT if short != key else settings.RUN
+    assert _words(table[short.partition('.')[0]][1]) in shown, key
   assert ' f6:sam' in shown and '--jaxline_mode=MODE' in shown
+
+
+@pytest.mark.parametrize(
+  'setting, value, kind',
+  [
+    ('lr', 0.5, float),
+    ('training_steps', 7, int),
+    ('augment_name', 'cutmix', str),
+    ('lr_schedule.warmup_part', 0.25, float),
+    ('per_example.chunk', 4, int),
+  ],
+)
+def test_none_is_unset_and_keeps_the_type(parse, setting, value, kind):
+  def read(*args):
+    values = dict(command_line.leaves(parse('--config=f0', *args)[1]))
+    return (
+      values[setting]
+      if setting in values
+      else values[f'experiment_kwargs.config.{setting}']
+    )
+
+  for unset in ('None', ''):
+    assert read(f'--{setting}={value}', f'--{setting}={unset}') is None
+  again = read(f'--{setting}=None', f'--{setting}={value}')
+  assert again == value and type(again) is kind
+  if kind is not str:
+    with pytest.raises(UserError, match=f'--{setting}=much'):
+      parse('--config=f0', f'--{setting}=much')
+
+
+def test_settings_of_one_config_are_not_those_of_another():
+  first, second = configs.load('f0'), configs.load('f0')
+  first.experiment_kwargs.config.private.delta = 0.5
+  first.experiment_kwargs.config.lr = 0.5
+  first.training_steps = 3
+  assert second.to_json() == configs.load('f0').to_json()
+  assert second.experiment_kwargs.config.private.delta is None
 
 
 def test_help_shows_the_values_of_the_recipe(run_command):

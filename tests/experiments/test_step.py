@@ -1,6 +1,7 @@
 """Tests of the steps, without JAXline and without data."""
 
 import functools
+import types
 
 import chex
 import haiku as hk
@@ -9,21 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small_network
 
 from experiments import jaxline_compat
 from experiments import step as step_lib
-from experiments.configs import digits
-from nfnets import base, imagenet, optim
+from nfnets import imagenet, optim
 
 _SIZE = 16
 _BATCH = 8
 _LR = 0.1
-
-
-def _config(**settings):
-  config = digits.get_config().experiment_kwargs.config
-  config.update(settings)
-  return config
 
 
 def _batch(seed=0):
@@ -39,41 +34,14 @@ def _optimizer():
   return optim.make_optimizer('sgd_agc', _LR, clipping=0.1)
 
 
-class _Model:
-  """As `nfnets.Model`, with few of an NFNet's layers, to compile soon."""
-
-  normalize = staticmethod(imagenet.normalize)
-
-  def __init__(self, drop_rate=0.0):
-    def forward(images, is_training):
-      x = images
-      for i in range(2):
-        x = base.WSConv2D(16, 3, stride=2, name=f'conv{i}')(x)
-        x = jax.nn.gelu(x)
-      x = jnp.mean(x, axis=(1, 2))
-      if drop_rate and is_training:
-        x = hk.dropout(hk.next_rng_key(), drop_rate, x)
-      return {'logits': hk.Linear(10, name='linear')(x)}
-
-    transformed = hk.transform_with_state(forward)
-    self.init = lambda rng, size: transformed.init(
-      rng, jnp.zeros((1, size, size, 3)), False
-    )
-    self.apply = transformed.apply
-
-  def logits(self, params, images):
-    out, _ = self.apply(params, {}, None, images, is_training=False)
-    return out['logits']
-
-
 @functools.cache
 def _model():
-  return _Model()
+  return small_network.Network((16, 16), size=_SIZE)
 
 
 @functools.cache
 def _params():
-  return _model().init(jax.random.key(0), _SIZE)[0]
+  return _model().init(jax.random.key(0))[0]
 
 
 def _state(optimizer, use_ema=False):
@@ -127,25 +95,13 @@ def _run(devices, num_steps, config, optimizer):
 
 @pytest.fixture(scope='module')
 def one_device():
-  return _run(1, 5, _config(use_ema=True), _optimizer())
+  return _run(1, 5, small_network.config(use_ema=True), _optimizer())
 
 
-@pytest.mark.parametrize('devices', [2, 4])
-def test_the_number_of_devices_does_not_matter(one_device, devices):
-  state, history, _ = _run(devices, 5, _config(use_ema=True), _optimizer())
-  wanted, wanted_history, _ = one_device
-  for got, want in zip(
-    jax.tree.leaves(state.params), jax.tree.leaves(wanted.params), strict=True
-  ):
-    difference = np.linalg.norm(got - want)
-    assert difference <= 1e-5 * max(np.linalg.norm(want), 1e-3)
-  chex.assert_trees_all_close(history, wanted_history, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize('devices, parts', [(1, 4), (2, 2)])
-def test_accumulating_is_the_same_as_a_large_batch(one_device, devices, parts):
+@pytest.mark.parametrize('devices, parts', [(2, 1), (4, 1), (1, 4), (2, 2)])
+def test_neither_devices_nor_parts_matter(one_device, devices, parts):
   """With AGC clipping a part of the units, so before or after would differ."""
-  config = _config(use_ema=True, accumulate_steps=parts)
+  config = small_network.config(use_ema=True, accumulate_steps=parts)
   state, history, _ = _run(devices, 5, config, _optimizer())
   wanted, wanted_history, _ = one_device
   assert 0.1 < wanted_history[-1]['fraction_clipped'] < 0.9
@@ -180,7 +136,7 @@ class _BatchNormModel:
 @pytest.mark.parametrize('axis', [None, 'i'])
 def test_moving_averages_are_the_same_on_all_devices(axis):
   model = _BatchNormModel(axis)
-  config, optimizer = _config(use_ema=True), optax.sgd(_LR)
+  config, optimizer = small_network.config(use_ema=True), optax.sgd(_LR)
   state = step_lib.init_train_state(
     model, optimizer, True, jax.random.PRNGKey(0)
   )
@@ -212,7 +168,10 @@ def test_mixed_labels_give_a_mixed_loss():
   others = rng.integers(10, size=_BATCH, dtype=np.int32)
   batch = {**_batch(), 'mix_labels': others, 'ratio': ratio}
   step = step_lib.make_train_step(
-    _model(), _optimizer(), lambda _: _LR, _config(label_smoothing=0.1)
+    _model(),
+    _optimizer(),
+    lambda _: _LR,
+    small_network.config(label_smoothing=0.1),
   )
   _, metrics = jax.jit(step)(_state(_optimizer()), batch, jax.random.PRNGKey(0))
   logits = _model().logits(_params(), imagenet.normalize(batch['images']))
@@ -225,44 +184,50 @@ def test_mixed_labels_give_a_mixed_loss():
     + 0.1 * log_probs.mean(-1)
   )
   np.testing.assert_allclose(metrics['train_loss'], loss, rtol=1e-5)
+  top_1 = np.mean(np.argmax(logits, -1) == batch['labels'])
+  assert metrics['top_1_acc'] == top_1
+  assert metrics['learning_rate'] == pytest.approx(_LR)
 
 
 def test_images_are_normalized_as_the_model_wants():
   """In both steps: with another mean, other images give the same loss."""
-  model = _Model()
+  model = small_network.Network((16, 16), size=_SIZE)
   model.normalize = lambda images: (images - 50) / 20
   batch = _batch()
   logits = np.asarray(model.logits(_params(), (batch['images'] - 50) / 20))
   log_probs = jax.nn.log_softmax(logits)[np.arange(_BATCH), batch['labels']]
   train_step = step_lib.make_train_step(
-    model, _optimizer(), lambda _: _LR, _config(label_smoothing=0.0)
+    model,
+    _optimizer(),
+    lambda _: _LR,
+    small_network.config(label_smoothing=0.0),
   )
   key = jax.random.PRNGKey(0)
   _, metrics = jax.jit(train_step)(_state(_optimizer()), batch, key)
   np.testing.assert_allclose(metrics['train_loss'], -log_probs.mean(), 1e-5)
-  eval_step = step_lib.make_eval_step(model, _config())
+  eval_step = step_lib.make_eval_step(model, small_network.config())
   batch['mask'] = np.ones(_BATCH)
   sums = jax.jit(eval_step)(_params(), {}, batch)
   np.testing.assert_allclose(sums['loss'], -log_probs.sum(), 1e-5)
 
 
-def test_whole_numbers_are_the_same_images():
-  batch = _batch()
-  batch['images'] = batch['images'].astype(np.uint8)
-  floats = {**batch, 'images': batch['images'].astype(np.float32)}
-  step = jax.jit(
-    step_lib.make_train_step(_model(), _optimizer(), lambda _: _LR, _config())
-  )
-  got, want = (
-    step(_state(_optimizer()), b, jax.random.PRNGKey(0))[1]
-    for b in (batch, floats)
-  )
-  chex.assert_trees_all_close(got, want, rtol=1e-6)
+@pytest.mark.parametrize('num_classes, has_top_5', [(5, False), (6, True)])
+def test_top_5_is_measured_where_it_can_be_less_than_one(
+  num_classes, has_top_5
+):
+  out = {'logits': jnp.eye(num_classes)}, {}
+  model = types.SimpleNamespace(normalize=jnp.array, apply=lambda *_, **__: out)
+  images = jnp.zeros((num_classes, 1, 1, 3))
+  labels = jnp.arange(num_classes)
+  batch = {'images': images, 'labels': labels, 'mask': labels + 1}
+  sums = step_lib.make_eval_step(model, small_network.config())({}, {}, batch)
+  assert ('top_5_acc' in sums) == has_top_5
+  assert sums['top_1_acc'] == num_classes
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_an_update_that_is_not_finite_can_be_left_out(bad):
-  config = _config(skip_nonfinite=True, use_ema=True)
+  config = small_network.config(skip_nonfinite=True, use_ema=True)
   optimizer = _optimizer()
   step = jax.jit(
     step_lib.make_train_step(_model(), optimizer, lambda _: _LR, config)
@@ -294,21 +259,14 @@ def test_the_average_follows_its_recursion(one_device):
   assert len(history) == 5
 
 
-def test_a_step_uses_its_memory_again():
-  optimizer = _optimizer()
-  step = _pmapped(_config(), optimizer, 1)
-  state = _spread(_state(optimizer), 1, copies=True)
-  step(state, _spread(_batch(), 1, copies=False), _rngs(1))
-  deleted = [x.is_deleted() for x in jax.tree.leaves(state.params)]
-  assert all(deleted)
-
-
 def test_images_with_the_batch_last_are_the_same_images():
   batch, params = _batch(), _params()
   transposed = {**batch, 'images': batch['images'].transpose(1, 2, 3, 0)}
   sums = []
   for transpose, b in ((False, batch), (True, transposed)):
-    step = step_lib.make_eval_step(_model(), _config(transpose=transpose))
+    step = step_lib.make_eval_step(
+      _model(), small_network.config(transpose=transpose)
+    )
     sums.append(jax.jit(step)(params, {}, {**b, 'mask': np.ones(_BATCH)}))
   chex.assert_trees_all_close(*sums, rtol=1e-6)
 
@@ -327,7 +285,10 @@ def _product_dtypes(lowered):
 def test_bfloat16_keeps_float32_weights():
   optimizer = _optimizer()
   step = step_lib.make_train_step(
-    _model(), optimizer, lambda _: _LR, _config(bfloat16=True, use_ema=True)
+    _model(),
+    optimizer,
+    lambda _: _LR,
+    small_network.config(bfloat16=True, use_ema=True),
   )
   state = _state(optimizer, use_ema=True)
   lowered = jax.jit(step).lower(state, _batch(), jax.random.PRNGKey(0))
@@ -342,7 +303,7 @@ def test_bfloat16_keeps_float32_weights():
   'eval_bfloat16, dtype', [(False, 'f32'), (True, 'bf16')]
 )
 def test_evaluation_is_float32_unless_asked(eval_bfloat16, dtype):
-  config = _config(bfloat16=True, eval_bfloat16=eval_bfloat16)
+  config = small_network.config(bfloat16=True, eval_bfloat16=eval_bfloat16)
   step = step_lib.make_eval_step(_model(), config)
   batch = {**_batch(), 'mask': np.ones(_BATCH)}
   assert _product_dtypes(jax.jit(step).lower(_params(), {}, batch)) == {dtype}
@@ -352,7 +313,7 @@ def test_padding_counts_nothing():
   batch = _batch()
   batch['images'][5:] = np.nan
   mask = (np.arange(_BATCH) < 5).astype(np.float32)
-  step = jax.jit(step_lib.make_eval_step(_model(), _config()))
+  step = jax.jit(step_lib.make_eval_step(_model(), small_network.config()))
   sums = step(_params(), {}, {**batch, 'mask': mask})
   logits = _model().logits(_params(), imagenet.normalize(batch['images'][:5]))
   logits = np.asarray(logits, np.float64)
@@ -365,7 +326,9 @@ def test_padding_counts_nothing():
 
 def test_sam_ascends_on_each_device_and_descends_together():
   devices, rho = 2, 0.05
-  config = _config(sam_rho=rho, sam_fraction=0.5, label_smoothing=0.0)
+  config = small_network.config(
+    sam_rho=rho, sam_fraction=0.5, label_smoothing=0.0
+  )
   base = optax.sgd(_LR)
   batch, params = _batch(), _params()
 
@@ -391,28 +354,10 @@ def test_sam_ascends_on_each_device_and_descends_together():
     total = jax.tree.map(jnp.add, total, descent)
   want = jax.tree.map(lambda p, g: p - _LR * g / devices, params, total)
 
-  state, *_ = _run(devices, 1, config, optim.sam(base, rho))
+  state, *_ = _run(devices, 1, config, optim.sam_descent(base))
   chex.assert_trees_all_close(state.params, want, rtol=1e-4, atol=2e-6)
   plain = jax.tree.map(
     lambda p, g: p - _LR * g, params, gradient(params, **batch)
   )
   with pytest.raises(AssertionError):
     chex.assert_trees_all_close(state.params, plain, rtol=1e-4, atol=2e-6)
-
-
-def test_what_is_logged_is_what_was_computed(one_device):
-  _, history, _ = one_device
-  params, batch = _params(), _batch()
-  # Without random regularizers, training computes the same as evaluation.
-  logits = _model().logits(params, imagenet.normalize(batch['images']))
-  logits = np.asarray(logits, np.float64)
-  log_probs = logits - np.log(np.sum(np.exp(logits), -1, keepdims=True))
-  targets = 0.9 * np.eye(10)[batch['labels']] + 0.01
-  loss = -np.mean(np.sum(targets * log_probs, -1))
-  first = history[0]
-  np.testing.assert_allclose(first['train_loss'], loss, rtol=1e-5)
-  top_1 = np.mean(np.argmax(logits, -1) == batch['labels'])
-  assert first['top_1_acc'] == top_1
-  np.testing.assert_allclose(first['learning_rate'], _LR, rtol=1e-6)
-  assert 0 <= first['fraction_clipped'] <= 1
-  assert first['grad_norm'] > 0

@@ -2,10 +2,8 @@
 
 import json
 import os
-import shutil
 import types
 
-from absl import flags
 import command_lib
 import jax
 import numpy as np
@@ -14,12 +12,12 @@ import pytest
 from experiments import (
   checkpoints,
   configs,
-  experiment,
-  initial_weights,
+  defaults,
   jaxline_compat,
+  loop,
   recipe,
   step,
-  trainer,
+  train,
 )
 from experiments.tools import extract_weights
 import nfnets
@@ -34,6 +32,7 @@ def _config(folder, data_dir, **settings):
   """Has what `command_lib.SMALL` has, so that no step is compiled again."""
   config = configs.load('digits')
   config.checkpoint_dir = str(folder)
+  config.report = False
   config.experiment_kwargs.config.update(
     image_size=_SIZE,
     eval_image_size=_SIZE,
@@ -46,11 +45,6 @@ def _config(folder, data_dir, **settings):
     **settings,
   )
   return config
-
-
-def _run(config, mode):
-  flags.FLAGS.mark_as_parsed()  # JAXline looks at some.
-  return experiment.run(config, mode)
 
 
 def _write(path, num_classes):
@@ -79,12 +73,10 @@ def trained(tmp_path_factory, data_dir):
   run.given = _write(run.weights, 10)
   run.config = _config(run.folder, data_dir, weights=str(run.weights))
   run.config.training_steps = 2
-  run.config.save_checkpoint_interval = 1
-  run.config.save_initial_train_checkpoint = True
-  _run(run.config, 'train')
+  train.train_and_evaluate(run.config, 'train')
   config = _config(run.folder, data_dir)
   config.one_off_evaluate = True
-  run.evaluated = _run(config, 'eval')
+  run.evaluated = train.train_and_evaluate(config, 'eval')
   return run
 
 
@@ -116,7 +108,7 @@ def test_extracted_weights_evaluate_as_the_checkpoint_did(
   assert model.class_names == tuple('0123456789')
   assert (model.test_size, weights.read_metadata(output)['step']) == (_SIZE, 2)
   config = _config('runs/digits', data_dir, weights=output)
-  got = _run(config, 'eval')
+  got = train.train_and_evaluate(config, 'eval')
   prefix = 'eval_ema_' if which == 'ema' else 'eval_'
   other = 'eval_' if which == 'ema' else 'eval_ema_'
   for key in ('loss', 'top_1_acc', 'top_5_acc'):
@@ -127,20 +119,6 @@ def test_extracted_weights_evaluate_as_the_checkpoint_did(
   assert got['eval_num_examples'] == 360
   assert not any('ema' in key for key in got)
   assert os.listdir() == [output]  # No folder of results.
-
-
-@pytest.mark.slow
-def test_the_best_checkpoint_can_be_taken(trained, tmp_path, capsys):
-  run = tmp_path / 'run'
-  shutil.copytree(trained.folder / 'latest' / '1', run / 'best' / '1')
-  output = str(tmp_path / 'best.npz')
-  args = [str(run), f'--output={output}']
-  assert extract_weights.main(args) == 1
-  assert f'no checkpoint in {run}/latest' in capsys.readouterr().err
-  assert extract_weights.main([*args, '--series=best']) == 0
-  captured = capsys.readouterr()
-  assert json.loads(captured.out)['step'] == 1
-  assert f'the averaged weights of step 1 of {run}/best' in captured.err
 
 
 class _Module:
@@ -167,14 +145,14 @@ class _Module:
     return {'train_state': self.train_state}
 
 
-def _save(folder, use_ema):
+def _save(folder, use_ema, series='latest'):
   """Writes a checkpoint of a network with moving averages."""
   config = _config(folder, '')
   checkpointer = checkpoints.OrbaxCheckpointer(config, 'train')
-  state = checkpointer.get_experiment_state('latest')
+  state = checkpointer.get_experiment_state(series)
   state.global_step, state.experiment_module = 4, _Module(use_ema)
   state.train_step_rng = jaxline_compat.bcast_local_devices(np.zeros(2, 'u4'))
-  checkpointer.save('latest')
+  checkpointer.save(series)
   checkpointer.close()
   return state.experiment_module.train_state
 
@@ -200,6 +178,17 @@ def test_moving_averages_come_along(use_ema, which, expected, tmp_path, capsys):
   is_ema = expected == 'ema'
   _assert_equal(read.params, written.ema_params if is_ema else written.params)
   _assert_equal(read.state, written.ema_state if is_ema else written.state)
+
+
+def test_the_best_checkpoint_can_be_taken(tmp_path, capsys):
+  written = _save(tmp_path, True, 'best')
+  args = [str(tmp_path), f'--output={tmp_path}/x.npz']
+  assert extract_weights.main(args) == 1
+  assert f'no checkpoint in {tmp_path}/latest' in capsys.readouterr().err
+  assert extract_weights.main([*args, '--series=best']) == 0
+  assert f'weights of step 4 of {tmp_path}/best' in capsys.readouterr().err
+  read = weights.load_weights(tmp_path / 'x.npz')
+  _assert_equal(read.params, written.ema_params)
 
 
 def _flip_a_bit(folder):
@@ -232,13 +221,6 @@ def test_bad_input_to_extraction_is_one_line(args, message, tmp_path, capsys):
   assert not (tmp_path / 'x.npz').exists()
 
 
-def test_an_unknown_suffix_is_a_wrong_command(tmp_path, capsys):
-  with pytest.raises(SystemExit) as error:
-    extract_weights.main([str(tmp_path), '--output=x.pt'])
-  assert error.value.code == 2
-  assert 'must end in .npz or .safetensors' in capsys.readouterr().err
-
-
 # Weights to start from.
 
 
@@ -247,8 +229,8 @@ def _start(config):
   ours = config.experiment_kwargs.config
   key = jax.random.PRNGKey(0)
   built = recipe.build(ours, key)
-  given = initial_weights.read(built, is_training=True)
-  module = trainer.Experiment('train', key, ours, built, weights=given)
+  given = defaults.read_weights(built, is_training=True)
+  module = loop.Experiment('train', key, ours, built, weights=given)
   return module.snapshot_state()['train_state']
 
 
@@ -286,24 +268,12 @@ def test_training_starts_from_the_weights_but_for_another_head(
 
 
 @pytest.mark.slow
-def test_training_began_with_the_weights(trained):
-  latest = trained.folder / 'latest'
-  for which in ('raw', 'ema'):
-    start, _ = extract_weights.read_checkpoint(latest / '0', which)
-    _assert_equal(start.params, trained.given)
-  after, _ = extract_weights.read_checkpoint(latest / '2')
-  assert not np.array_equal(after.params[_HEAD]['w'], trained.given[_HEAD]['w'])
-
-
-@pytest.mark.slow
-def test_training_goes_on_from_a_checkpoint_and_not_from_weights(
-  trained, caplog
-):
+def test_training_goes_on_from_a_checkpoint_and_not_from_weights(trained):
   trained.weights.unlink(missing_ok=True)
-  caplog.set_level('INFO', logger='absl')
-  assert _run(trained.config, 'train')['step'] == 2
-  assert f'from there and not from {trained.weights}' in caplog.text
-  assert 'Nothing to do: step 2 was reached' in caplog.text
+  again = train.train_and_evaluate(
+    trained.config.copy_and_resolve_references(), 'train'
+  )
+  assert again['had_ended'] and again['step'] == 2
 
 
 # Bad input.
@@ -317,7 +287,11 @@ def bad_files(tmp_path_factory):
   weights.save_weights(folder / 'folded.npz', weights.fold_weights(params))
   del params['NFNet/~/stem_conv0']
   weights.save_weights(folder / 'missing.npz', params)
-  _write(folder / 'digits.npz', 10)
+  digits = _write(folder / 'digits.npz', 10)
+  names = [*'0123', 'four', *'56789']
+  weights.save_weights(
+    folder / 'words.npz', digits, metadata={'class_names': names}
+  )
   (folder / 'text.npz').write_text('weights')
   _save(folder / 'run', use_ema=True)
   return folder
@@ -335,13 +309,24 @@ _MULTITHREADED = '--jaxline_mode=train_eval_multithreaded'
     ('no.npz', (), 1, 'no.npz: there is no such file'),
     ('text.npz', (), 1, 'is not a file of weights'),
     ('text.npz', (_EVAL,), 1, 'is not a file of weights'),
-    ('missing.npz', (), 2, 'missing: NFNet/~/stem_conv0/bias'),
+    ('missing.npz', (), 2, 'missing: NFNet/~/stem_conv0/'),
     ('digits.npz', (_RESNET,), 2, 'with 10 classes, not of nf_resnet50 with 1'),
     ('digits.npz', (_RESNET, _EVAL), 2, 'are of nfnet_digits with 10 classes'),
     ('head.npz', (_RESNET,), 2, 'of nfnet_digits with 1000 classes, not of nf'),
     ('head.npz', (_F0,), 2, 'with 1000 classes, not of nfnet_f0 with 10 '),
     ('digits.npz', (_RESNET, _MULTITHREADED), 2, 'are of nfnet_digits with'),
-    ('head.npz', (_EVAL,), 2, 'with 1000 classes, not of nfnet_digits with 10'),
+    (
+      'head.npz',
+      (_EVAL,),
+      2,
+      "has classes that the network does not have: '0'",
+    ),
+    (
+      'words.npz',
+      (_EVAL,),
+      2,
+      "'4' (number 4). The network has instead: 'four'",
+    ),
     ('folded.npz', (), 2, 'cannot be trained any more'),
     ('', ('--eval_initial_weights',), 2, 'is for the weights of'),
     (
@@ -382,16 +367,29 @@ def test_evaluation_of_weights_ends_with_one_line_of_json(
     result = run_command(*args, f'--weights={path}', cwd=tmp_path)
     assert result.status == 0, result.log
     assert len(result.output.splitlines()) == 1
-    last = result.json
-    assert set(last) == {
-      'config',
-      'mode',
-      'weights',
-      'eval_loss',
-      'eval_top_1_acc',
-      'eval_top_5_acc',
-      'eval_num_examples',
+    assert set(result.json) == {
+      *('config', 'mode', 'weights', 'eval_loss', 'eval_top_1_acc'),
+      *('eval_top_5_acc', 'eval_num_examples'),
     }
-    losses.append(last['eval_loss'])
+    losses.append(result.json['eval_loss'])
   assert losses[0] == pytest.approx(losses[1], rel=1e-5)
   assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_labels_are_those_of_the_names(run_command, tmp_path):
+  """A network whose classes stand in another order has the same results."""
+  params, results = _write(tmp_path / 'plain.npz', 10), []
+  for order in (np.arange(10), np.random.default_rng(0).permutation(10)):
+    last = {k: v[..., order] for k, v in params[_HEAD].items()}
+    names = [*map(str, order)]
+    path = tmp_path / 'w.npz'
+    weights.save_weights(
+      path, {**params, _HEAD: last}, metadata={'class_names': names}
+    )
+    args = (*command_lib.SMALL, _EVAL, '--eval_initial_weights')
+    result = run_command(*args, f'--weights={path}')
+    assert result.status == 0, result.log
+    results.append({k: v for k, v in result.json.items() if 'eval' in k})
+  assert 'labels are matched by name' in result.log
+  assert results[0] == pytest.approx(results[1], rel=1e-5)

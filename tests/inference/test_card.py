@@ -1,7 +1,10 @@
 """The model card: what it says, what it replaces, and that the hub reads it."""
 
+import functools
 import json
+import shutil
 
+import evaluation_lib
 import huggingface_hub
 from markdown_it import MarkdownIt
 import numpy as np
@@ -11,19 +14,20 @@ import pytest
 import quick_lib
 from scipy import stats
 
+import nfnets
 from nfnets import card as command
 from nfnets import weights
-from nfnets.inference import card, card_text, measures
+from nfnets.inference import card, classes, evaluation, runs
 
 pictures, quickly_compiled = pictures_lib.pictures, quick_lib.quickly_compiled
+run = evaluation_lib.run
 
 LABELS = np.array([0, 0, 0, 1, 1, 2])
 PREDICTED = np.array([0, 0, 1, 1, 1, -1])
 
 
-def measured(names=('cat', 'dog', 'fox'), **kwargs):
-  counts = measures.by_class(LABELS, PREDICTED, len(names))
-  return card_text.Measured('pets', 'test', names, counts, **kwargs)
+def measured(names=('cat', 'dog', 'fox')):
+  return evaluation.Evaluation(LABELS, PREDICTED, len(names), names, 'pets')
 
 
 def metadata(names=('cat', 'dog', 'fox'), **others):
@@ -49,7 +53,7 @@ def rendered(text):
 
 def test_the_hub_reads_the_metadata():
   info = {'settings': {'weights': 'timm/dm_nfnet_f0'}, 'command': 'x'}
-  text = card_text.make(metadata(trained_on='/home/me/pets'), info, measured())
+  text = card.make(metadata(trained_on='/home/me/pets'), info, measured())
   data = huggingface_hub.ModelCard(text).data
   assert data.library_name == 'nfnets'
   assert data.pipeline_tag == 'image-classification'
@@ -61,7 +65,7 @@ def test_the_hub_reads_the_metadata():
 
 
 def test_results_have_intervals_overall_and_by_class():
-  shown = rendered(card_text.make(metadata(), None, measured()))
+  shown = rendered(card.make(metadata(), None, measured()))
   for correct, total in ((4, 6), (2, 3), (2, 2), (0, 1)):
     interval = stats.binomtest(correct, total).proportion_ci(method='wilson')
     between = ' – ' if total < 6 else ' to '
@@ -69,22 +73,22 @@ def test_results_have_intervals_overall_and_by_class():
   assert shown.index('fox') < shown.rindex('cat') < shown.rindex('dog')
 
 
-def test_results_of_training_do_where_there_are_no_others():
-  results = {
-    'test_top_1_acc': 0.5,
-    'test_num_examples': 10,
-    'test_split': 'validation',
-  }
-  shown = rendered(card_text.make(metadata(), {'results': results}))
+@pytest.mark.parametrize('chosen', [True, False])
+def test_results_of_training_do_where_there_are_no_others(chosen):
+  results = {'test_top_1_acc': 0.5, 'test_num_examples': 10}
+  results |= {'test_split': 'validation', 'test_chose_weights': chosen}
+  shown = rendered(card.make(metadata(), {'results': results}))
   interval = stats.binomtest(5, 10).proportion_ci(method='wilson')
   assert f'{interval.low:.1%} to {interval.high:.1%}' in shown
-  assert 'also decided which weights were kept' in shown
-  assert 'Not measured yet' in rendered(card_text.make(metadata()))
+  assert ('also decided which weights were kept' in shown) is chosen
+  assert '(validation)' in shown
+  assert 'Not measured yet' in rendered(card.make(metadata()))
 
 
 PRIVACY = {
   'epsilon': 7.5336,
-  'epsilon_of_any_order': 229.2,
+  'largest_batch': 17021,
+  'key_is_secret': 1,
   'delta': 8e-7,
   'noise_multiplier': 2.5,
   'clipping': 1.0,
@@ -94,20 +98,21 @@ PRIVACY = {
 }
 
 
-def test_private_training_says_what_it_assumes_and_not_its_seed():
-  info = {'command': 'x --random_seed=815 --config.random_seed 816 --lr=4'}
-  shown = rendered(card_text.make(metadata(privacy=PRIVACY), info))
+def test_private_training_says_what_it_assumes():
+  info = {'command': 'x --lr=4'}
+  shown = rendered(card.make(metadata(privacy=PRIVACY), info))
   for text in (
     'ε = 7.53',
     'δ = 8e-07',
     '71,589 updates',
-    '16,384 of 1,271,167',
+    '16,384 of 1,271,167 on average, 17,021 at most',
+    'Poisson',
+    'holds as long as the key',
   ):
     assert text in shown
-  assert 'Poisson' in shown and 'ε ≤ 229' in shown
-  assert '815' not in shown and '816' not in shown and '--lr=4' in shown
-  shown = rendered(card_text.make(metadata(), info))
-  assert 'rivacy' not in shown and '815' in shown
+  fixed = metadata(privacy={**PRIVACY, 'key_is_secret': 0})
+  assert 'The guarantee does not hold' in rendered(card.make(fixed, info))
+  assert 'rivacy' not in rendered(card.make(metadata(), info))
 
 
 @pytest.mark.parametrize(
@@ -121,11 +126,10 @@ def test_metadata_on_privacy_are_all_there_or_none(wrong):
 
 def test_names_are_shown_as_they_are():
   names = pictures_lib.NAMES
-  counts = measures.by_class(np.arange(10), np.arange(10), 10)
-  found = card_text.Measured('a|b<i>', 'test', names, counts)
+  found = evaluation.Evaluation(*[np.arange(10)] * 2, 10, names, 'a|b<i>')
   command_line = 'x ``` <script>alert(1)</script>'
   info = {'command': command_line, 'settings': {'```': '\u202e'}}
-  text = card_text.make(metadata(names), info, found)
+  text = card.make(metadata(names), info, found)
   shown = rendered(text)
   assert '\u202e' not in text
   for name in names:
@@ -143,55 +147,31 @@ def test_names_are_shown_as_they_are():
   ],
 )
 def test_the_licence_is_that_of_the_start(base, license_, words):
-  text = card_text.make(metadata(), {'settings': {'weights': base}})
+  text = card.make(metadata(), {'settings': {'weights': base}})
   assert huggingface_hub.ModelCard(text).data.license == license_
   assert words in rendered(text)
 
 
-def test_only_cards_that_nobody_changed_are_replaced(tmp_path):
-  path = tmp_path / card.NAME
-  card.write(tmp_path, 'first\n')
-  card.write(tmp_path, 'second\n')
-  path.write_text(path.read_text().replace('second', 'mine'))
-  before = path.read_text()
-  with pytest.raises(card.ChangedError, match=r'README\.md'):
-    card.write(tmp_path, 'third\n')
-  file = tmp_path / card.WEIGHTS
-  assert card.write_beside(file, metadata=metadata()) is None
-  assert path.read_text() == before
-  card.write(tmp_path, 'third\n', overwrite=True)
-  assert path.read_text().startswith('third\n')
-
-
-def test_files_among_others_get_no_card(tmp_path):
-  assert card.write_beside(tmp_path / 'x.npz', metadata=metadata()) is None
-  assert not list(tmp_path.iterdir())
-
-
-@pytest.fixture
-def run(tmp_path, pictures, monkeypatch):
-  """Returns a folder as training leaves it, and has its network compiled."""
-  model, params = quick_lib.digits()
-  folder = tmp_path / 'run'
-  folder.mkdir()
-  settings = {'which_dataset': pictures.root, 'eval_subset': 'valid'}
-  (folder / 'run.json').write_text(
-    json.dumps({'settings': settings, 'command': 'python train.py'})
-  )
-  described = weights.describe(
-    model,
-    class_names=list(pictures.info.features['label'].names),
-    trained_on=pictures.root,
-  )
-  weights.save_weights(folder / card.WEIGHTS, params, {}, described)
-  open_model = weights.open_model
-
-  def open_shared(path, name=None):
-    _, params, state = open_model(path, name)
-    return quick_lib.digits()[0], params, state
-
-  monkeypatch.setattr(weights, 'open_model', open_shared)
-  return folder
+@pytest.mark.parametrize(
+  ('other', 'is_card'),
+  [
+    (f'{card.BEGINNING}changed'.replace('\n', '\r\n'), True),
+    *((x, False) for x in ('# My own\n', '---\nlibrary_name: timm\n---\n', '')),
+  ],
+)
+def test_only_cards_are_replaced(run, capsys, monkeypatch, other, is_card):
+  # It is refused before anything is evaluated.
+  monkeypatch.setattr(evaluation, 'evaluate', None)
+  path, args = run / card.NAME, [str(run), '--recorded']
+  path.write_bytes(other.encode())
+  assert command.main(args) == (not is_card)
+  if not is_card:
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert str(path) in error and '--overwrite' in error
+    assert card.write_beside(run / card.WEIGHTS) is None
+    assert path.read_text() == other
+  assert command.main([*args, '--overwrite']) == 0
+  assert path.read_text().startswith(card.BEGINNING)
 
 
 def test_a_folder_for_the_hub_is_read_back_from_there(
@@ -217,38 +197,82 @@ def test_a_folder_for_the_hub_is_read_back_from_there(
   )
 
 
-def test_the_three_lines_work(run, tmp_path, monkeypatch, capsys):
-  assert command.main([str(run), '--recorded']) == 0
-  text = (run / card.NAME).read_text()
+def odd_pictures():
+  """Yields (suffix, pixels, settings) to save, as people have them."""
+  rng = np.random.default_rng(0)
+  exif = Image.Exif()
+  exif[0x112] = 6
+  for _ in range(4):
+    pixels = np.kron(rng.integers(0, 256, (3, 4, 4)), np.ones((12, 10, 1)))
+    pixels = np.uint8(pixels)
+    yield '.png', pixels, {}
+    yield '.webp', pixels, {'lossless': True}
+    yield '.png', pixels[..., :3], {'exif': exif}
+    yield '.jpg', pixels[..., :3], {'exif': exif}
+    yield '.tiff', pixels[..., :3], {'exif': exif}
+    yield '.png', np.uint16(pixels[..., 0]) << 8, {}
+
+
+def test_the_three_lines_give_the_predictions_of_the_card(
+  run, tmp_path, monkeypatch
+):
+  for i, (suffix, pixels, options) in enumerate(odd_pictures()):
+    folder = tmp_path / 'data' / 'test' / pictures_lib.NAMES[i % 10]
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(folder / f'{i}{suffix}', **options)
+  shutil.copytree(tmp_path / 'data' / 'test', tmp_path / 'data' / 'train')
+  settings = {'which_dataset': str(tmp_path / 'data')}
+  (run / 'run.json').write_text(json.dumps({'settings': settings}))
+  output = tmp_path / 'card'
+  assert command.main([str(run), f'--output={output}', '--batch_size=5']) == 0
+  text = (output / card.NAME).read_text()
+  opened = runs.open_run(str(run))
+  found = evaluation.evaluate(opened.network, opened.builder, 'test', 5, 99)
+  [result] = huggingface_hub.ModelCard(text).data.eval_results
+  assert result.metric_value == found.accuracy['share']
   code = text.split('```python\n')[1].split('```')[0]
-  monkeypatch.chdir(run)
-  Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save('image.jpg')
-  scope = {}
-  exec(code, scope)
-  assert scope['model'].logits(
-    scope['params'], scope['image'][None], scope['state']
-  ).shape == (1, 10)
+  monkeypatch.chdir(output)
+  monkeypatch.setattr(nfnets, 'load', functools.cache(nfnets.load))
+  assert len(found.uncertain) == 24
+  for picture in found.uncertain:
+    path = opened.builder.paths('test')[picture.index]
+    shutil.copy(tmp_path / 'data' / path, 'image.jpg')
+    printed = []
+    exec(code, {'print': printed.append})
+    [(label, probability)] = classes.top_classes(printed[0][0], 1)
+    assert label == picture.predicted, path
+    assert probability == pytest.approx(picture.confidence, rel=1e-3), path
 
 
-def test_weights_among_others_need_a_folder(run, tmp_path, capsys):
-  other = tmp_path / 'other.npz'
-  params, state = weights.read_weights(run / card.WEIGHTS)
-  weights.save_weights(other, params, state)
+def test_weights_of_no_run_get_a_card_in_a_folder(run, tmp_path, capsys):
+  source, other = run / card.WEIGHTS, tmp_path / 'other.npz'
+  weights.save_weights(other, *weights.read_weights(source))
   assert command.main([f'--weights={other}', '--recorded']) == 2
   assert '--output=FOLDER' in capsys.readouterr().err
-  folder = tmp_path / 'new'
-  assert command.main([f'--weights={other}', f'--output={folder}']) == 0
-  # What was recognized from the numbers is said there.
-  said = weights.read_metadata(folder / card.WEIGHTS)
-  assert said['model'] == 'nfnet_digits'
-
-
-def test_commands_that_say_too_little_or_too_much_are_wrong(capsys):
-  for args, message in (
-    ([], 'RUN is needed'),
-    (['run', '--data=digits'], '--data cannot be set'),
-    (['--weights=w', '--data=digits', '--recorded'], '--data is for'),
+  assert card.write_beside(other) is None
+  for i, (file, said) in enumerate(
+    [
+      # What was recognized from the numbers is said there.
+      (other, {'model': 'nfnet_digits'}),
+      (source, weights.read_metadata(source)),
+    ]
   ):
-    with pytest.raises(SystemExit) as error:
-      command.main(args)
-    assert error.value.code == 2 and message in capsys.readouterr().err
+    args = f'--weights={file}', f'--output={tmp_path / str(i)}'
+    assert command.main([*args, '--image_size=24']) == 0
+    written = weights.read_metadata(tmp_path / str(i) / card.WEIGHTS)
+    # What the card is of.
+    assert {**written, **said, 'image_size': 24} == written
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    ([], 'RUN is needed'),
+    (['{run}', '--data=digits'], '--data cannot be set'),
+    (['--weights=nfnet_f0', '--data=digits', '--recorded'], '--data is for'),
+  ],
+)
+def test_wrong_commands_are_answered(run, capsys, args, message):
+  with pytest.raises(SystemExit) as error:
+    command.main([arg.format(run=run) for arg in args])
+  assert error.value.code == 2 and message in capsys.readouterr().err

@@ -1,10 +1,12 @@
 """Names of classes, and the most probable ones."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
+from nfnets import imagenet
 from nfnets.inference import classes
 
 
@@ -39,3 +41,61 @@ def test_top_k_is_limited_by_the_number_of_classes():
     np.testing.assert_allclose(top, expected[:k])
   ((label, probability),) = classes.top_classes(np.array([-1e4, 1e4]), 1)
   assert (label, probability) == (1, 1)
+
+
+IDS, WORDS = zip(*imagenet.classes().items(), strict=True)
+
+
+@pytest.mark.parametrize(
+  ('dataset', 'network', 'num_classes', 'logits', 'note'),
+  [
+    ('abc', 'abc', 3, [0, 1, 2], ''),
+    ('abc', 'cab', 3, [1, 2, 0], 'of the network in another order: .* by name'),
+    ('ca', 'abcd', 4, [2, 0, 1, 3], '2 of the 4 classes of the network: .* by'),
+    # e with an acute accent, as one character and as two.
+    (['e\u0301', 'z'], ['z', '\xe9'], 2, [1, 0], 'in another order'),
+    (['e\u0301', 'z'], ['\xe9', 'z'], 2, [0, 1], ''),
+    # Without names.
+    ('abc', None, 3, [0, 1, 2], 'The classes of the network have no names'),
+    ('012', 'abc', 3, [0, 1, 2], 'The classes of data have no names'),
+    ('01', '01', 2, [0, 1], ''),
+    ([f'my {i}' for i in range(1000)], None, 1000, [*range(1000)], 'by number'),
+    # ImageNet's, in which two classes are called crane and two maillot.
+    (IDS, None, 1000, [*range(1000)], ''),
+    (IDS, WORDS, 1000, [*range(1000)], ''),
+    (WORDS, IDS, 1000, [*range(1000)], ''),
+    (IDS[2:4], IDS[1:4], 3, [1, 2, 0], '2 of the 3'),
+    (WORDS[2:4], IDS[1:4], 3, [1, 2, 0], '2 of the 3'),
+    (IDS[2:4], WORDS[1:4], 3, [1, 2, 0], '2 of the 3'),
+  ],
+)
+def test_classes_are_matched(dataset, network, num_classes, logits, note):
+  found = classes.match([*dataset], network, num_classes, 'data')
+  assert found.logits == logits
+  assert re.search(note, found.note) and bool(found.note) == bool(note)
+
+
+@pytest.mark.parametrize('names', [None, WORDS, [f'{w}, x' for w in WORDS]])
+def test_wordnet_ids_are_names_of_imagenet(names):
+  dataset = ['n02102040', IDS[517], IDS[134]]  # Two that are called crane.
+  found = classes.match(dataset, names, 1000, 'data')
+  assert found.logits[:3] == [217, 517, 134]
+  assert sorted(found.logits) == [*range(1000)]
+  assert '3 of the 1,000 classes' in found.note
+
+
+@pytest.mark.parametrize(
+  ('dataset', 'network', 'num_classes', 'message'),
+  [
+    ('abx', 'aby', 3, r"have: 'x' \(number 2\)\. .* instead: 'y'\."),
+    ('vwxyz', 'abcde', 5, r"'w' \(number 1\), 'x' \(number 2\) and 2 more"),
+    ('abc', 'ab', 2, r"have: 'c' \(number 2\)\. Give both"),
+    ('abc', None, 4, 'has 3 classes, and the network 4 without names'),
+    ('56', '01', 2, "'5'"),
+    ('ab', None, 1000, "have: 'a' .* instead: 'tench', 'goldfish', 'great wh"),
+    ('abc', None, 0, 'no last layer'),
+  ],
+)
+def test_other_classes_are_refused(dataset, network, num_classes, message):
+  with pytest.raises(ValueError, match=message):
+    classes.match([*dataset], network, num_classes, 'data')

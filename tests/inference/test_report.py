@@ -5,23 +5,23 @@ import hashlib
 import html.parser
 import json
 import os
+import re
+import shutil
 
+import evaluation_lib
 import numpy as np
 import pictures_lib
-from PIL import Image
 import pytest
 import quick_lib
 
+from nfnets import card as card_command
 from nfnets import report as command
 from nfnets import weights
 from nfnets.data import dataset
-from nfnets.inference import evaluation, figures, report
-from nfnets.inference import page as page_lib
+from nfnets.inference import drawing, evaluation, networks, report, runs
 
 pictures, quickly_compiled = pictures_lib.pictures, quick_lib.quickly_compiled
-
-# As in other tests, which have it compiled.
-BATCH = 5
+run, BATCH = evaluation_lib.run, evaluation_lib.BATCH
 
 
 class Page(html.parser.HTMLParser):
@@ -31,6 +31,7 @@ class Page(html.parser.HTMLParser):
     super().__init__()
     self.elements, self.text = [], ''
     self.feed(text)
+    self.text = ' '.join(self.text.split())
 
   def handle_starttag(self, tag, attrs):
     self.elements.append((tag, dict(attrs)))
@@ -39,81 +40,32 @@ class Page(html.parser.HTMLParser):
     self.text += data
 
 
-@pytest.fixture(scope='module')
-def found(pictures):
-  model, params = quick_lib.digits()
-  return evaluation.predict(
-    model, params, {}, pictures, 'test', batch_size=BATCH, most=4
-  )
+def network():
+  return networks.of(*quick_lib.digits(), {})
 
 
 @pytest.fixture(scope='module')
-def page(pictures):
-  model, params = quick_lib.digits()
-  run = {
-    'command': 'python x "</code><script>alert(1)</script>"',
-    'settings': {'<script>': '<script>alert(2)</script>', 'lr': 0.1},
-  }
-  scalars = {'train': {'train_loss': ([1, 2], [2.0, 1.0])}, 'eval': {}}
+def made(pictures):
+  """Returns a page and the predictions."""
   return report.make(
-    *(model, params, {}, pictures, 'test'),
-    run_info=run,
-    scalars=scalars,
+    *(network(), pictures, 'test'),
+    run_info={
+      'command': 'python x "</code><script>alert(1)</script>"',
+      'settings': {'<script>': '<script>alert(2)</script>', 'lr': 0.1},
+    },
+    scalars={'train': {'train_loss': ([1, 2], [2.0, 1.0])}, 'eval': {}},
     weights_name='</title>w.npz',
     batch_size=BATCH,
   )
 
 
-def expected_probabilities(pictures):
-  """Of the test images, read and run one by one."""
-  model, params = quick_lib.digits()
-  paths = [os.path.join(pictures.root, p) for p in pictures.paths('test')]
-  images = [model.preprocess(np.asarray(Image.open(path))) for path in paths]
-  images = np.stack(images + images[: -len(images) % BATCH])
-  logits = [
-    model.logits(params, images[i : i + BATCH])
-    for i in range(0, len(images), BATCH)
-  ]
-  exp = np.exp(np.float64(np.concatenate(logits))[: len(paths)])
-  return exp / exp.sum(axis=1, keepdims=True)
-
-
-def test_every_image_counts_once_and_the_extremes_are_kept(pictures, found):
-  probabilities = expected_probabilities(pictures)
-  best = probabilities.argmax(axis=1)
-  labels = np.array(pictures.labels('test'))
-  np.testing.assert_array_equal(found.labels, labels)
-  np.testing.assert_array_equal(found.predicted, best)
-  top = probabilities.max(axis=1)
-  doubtful = np.argsort(top)[:4]
-  assert [picture.index for picture in found.uncertain] == list(doubtful)
-  wrong = np.flatnonzero(best != labels)
-  sure = wrong[np.argsort(-top[wrong])][:4]
-  assert [picture.index for picture in found.mistakes] == list(sure)
-  for picture in found.mistakes:
-    i = picture.index
-    assert (picture.label, picture.predicted) == (labels[i], best[i])
-    np.testing.assert_allclose(
-      (picture.confidence, picture.of_label),
-      (top[i], probabilities[i, labels[i]]),
-      rtol=1e-3,
-    )
-
-
-def test_pictures_are_what_the_network_gets(pictures, found):
-  model, _ = quick_lib.digits()
-  for picture in found.uncertain:
-    path = os.path.join(pictures.root, pictures.paths('test')[picture.index])
-    image = model.preprocess(np.asarray(Image.open(path)))
-    assert picture.pixels.dtype == np.uint8
-    image = np.clip(model.denormalize(image), 0, 255)
-    np.testing.assert_allclose(picture.pixels, image, atol=0.51)
-
-
-def test_names_are_shown_as_they_are(page, pictures):
+def test_names_are_shown_as_they_are(made):
+  page, _ = made
   text = Page(page).text
   for name in pictures_lib.NAMES:
+    name = ' '.join(name.split())
     assert name.replace('\u202e', '\\u202e') in text
+  assert '<bdi>two  words</bdi>' in page
   assert '\u202e' not in page
   assert '"</code><script>alert(1)</script>"' in text
   assert '</title>w.npz' in text
@@ -121,7 +73,8 @@ def test_names_are_shown_as_they_are(page, pictures):
   assert '<bdi>test</bdi>/<bdi>' in page
 
 
-def test_names_run_nothing(page):
+def test_names_run_nothing(made):
+  page, _ = made
   elements = Page(page).elements
   tags = {tag for tag, _ in elements}
   allowed = 'html head meta title style body main header section footer h1 h2 '
@@ -148,14 +101,28 @@ def test_names_run_nothing(page):
   )
 
 
-def test_the_page_says_how_good_the_network_is(page, pictures):
-  probabilities = expected_probabilities(pictures)
-  labels = pictures.labels('test')
-  share = np.mean(probabilities.argmax(axis=1) == labels)
-  text = ' '.join(Page(page).text.split())
-  assert f'{share:.1%} of 31 test images of' in text
-  assert 'Training images40' in text
-  assert 'loss' in text and 'lr' in text
+def test_the_page_says_how_good_the_network_is(made):
+  page, found = made
+  text = Page(page).text
+  assert f'{found.accuracy["share"]:.1%} of 31 test images of' in text
+  assert f'between {found.accuracy["low"]:.1%} and' in text
+  assert 'Training images40' in text and 'loss' in text and 'lr' in text
+  # The least accurate class comes first; all have their numbers.
+  rows = re.findall(
+    r'<th scope="row">(?:<bdi>.*?</bdi>.?)+</th>.*?</tr>', page, re.S
+  )
+  for row, shown in zip(found.worst_classes(), rows, strict=False):
+    numbers = re.findall(r'class="n">([\d.%]+)<', shown)
+    assert numbers[0] == f'{row["share"]:.1%}'
+    assert numbers[1:] == ['4', str(row['total']), str(row['predicted'])]
+  # Every cell of the matrix that is not 0.
+  matrix = page.split('<table class="matrix">')[1].split('</table>')[0]
+  cells = re.findall(r'<td class="n s(\d)(?: right)?">(.+?)</td>', matrix)
+  expected = found.confusion(10).ravel()
+  assert [x.replace('·', '0') for _, x in cells] == [*map(str, expected)]
+  assert [shade == '0' for shade, _ in cells] == [*(expected == 0)]
+  pictures = [x for x in Page(page).elements if x[0] == 'img']
+  assert len(pictures) == 1 + len(found.mistakes) + len(found.uncertain)
 
 
 def test_curves_are_drawn_where_there_are_numbers():
@@ -167,72 +134,98 @@ def test_curves_are_drawn_where_there_are_numbers():
       'eval_top_1_acc': ([2], [0.5]),
     },
   }
-  panels = figures.draw_curves(scalars)
+  panels = drawing.draw_curves(scalars)
   assert [title for title, _ in panels] == ['loss', 'top-1 accuracy']
   for _, uri in panels:
     kind, _, content = uri.partition(',')
     assert kind == 'data:image/svg+xml;base64'
     assert b'</svg>' in base64.b64decode(content)
-  assert figures.draw_curves(scalars) == panels
-  assert figures.draw_curves({}) == []
+  assert drawing.draw_curves(scalars) == panels
+  assert drawing.draw_curves({}) == []
 
 
-def test_the_confusions_of_many_classes_become_a_picture():
-  rng = np.random.default_rng(0)
-  labels = rng.integers(0, 30, 90).astype(np.int32)
-  found = evaluation.Predictions(labels, np.roll(labels, 1), [], [], 0)
-  names = [f'class {i}' for i in range(30)]
-  shown = report._confusion(names, found)
-  assert shown['picture'].startswith('data:image/png;base64,')
-  assert len(shown['pairs']) == 20
+def test_what_is_wrong_with_the_pictures_is_on_the_page(pictures, tmp_path):
+  root = tmp_path / 'pictures'
+  shutil.copytree(pictures.root, root, ignore=lambda *_: ['.cache'])
+  for split in ('train', 'test'):
+    (root / split / 'plain' / 'broken.png').write_bytes(b'')
+  shutil.copy(root / 'train/plain/0.png', root / 'train/🦊 fox/same.png')
+  builder = dataset.load_builder(str(root))
+  html, _ = report.make(network(), builder, 'test', batch_size=BATCH)
+  text = Page(html).text
+  warned = text[text.index('Before you trust this') :]
+  assert '2 images cannot be read, and are left out: ' in warned
+  for split in ('train', 'test'):
+    assert f'{root}/{split}/plain/broken.png (an empty file)' in warned
+  assert 'One file has the same content in two classes' in warned
+  assert 'train/plain/0.png = train/🦊 fox/same.png' in warned
 
 
-def test_output_that_is_not_finite_is_a_mistake(pictures):
-  model, params = quick_lib.digits()
-  linear = {'w': params['NFNet/~/linear']['w'] * np.nan, 'b': np.zeros(10)}
-  found = evaluation.predict(
-    model,
-    {**params, 'NFNet/~/linear': linear},
-    *({}, pictures, 'test'),
-    batch_size=BATCH,
-  )
-  assert (found.predicted == -1).all() and len(found.labels) == 31
-  assert not found.mistakes and not found.uncertain
-
-
-@pytest.fixture
-def run(tmp_path, pictures):
-  """Returns a folder as training leaves it."""
-  model, params = quick_lib.digits()
-  folder = tmp_path / 'a "run"'
-  folder.mkdir()
-  settings = {'which_dataset': pictures.root, 'eval_subset': 'valid'}
-  (folder / 'run.json').write_text(json.dumps({'settings': settings}))
-  metadata = weights.describe(model, class_names=pictures_names(pictures))
-  weights.save_weights(folder / 'weights.safetensors', params, {}, metadata)
-  return folder
-
-
-def pictures_names(pictures):
-  return list(pictures.info.features['label'].names)
-
-
-def same_model(monkeypatch):
-  """Has weights opened with the model that is compiled already."""
-  open_model = weights.open_model
-
-  def open_shared(path, name=None):
-    model, params, state = open_model(path, name)
-    shared, _ = quick_lib.digits()
-    return shared, params, state
-
-  monkeypatch.setattr(weights, 'open_model', open_shared)
-
-
-def test_the_command_writes_the_page_of_a_run(
-  run, pictures, monkeypatch, capsys
+@pytest.mark.parametrize(
+  ('num_classes', 'best', 'texts'),
+  [
+    (30, 29, ['The other 10 classes', 'is class 10 10.0%']),
+    (10, 10, ["the network's other classes", 'not tested', 'is <other> 10.0%']),
+  ],
+)
+def test_many_classes_and_those_of_the_network_have_their_place(
+  pictures, monkeypatch, num_classes, best, texts
 ):
-  same_model(monkeypatch)
+  labels = np.arange(90) % (num_classes - 1)
+  predicted = np.where(np.arange(90) % 2, labels, best)
+  predicted[0] = 3  # A single mistake of ten images is not white.
+  names = [f'class {i}' for i in range(num_classes)] + ['<other>']
+  shown = evaluation.Picture(
+    0, np.zeros((200, 9, 3), np.uint8), 10, 1, 0.5, 0.1
+  )
+  found = evaluation.Evaluation(
+    *(labels, predicted, num_classes, names), 'data', uncertain=(shown,)
+  )
+  monkeypatch.setattr(evaluation, 'evaluate', lambda *_: found)
+  monkeypatch.setattr(report, '_train_counts', lambda *_: None)
+  html, _ = report.make(network(), pictures, 'test')
+  page = Page(html)
+  assert all(text in page.text for text in texts)
+  assert not re.search(r'class="n s0( right)?">\d', html)
+  is_picture = any(x.get('class') == 'heat' for _, x in page.elements)
+  assert is_picture is (num_classes == 30)
+
+
+def test_a_network_without_any_finite_output_has_no_report(
+  run, pictures, capsys
+):
+  path = run / 'weights.safetensors'
+  _, params = quick_lib.digits()
+  head = {'w': np.full((256, 10), np.nan), 'b': np.zeros(10)}
+  params = {**params, evaluation_lib.HEAD: head}
+  weights.save_weights(path, params, {}, weights.read_metadata(path))
+  for main in (command.main, card_command.main):
+    assert main([str(run), f'--batch_size={BATCH}']) == 1
+    out, err = capsys.readouterr()
+    assert not out and 'not finite for any of 31 images' in err
+  assert not (run / 'report.html').exists()
+
+
+@pytest.mark.parametrize(
+  ('subset', 'noted', 'expected'),
+  [
+    ('test', {}, False),
+    ('valid', {'eval_top_1_acc': 0.5}, False),
+    ('test', {'eval_top_1_acc': 0.5}, True),
+  ],
+)
+def test_images_chose_weights_where_evaluation_noted_its_metric(
+  run, pictures, subset, noted, expected
+):
+  file = run / 'weights.safetensors'
+  metadata = weights.read_metadata(file)
+  settings = {'which_dataset': pictures.root, 'eval_subset': subset}
+  (run / 'run.json').write_text(json.dumps({'settings': settings}))
+  weights.save_weights(file, *weights.read_weights(file), {**metadata, **noted})
+  assert runs.open_run(str(run)).chose_by_test is expected
+
+
+def test_the_command_writes_the_page_of_a_run(run, pictures, capsys):
   umask = os.umask(0o022)
   os.umask(umask)
   assert command.main([str(run), f'--batch_size={BATCH}']) == 0
@@ -256,12 +249,27 @@ def test_the_command_writes_the_page_of_a_run(
     ({}, 'run.json names no dataset'),
     ({'which_dataset': './nowhere'}, 'There is no folder'),
     (None, 'run.json has no settings'),
+    ('run.json', 'is no folder of a run'),
+    ('weights.safetensors', 'weights.safetensors: there is no such file'),
+    ('classes', "instead: 'x'"),
   ],
 )
-def test_runs_without_anything_to_report_are_told_apart(
-  run, capsys, settings, message
+def test_runs_without_a_report_are_told_apart(
+  run, pictures, capsys, settings, message
 ):
-  (run / 'run.json').write_text(json.dumps({'settings': settings}))
+  if settings == 'classes':
+    model, params = quick_lib.digits()
+    names = pictures.names
+    names = [*names[:8], 'x', names[8]]
+    metadata = weights.describe(model, class_names=names)
+    weights.save_weights(run / 'weights.safetensors', params, {}, metadata)
+    message = (
+      f'have: {pictures.names[9]!r} (number 9). The network has {message}'
+    )
+  elif isinstance(settings, str):
+    (run / settings).unlink()
+  else:
+    (run / 'run.json').write_text(json.dumps({'settings': settings}))
   assert command.main([str(run)]) == 1
   err = capsys.readouterr().err
   assert err.startswith('error: ') and message in err
@@ -270,56 +278,24 @@ def test_runs_without_anything_to_report_are_told_apart(
 
 
 @pytest.mark.parametrize(
-  ('missing', 'message'),
-  [('run.json', 'is no folder of a run'), ('weights.safetensors', 'no such')],
-)
-def test_what_a_run_lacks_is_named(run, capsys, missing, message):
-  (run / missing).unlink()
-  assert command.main([str(run)]) == 1
-  err = capsys.readouterr().err
-  assert message in err and missing in err and len(err.splitlines()) == 1
-
-
-def test_networks_of_other_classes_are_refused(pictures, run, capsys):
-  model, params = quick_lib.digits()
-  names = pictures_names(pictures)
-  metadata = weights.describe(model, class_names=[*names[:8], 'x', names[8]])
-  path = run / 'weights.safetensors'
-  weights.save_weights(path, params, {}, metadata)
-  assert command.main([str(run)]) == 1
-  err = capsys.readouterr().err
-  assert 'number 8' in err and "'x'" in err and len(err.splitlines()) == 1
-
-
-def test_commands_that_say_too_little_or_too_much_are_wrong(capsys):
-  for args, message in (
+  ('args', 'message'),
+  [
     ([], 'RUN is needed'),
-    (['--weights=w.npz'], 'RUN is needed'),
-    (['run', '--data=digits'], '--data cannot be set'),
-  ):
-    with pytest.raises(SystemExit) as error:
-      command.main(args)
-    assert error.value.code == 2 and message in capsys.readouterr().err
+    (['--weights=nfnet_f0'], 'RUN is needed'),
+    (['{run}', '--data=digits'], '--data cannot be set'),
+  ],
+)
+def test_wrong_commands_are_answered(run, capsys, args, message):
+  with pytest.raises(SystemExit) as error:
+    command.main([arg.format(run=run) for arg in args])
+  assert error.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_a_page_that_cannot_be_written_leaves_the_old_one(
-  tmp_path, monkeypatch
-):
+def test_pages_appear_whole_or_not_at_all(tmp_path, monkeypatch):
   path = tmp_path / 'report.html'
-  path.write_text('old')
+  report.save(str(path), os.fsdecode(b'caf\xe9'))
+  assert path.read_text() == 'caf\\udce9'
   monkeypatch.setattr(os, 'replace', lambda *_: 1 / 0)
   with pytest.raises(ZeroDivisionError):
-    page_lib.save(str(path), 'new')
-  assert path.read_text() == 'old' and len(list(tmp_path.iterdir())) == 1
-
-
-def test_names_that_are_no_text_can_be_written(tmp_path):
-  path = tmp_path / 'report.html'
-  page_lib.save(str(path), os.fsdecode(b'caf\xe9'))
-  assert path.read_text() == 'caf\\udce9'
-
-
-def test_errors_of_the_dataset_come_before_the_network_runs(pictures):
-  model, params = quick_lib.digits()
-  with pytest.raises(dataset.DatasetError, match='Unknown split'):
-    report.make(model, params, {}, pictures, 'tset')
+    report.save(str(path), 'new')
+  assert path.read_text() == 'caf\\udce9' and len(list(tmp_path.iterdir())) == 1

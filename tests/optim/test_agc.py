@@ -38,10 +38,18 @@ def compiled(make, *args, **kwargs):
   )
 
 
-def clip(grads, params, *args, **kwargs):
-  update = compiled(optim.adaptive_grad_clip, *args, **kwargs)
-  updates, state = update(grads, params)
+@functools.partial(jax.jit, static_argnames='axis')
+def _clip(grads, params, clipping, eps, axis):
+  tx = optim.adaptive_grad_clip(clipping, eps, axis)
+  return tx.update(grads, tx.init(params), params)
+
+
+def clip(grads, params, clipping=0.01, eps=1e-3, axis=None):
+  updates, state = _clip(grads, params, clipping, eps, axis)
   return updates, float(state.fraction_clipped)
+
+
+norms = jax.jit(lambda tree: jax.tree.map(optim.unitwise_norm, tree))
 
 
 def reference(grad, param, clipping, eps):
@@ -90,11 +98,37 @@ def test_clipping_and_fraction_agree_with_float64(scale):
   assert fraction in {1.0: (1.0,), 1e-4: (0.0,)}.get(scale, (fraction,))
 
 
+# Squares of the largest overflow in float32, and those of the smallest vanish.
+@pytest.mark.parametrize('scale', [1e30, 1e-24])
+def test_gradients_of_any_size_agree_with_float64(scale):
+  params = random_tree(SHAPES, 1e-3)
+  grads = random_tree(SHAPES, scale, seed=1)
+  clipping = 1e-2 * min(scale, 1)
+  updates, fraction = clip(grads, params, clipping)
+  for name in SHAPES:
+    expected, _ = reference(grads[name], params[name], clipping, 1e-3)
+    np.testing.assert_allclose(updates[name], expected, rtol=1e-5)
+  assert fraction == 1
+
+
+def test_derivative_at_a_zero_gradient_is_one():
+  params = random_tree(SHAPES)
+  tx = optim.adaptive_grad_clip()
+
+  def total(grads):
+    updates, _ = tx.update(grads, tx.init(params), params)
+    return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(updates))
+
+  slopes = jax.jit(jax.grad(total))(jax.tree.map(jnp.zeros_like, params))
+  assert all((leaf == 1).all() for leaf in jax.tree.leaves(slopes))
+
+
 def test_default_arguments_are_the_published_ones():
-  params, grads = {'w': jnp.ones((1, 1))}, {'w': jnp.ones((1, 1))}
-  updates, _ = clip(grads, params)
+  one = {'w': jnp.ones((1, 1))}
+  tx = optim.adaptive_grad_clip()
+  updates, _ = tx.update(one, tx.init(one), one)
   np.testing.assert_allclose(updates['w'], 0.01, rtol=1e-6)
-  updates, _ = clip(grads, {'w': jnp.zeros((1, 1))})
+  updates, _ = tx.update(one, tx.init(one), {'w': jnp.zeros((1, 1))})
   np.testing.assert_allclose(updates['w'], 0.01 * 1e-3, rtol=1e-6)
 
 
@@ -107,12 +141,12 @@ def test_zero_gradients_stay_zero_even_of_zero_parameters():
 
 
 def test_vector_along_any_axis_is_one_unit():
-  assert optim.unitwise_norm(jnp.ones((1, 1, 1, 4))).shape == (1, 1, 1, 1)
-  assert optim.unitwise_norm(jnp.ones((9, 1))).shape == (1, 1)
-  assert optim.unitwise_norm(jnp.ones((9, 1)))[0, 0] == 3
-  assert optim.unitwise_norm(jnp.full((), -2.0)) == 2
-  norm = optim.unitwise_norm(jnp.ones((3, 3, 1, 2)))
-  assert norm.shape == (1, 1, 1, 2) and (norm == 3).all()
+  shapes = [(1, 1, 1, 4), (9, 1), (), (3, 3, 1, 2)]
+  row, column, scalar, kernel = norms([jnp.ones(shape) for shape in shapes])
+  np.testing.assert_array_equal(row, [[[[2]]]])
+  np.testing.assert_array_equal(column, [[3]])
+  assert scalar == 1
+  np.testing.assert_array_equal(kernel, [[[[3, 3]]]])
 
 
 def test_fraction_counts_units_not_tensors():
@@ -160,6 +194,83 @@ def test_missing_params_are_refused():
     tx.update(grads, tx.init(grads))
 
 
+AXES = [(0, 1, 2), (3, 4), -1, 2]
+
+
+@pytest.mark.parametrize('axis', AXES)
+def test_given_axes_are_the_ones_that_optax_takes(axis):
+  params = random_tree({'w': (2, 2, 2, 3, 4)})
+  grads = random_tree({'w': (2, 2, 2, 3, 4)}, 0.03, seed=1)
+  updates, fraction = clip(grads, params, 0.05, axis=axis)
+  expected, _ = compiled(optax.adaptive_grad_clip, 0.05, axis=axis)(
+    grads, params
+  )
+  np.testing.assert_allclose(updates['w'], expected['w'], rtol=1e-5)
+  assert 0 < fraction <= 1
+  norm = optim.unitwise_norm(grads['w'], axis)
+  want = optax.transforms.unitwise_norm(grads['w'], axis)
+  np.testing.assert_allclose(jnp.broadcast_to(norm, want.shape), want, 1e-6)
+
+
+def test_axes_of_an_oihw_kernel_are_those_of_its_hwio_form():
+  params, grads = (
+    random_tree({'w': (3, 3, 4, 5)}, scale, seed)['w']
+    for scale, seed in ((1.0, 0), (0.03, 1))
+  )
+  updates, fraction = clip({'w': grads}, {'w': params})
+  oihw = [{'w': x.transpose(3, 2, 0, 1)} for x in (grads, params)]
+  other, other_fraction = clip(*oihw, axis=(1, 2, 3))
+  np.testing.assert_allclose(
+    other['w'].transpose(2, 3, 1, 0), updates['w'], rtol=1e-5
+  )
+  assert fraction == other_fraction
+
+
+def test_axes_may_depend_on_path_and_shape():
+  """A scanned stack of layers is clipped as its layers are one by one."""
+  stack = (4, 6, 7)
+  params = {'scan': {'w': random_tree({'w': stack})['w']}, 'b': np.ones(3)}
+  grads = {
+    'scan': {'w': random_tree({'w': stack}, 0.02, seed=1)['w']},
+    'b': np.ones(3, np.float32),
+  }
+  asked = []
+
+  def axis(path, shape):
+    asked.append((path, shape))
+    return 1 if path.startswith('scan/') else None
+
+  updates, _ = clip(grads, params, axis=axis)
+  assert sorted(set(asked)) == [('b', (3,)), ('scan/w', stack)]
+  for i in range(len(params['scan']['w'])):
+    one, _ = clip({'w': grads['scan']['w'][i]}, {'w': params['scan']['w'][i]})
+    np.testing.assert_allclose(updates['scan']['w'][i], one['w'], rtol=1e-5)
+  np.testing.assert_allclose(updates['b'], 0.01, rtol=1e-5)  # A whole vector.
+
+
+def test_a_limit_is_kept_when_clipping_goes_on_and_changes():
+  params = random_tree(SHAPES)
+  grads = updates = random_tree(SHAPES, 100.0, seed=1)
+  limits = norms(params)
+  for clipping in (1, 0.5, 0.25):
+    updates, _ = clip(updates, params, clipping)
+    at_once, _ = clip(grads, params, clipping)
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4),
+      updates,
+      at_once,
+    )
+    for name, norm in norms(updates).items():
+      assert (norm <= limits[name] * clipping * (1 + 1e-5)).all()
+
+
+def test_rank_six_needs_axes():
+  assert optim.unitwise_norm(jnp.ones([2] * 6), (0, 1, 2)).shape == (
+    *(1, 1, 1),
+    *(2, 2, 2),
+  )
+
+
 def test_rank_above_five_is_refused():
   with pytest.raises(ValueError, match=r'\(1, 2, 1, 2, 1, 2\)'):
     optim.unitwise_norm(jnp.ones((1, 2, 1, 2, 1, 2)))
@@ -186,14 +297,3 @@ def test_nan_stays_in_its_unit():
   assert np.isnan(updates['w'][0, 0]) and np.isnan(updates['b'][0])
   assert np.isfinite(updates['w'][:, 1:]).all()
   assert fraction == pytest.approx(1 / 4)
-
-
-def test_norm_of_updates_never_exceeds_the_limit():
-  params = random_tree(SHAPES)
-  updates, _ = clip(random_tree(SHAPES, 100.0, seed=2), params)
-  norms, weights = jax.jit(
-    lambda *trees: jax.tree.map(optim.unitwise_norm, trees)
-  )(updates, params)
-  for name in SHAPES:
-    limit = 0.01 * np.maximum(weights[name], 1e-3)
-    assert (norms[name] < limit * (1 + 1e-5)).all()

@@ -94,3 +94,17 @@ def test_gradients_of_a_batch_are_refused():
     tx.update(unequal, state, params)
   with pytest.raises(ValueError, match='needs params'):
     tx.update(unequal, state)
+
+
+def test_axes_are_those_of_the_parameters():
+  params = {'w': _random({'w': (5, 4, 3, 3)}, 0)['w']}  # OIHW.
+  grads = {'w': _random({'w': (5, 4, 3, 3)}, 1, (_BATCH,), 0.03)['w']}
+  tx = optim.per_example_adaptive_grad_clip(axis=(1, 2, 3))
+  updates, state = jax.jit(tx.update)(grads, tx.init(params), params)
+  one = optim.adaptive_grad_clip(axis=(1, 2, 3))
+  each = [
+    one.update({'w': grad}, one.init(params), params)[0]['w']
+    for grad in grads['w']
+  ]
+  np.testing.assert_allclose(updates['w'], np.mean(each, 0), rtol=1e-5)
+  assert 0 < state.fraction_clipped <= 1

@@ -1,5 +1,8 @@
 """Sharpness-aware minimization, against closed forms and optax's."""
 
+import functools
+
+import golden_lib
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,7 +86,9 @@ def test_two_halves_are_the_whole():
   )
   worse = optim.sam_ascent(START, gradient(START), 0.3)
   got = half.update(gradient(worse), half.init(START), START)
-  jax.tree.map(np.testing.assert_array_equal, got, want)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-5), got, want
+  )
 
 
 def test_state_is_that_of_optax_which_checkpoints_hold():
@@ -102,6 +107,27 @@ def test_ascent_along_a_zero_gradient_stays_where_it_is():
   zeros = jax.tree.map(jnp.zeros_like, START)
   worse = optim.sam_ascent(START, zeros)
   jax.tree.map(np.testing.assert_array_equal, worse, START)
+
+
+# Squares of these overflow, or vanish.
+@pytest.mark.parametrize(
+  ('dtype', 'scale'),
+  [
+    *((jnp.float16, 3e4), (jnp.float16, 1e-6)),
+    *((jnp.float32, 1e30), (jnp.float32, 1e-30)),
+  ],
+)
+def test_ascent_is_as_long_whatever_the_size_of_the_gradient(dtype, scale):
+  if dtype == jnp.float16:
+    golden_lib.skip_without_float16()
+  params = {'a': jnp.zeros((20, 30), dtype), 'b': jnp.zeros((), dtype)}
+  rng = np.random.default_rng(0)
+  gradient = jax.tree.map(
+    lambda p: jnp.asarray(scale * rng.uniform(0.5, 1, p.shape), dtype), params
+  )
+  worse = jax.jit(optim.sam_ascent)(params, gradient)
+  squares = [np.square(np.float64(x)).sum() for x in worse.values()]
+  assert np.sqrt(sum(squares)) == pytest.approx(0.05, rel=2e-3)
 
 
 def test_ascent_keeps_the_dtypes_of_the_parameters():

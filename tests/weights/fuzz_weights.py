@@ -13,17 +13,17 @@ and neither, the peak of memory over the start, and the slowest file.
 
 import argparse
 import collections
+from concurrent import futures
 import contextlib
 import io
 import json
-import os
+import multiprocessing
 import pathlib
 import pickle
 import pickletools
 import random
 import resource
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -98,13 +98,9 @@ def _change_bytes(rng: random.Random, data: bytearray, seeds) -> None:
 def _change_pickle(rng: random.Random, data: bytearray) -> None:
   """Changes an instruction, or its number."""
   places = []
-  try:
-    # The older format of PyTorch is several pickles.
-    file = io.BytesIO(data)
-    for _ in range(5):
-      places += [(op, pos) for op, _, pos in pickletools.genops(file)]
-  except Exception:
-    pass  # What comes before the damage.
+  with contextlib.suppress(Exception):  # What comes after a damage.
+    for op, _, pos in pickletools.genops(bytes(data)):
+      places.append((op, pos))
   if not places:
     return
   opcode, at = rng.choice(places)
@@ -268,31 +264,24 @@ def _keep(family: str, data: bytes, why: str) -> None:
   print(f'{file.name}: {why}', file=sys.stderr)
 
 
+def run(families, mutations: int, seed: int) -> dict[str, dict[str, float]]:
+  """Runs each family in a process of its own, so that a crash is seen."""
+  spawn = multiprocessing.get_context('spawn')
+  results = {}
+  for family in families:
+    with futures.ProcessPoolExecutor(1, spawn) as pool:
+      future = pool.submit(fuzz, family, mutations, seed, limit_memory=True)
+      results[family] = future.result()
+  return results
+
+
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--mutations', type=int, default=20000, help='per family')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--families', default=','.join(FAMILIES))
-  parser.add_argument('--inside', action='store_true', help=argparse.SUPPRESS)
   args = parser.parse_args()
-  families = args.families.split(',')
-  if args.inside:
-    print(json.dumps(fuzz(families[0], args.mutations, args.seed, True)))
-    return 0
-  results = {}
-  for family in families:
-    command = [sys.executable, __file__, '--inside', f'--families={family}']
-    command += [f'--mutations={args.mutations}', f'--seed={args.seed}']
-    process = subprocess.run(
-      command,
-      stdout=subprocess.PIPE,
-      env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-      check=False,
-    )
-    if process.returncode:  # Negative: the number of a signal.
-      results[family] = {'other': 1, 'exit_status': process.returncode}
-    else:
-      results[family] = json.loads(process.stdout.splitlines()[-1])
+  results = run(args.families.split(','), args.mutations, args.seed)
   print(json.dumps(results))
   return int(any(result['other'] for result in results.values()))
 

@@ -11,6 +11,8 @@ one after another, with `python tests/weights/make_weight_files.py NAME`:
   torch       3.11    2.4.6   torch 2.13.0
 """
 
+import argparse
+import collections
 import io
 import pathlib
 import pickle
@@ -142,11 +144,17 @@ def _torch_files():
     'state_dict': {'wrong': torch.zeros(1)},
     'state_dict_ema': {'module.' + k: v for k, v in ordered.items()},
   }
-  for name, value in (('plain', ordered), ('wrapped', wrapped)):
-    for layout, is_zip in (('zip', True), ('legacy', False)):
-      file = io.BytesIO()
-      torch.save(value, file, _use_new_zipfile_serialization=is_zip)
-      yield f'torch_{layout}_{name}', file.getvalue()
+  training = {
+    **wrapped,
+    'args': argparse.Namespace(path=pathlib.PurePosixPath('/'), classes={1, 2}),
+    'metric': np.float64(61.5),
+    'schedule': {'milestones': collections.Counter([1, 2]), (1, 2.5): [None]},
+  }
+  contents = {'plain': ordered, 'wrapped': wrapped, 'training': training}
+  for name, value in contents.items():
+    file = io.BytesIO()
+    torch.save(value, file)
+    yield f'torch_zip_{name}', file.getvalue()
 
 
 def main(environment):

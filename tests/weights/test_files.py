@@ -3,66 +3,43 @@
 import gzip
 import json
 import os
-import pathlib
+import re
 import struct
+import tracemalloc
+import warnings
 import zipfile
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import make_weight_files
-import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 import weights_lib
 
-import nfnets
 from nfnets import utils
-from nfnets.weights import files, shapes
+from nfnets.weights import files
 
 SUFFIXES = ('.npz', '.safetensors')
+ZEROS = {'m': {'w': np.zeros(2, np.float32)}}
 
 
 @pytest.mark.parametrize('suffix', SUFFIXES)
 def test_weights_come_back_as_they_were(tmp_path, suffix):
   path = tmp_path / f'weights{suffix}'
   params = make_weight_files.tree()
-  files.save_weights(path, params)
-  weights = files.load_weights(path)
-  weights_lib.assert_same(weights.params, params)
-  assert weights.state == {}
-  weights_lib.assert_same(utils.load_haiku_file(str(path)), params)
-  state = {'ResNet/~/bn/~/mean_ema': {'average': np.float32([1, 2])}}
-  files.save_weights(str(path), params, state)
-  weights = files.load_weights(path)
-  weights_lib.assert_same(weights.params, params)
-  weights_lib.assert_same(weights.state, state)
-  weights_lib.assert_same(files.load_haiku_file(path), params)
-
-
-def test_a_model_with_state_comes_back(tmp_path):
-  params, state = jax.tree.map(
-    lambda x: jnp.ones(x.shape, x.dtype),
-    shapes.of_model(nfnets.create_model('resnet50', 10)),
-  )
-  for suffix in SUFFIXES:
-    path = tmp_path / f'weights{suffix}'
-    immutable = hk.data_structures.to_immutable_dict(params)
-    files.save_weights(path, immutable, state)
+  for state in ({}, {'ResNet/~/bn': {'average': np.float32([1, 2])}}):
+    frozen = hk.data_structures.to_immutable_dict(params)
+    files.save_weights(str(path), frozen, state)
     weights = files.load_weights(path)
     weights_lib.assert_same(weights.params, params)
     weights_lib.assert_same(weights.state, state)
-
-
-@pytest.mark.parametrize('suffix', SUFFIXES)
-def test_the_content_decides_and_not_the_name(tmp_path, suffix):
-  params = make_weight_files.tree()
-  files.save_weights(tmp_path / f'weights{suffix}', params)
+    weights_lib.assert_same(utils.load_haiku_file(str(path)), params)
+  # The content decides and not the name.
   for name in ('F0_haiku.npz', 'weights.safetensors', 'weights', 'w.pth'):
-    path = (tmp_path / f'weights{suffix}').replace(tmp_path / name)
+    path = path.replace(tmp_path / name)
     weights_lib.assert_same(files.load_weights(path).params, params)
-    path.replace(tmp_path / f'weights{suffix}')
 
 
 @pytest.mark.parametrize('length', [0x80, 0x0480, ord('K') * 256 + ord('P')])
@@ -71,57 +48,58 @@ def test_safetensors_may_begin_like_a_pickle_or_zip(tmp_path, length):
   text = json.dumps({'m/w': entry()}).encode().ljust(length)
   path.write_bytes(with_contents(text))
   assert path.read_bytes()[:2] in (b'\x80\0', b'\x80\4', b'PK')
-  weights_lib.assert_same(
-    files.load_weights(path).params, {'m': {'w': np.zeros(2, np.float32)}}
-  )
+  weights_lib.assert_same(files.load_weights(path).params, ZEROS)
 
 
-def test_other_libraries_read_what_is_written(tmp_path):
+@pytest.mark.parametrize(
+  ('suffix', 'load'),
+  [
+    ('.npz', lambda path: dict(np.load(path, allow_pickle=False))),
+    ('.safetensors', safetensors.numpy.load_file),
+  ],
+)
+def test_other_libraries_read_what_is_written(tmp_path, suffix, load):
   params = {'NFNet/~/linear': {'b': np.float32([1, 2])}}
   state = {'bn/~/mean_ema': {'counter': np.int32(3)}}
-  for suffix in SUFFIXES:
-    files.save_weights(tmp_path / f'weights{suffix}', params, state)
-  with np.load(tmp_path / 'weights.npz', allow_pickle=False) as file:
-    npz = dict(file)
-  tensors = safetensors.numpy.load_file(tmp_path / 'weights.safetensors')
-  for arrays in (npz, tensors):
-    assert set(arrays) == {'NFNet/~/linear/b', 'state:bn/~/mean_ema/counter'}
-    np.testing.assert_array_equal(arrays['NFNet/~/linear/b'], [1, 2])
-    assert arrays['state:bn/~/mean_ema/counter'] == 3
+  files.save_weights(tmp_path / f'w{suffix}', params, state)
+  arrays = {key: x.tolist() for key, x in load(tmp_path / f'w{suffix}').items()}
+  assert arrays == {
+    'NFNet/~/linear/b': [1, 2],
+    'state:bn/~/mean_ema/counter': 3,
+  }
 
 
-@pytest.mark.parametrize('suffix', SUFFIXES)
-def test_bfloat16_comes_back_as_float32(tmp_path, suffix):
-  path = tmp_path / f'weights{suffix}'
+def save_raw(path, params):
+  arrays = {f'NFNet/{key}': np.asarray(x) for key, x in params['NFNet'].items()}
+  safetensors.numpy.save_file(arrays, path)
+
+
+@pytest.mark.parametrize(
+  ('suffix', 'save'),
+  [
+    ('.npz', files.save_weights),
+    ('.safetensors', files.save_weights),
+    ('.safetensors', save_raw),
+  ],
+)
+def test_bfloat16_comes_back_as_float32(tmp_path, suffix, save):
   low = jnp.arange(-4, 4, 0.37, jnp.bfloat16)
-  files.save_weights(path, {'NFNet': {'w': low, 'x': np.asarray(low)}})
+  save(tmp_path / f'w{suffix}', {'NFNet': {'w': low, 'x': np.asarray(low)}})
   exact = np.float64(low).astype(np.float32)
-  weights_lib.assert_same(
-    files.load_weights(path).params, {'NFNet': {'w': exact, 'x': exact}}
-  )
-
-
-def test_bfloat16_in_safetensors_is_read_as_float32(tmp_path):
-  path = tmp_path / 'weights.safetensors'
-  low = np.arange(-4, 4, 0.37).astype(ml_dtypes.bfloat16)
-  safetensors.numpy.save_file({'NFNet/w': low}, path)
-  exact = np.float64(low).astype(np.float32)
-  weights_lib.assert_same(
-    files.load_weights(path).params, {'NFNet': {'w': exact}}
-  )
-  np.testing.assert_array_equal(files.load_tensors(path)['NFNet/w'], exact)
+  params = files.load_weights(tmp_path / f'w{suffix}').params
+  weights_lib.assert_same(params, {'NFNet': {'w': exact, 'x': exact}})
 
 
 @pytest.mark.parametrize('suffix', SUFFIXES)
 @pytest.mark.parametrize(
   ('params', 'state', 'named'),
   [
-    ({'m': {'w': np.array(['a'])}}, None, 'm/w .*<U1'),
-    ({'m': {'w': np.array([None])}}, None, 'm/w .*object'),
-    ({'m': {'w': np.ones(2, bool)}}, None, 'm/w .*bool'),
-    ({'m': {'w': np.ones(2, 'c8')}}, None, 'm/w .*complex64'),
-    ({'m': {'w': jax.random.key(0)}}, None, 'm/w is not an array'),
-    ({'m': {'w': [[1], [2, 3]]}}, None, 'm/w is not an array'),
+    ({'m': {'w': np.array(['a'])}}, None, 'm/w.*<U1'),
+    ({'m': {'w': np.array([None])}}, None, 'm/w.*object'),
+    ({'m': {'w': np.ones(2, bool)}}, None, 'm/w.*bool'),
+    ({'m': {'w': np.ones(2, 'c8')}}, None, 'm/w.*complex64'),
+    ({'m': {'w': jax.random.key(0)}}, None, 'm/w, no array'),
+    ({'m': {'w': [[1], [2, 3]]}}, None, 'm/w, no array'),
     ({'m': {'w/x': np.ones(2)}}, None, "'w/x' of module 'm'"),
     ({'m': {'': np.ones(2)}}, None, "'' of module 'm'"),
     ({'': {'w': np.ones(2)}}, None, "'w' of module ''"),
@@ -130,7 +108,7 @@ def test_bfloat16_in_safetensors_is_read_as_float32(tmp_path):
     ({'m\udc80': {'w': np.ones(2)}}, None, 'same names'),
     ({'m' * 2000: {'w': np.ones(2)}}, None, 'same names'),
     ({'state:m': {'w': np.ones(2)}}, None, "module 'state:m'"),
-    ({'m': np.ones(2)}, None, "Under 'm'"),
+    ({'m': np.ones(2)}, None, 'each a dict of arrays'),
     ([np.ones(2)], None, 'dict of modules'),
     ({'m': {'w': np.ones(2)}}, {'m': {'w/x': np.ones(2)}}, "'w/x'"),
   ],
@@ -168,32 +146,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, suffix, monkeypatch):
   assert os.listdir(tmp_path) == [path.name]
 
 
-@pytest.mark.parametrize('suffix', SUFFIXES)
-def test_who_reads_the_old_file_can_go_on(tmp_path, suffix):
-  path = tmp_path / f'weights{suffix}'
-  path.write_text('as before')
-  with open(path) as old:
-    files.save_weights(path, {'m': {'w': np.ones(2)}})
-    assert old.read() == 'as before'
-  assert os.listdir(tmp_path) == [path.name]
-
-
-@pytest.mark.parametrize('suffix', SUFFIXES)
-def test_a_file_has_the_usual_permissions(tmp_path, suffix):
-  path, other = tmp_path / f'weights{suffix}', tmp_path / 'other'
-  files.save_weights(path, {'m': {'w': np.ones(2)}})
-  other.touch()
-  assert path.stat().st_mode == other.stat().st_mode
-
-
-@pytest.mark.parametrize('suffix', SUFFIXES)
-def test_a_folder_that_is_missing_is_named(tmp_path, suffix):
-  with pytest.raises(FileNotFoundError, match='nowhere'):
-    files.save_weights(
-      tmp_path / 'nowhere' / f'weights{suffix}', {'m': {'w': np.ones(2)}}
-    )
-
-
 @pytest.mark.parametrize('load', [files.load_weights, files.load_tensors])
 def test_missing_files_and_folders_are_named(tmp_path, load):
   path = tmp_path / 'F0_haiku.npz'
@@ -220,7 +172,10 @@ def test_missing_files_and_folders_are_named(tmp_path, load):
     (b'Not found', "begins with b'Not found'"),
     (bytes(100), 'not a file of weights'),
     (b'\x93NUMPY\x01\x00', 'single array'),
-    (b'PK\x03\x04' + bytes(100), 'zip archive .* download'),
+    (
+      b'PK\x03\x04' + bytes(100),
+      'download that stopped: File is not a zip file',
+    ),
     (weights_lib.zipped(), 'zip archive of nothing'),
     (
       weights_lib.zipped(**{'notes.txt': b'hello'}),
@@ -237,9 +192,8 @@ def test_what_is_not_weights_is_said_to_be_what_it_is(
 ):
   path = tmp_path / 'F0_haiku.npz'
   path.write_bytes(content)
-  with pytest.raises(ValueError, match=named):
-    load(path)
-  weights_lib.refusal(path, load)
+  message = weights_lib.refusal(path, load)
+  assert re.search(named, message), message
 
 
 @pytest.mark.parametrize('suffix', SUFFIXES)
@@ -258,11 +212,9 @@ def test_keys_without_a_module_are_refused(tmp_path, key):
     ('.npz', lambda path, arrays: np.savez(path, **arrays)),
     ('.safetensors', lambda path, x: safetensors.numpy.save_file(x, path)),
   ):
-    path = tmp_path / f'weights{suffix}'
-    save(path, {key: np.ones(2)})
-    assert repr(key) in weights_lib.refusal(
-      path
-    ) and 'open_model' in weights_lib.refusal(path)
+    save(tmp_path / f'weights{suffix}', {key: np.ones(2)})
+    message = weights_lib.refusal(tmp_path / f'weights{suffix}')
+    assert repr(key) in message and 'open_model' in message
 
 
 def with_contents(contents, data=bytes(8)):
@@ -298,27 +250,126 @@ def entry(dtype='F32', shape=(2,), offsets=(0, 8)):
 def test_damaged_safetensors_are_refused(tmp_path, content):
   path = tmp_path / 'weights.safetensors'
   path.write_bytes(with_contents({'m/w': entry()}))
-  weights_lib.assert_same(
-    files.load_weights(path).params, {'m': {'w': np.zeros(2, np.float32)}}
-  )
+  weights_lib.assert_same(files.load_weights(path).params, ZEROS)
   path.write_bytes(content)
   weights_lib.refusal(path)
   weights_lib.refusal(path, files.load_tensors)
 
 
-def test_kinds_of_files(tmp_path):
-  expected = {'published_dill3_dict': 'pickle', 'torch_zip_plain': 'torch_zip'}
-  expected['torch_legacy_plain'] = 'torch_legacy'
+def test_the_function_for_other_formats_is_named(tmp_path):
   path = tmp_path / 'weights'
-  with zipfile.ZipFile(make_weight_files.ARCHIVE) as archive:
-    for name, kind in expected.items():
+  for name, load in (
+    ('published_dill3_dict', files.load_tensors),
+    ('torch_zip_plain', files.load_weights),
+  ):
+    with zipfile.ZipFile(make_weight_files.ARCHIVE) as archive:
       path.write_bytes(archive.read(name))
-      assert files.recognize(path) == kind
-      load = (files.load_tensors, files.load_weights)[name[0] == 't']
-      assert 'nfnets.weights.' in weights_lib.refusal(path, load)
-  for suffix in SUFFIXES:
-    files.save_weights(f'{path}{suffix}', make_weight_files.tree())
-    assert files.recognize(f'{path}{suffix}') == suffix[1:]
-  assert 'load_weights' in weights_lib.refusal(
-    pathlib.Path(f'{path}.npz'), files.load_tensors
+    assert 'nfnets.weights.' in weights_lib.refusal(path, load)
+  path = tmp_path / 'weights.npz'
+  files.save_weights(path, make_weight_files.tree())
+  assert 'load_weights' in weights_lib.refusal(path, files.load_tensors)
+
+
+def npy(header=None, array=None, data=None, version=b'\1\0', shape=None):
+  """Returns an .npy file whose header or data may be wrong."""
+  array = np.ones((2, 3), np.float32) if array is None else array
+  if header is None:
+    header = (
+      f"{{'descr': '{array.dtype.str}', 'fortran_order': False, "
+      f"'shape': {shape or array.shape}, }}"
+    )
+  header = header.encode()
+  data = array.tobytes() if data is None else data
+  return b'\x93NUMPY' + version + struct.pack('<H', len(header)) + header + data
+
+
+def test_packed_npz_is_read(tmp_path):
+  path = tmp_path / 'weights.npz'
+  np.savez_compressed(path, **{'m/w': np.zeros(2, np.float32)})
+  weights_lib.assert_same(files.load_weights(path).params, ZEROS)
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    npy(shape='(2, 4)'),
+    npy(shape='(999999999, 999999999)'),
+    npy(shape='(0, 9999999999, 9999999999)'),
+    npy().replace(b'<f4', b'|O8'),
+    npy().replace(b'<f4', b'<V2'),
+    npy().replace(b'<f4', b'<c8'),
+    npy("__import__('os').mkdir('x')"),
+    npy('('),
+    npy('(' * 9000),
+    npy(version=b'\3\0'),
+    npy(data=b''),
+    npy()[:9],
+    npy()[:40],
+    npy(' ' * 20_000),
+    b'',
+  ],
+)
+def test_damaged_arrays_in_npz_are_refused(tmp_path, content):
+  path = tmp_path / 'weights.npz'
+  path.write_bytes(weights_lib.zipped(**{'m/w.npy': npy()}))
+  weights_lib.assert_same(
+    files.load_weights(path).params, {'m': {'w': np.ones((2, 3), np.float32)}}
   )
+  path.write_bytes(weights_lib.zipped(**{'m/w.npy': npy(), 'm/x.npy': content}))
+  weights_lib.refusal(path)
+
+
+def test_arrays_that_only_pickle_could_write_are_refused(tmp_path):
+  path = tmp_path / 'weights.npz'
+  np.savez(path, **{'m/w': np.array([{}])})
+  assert 'allow_pickle=False' in weights_lib.refusal(path)
+
+
+def false_sizes(packed, size):
+  """Returns an archive whose table of contents has other sizes."""
+  content = bytearray(weights_lib.zipped(**{'m/w.npy': npy()}))
+  at = content.rindex(b'PK\x01\x02')
+  if not packed:
+    content[at + 10 : at + 12] = bytes(2)
+  content[at + 20 : at + 28] = struct.pack('<II', 40 if packed else size, size)
+  return bytes(content)
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    weights_lib.zipped(**{'m/w.npy': npy(array=np.zeros(50_000_000, np.int8))}),
+    false_sizes(True, 2**31),
+    false_sizes(False, 2**31),
+  ],
+  ids=['bomb', 'packed', 'stored'],
+)
+def test_zip_bombs_and_false_sizes_are_refused_without_memory(
+  tmp_path, content
+):
+  path = tmp_path / 'weights.npz'
+  path.write_bytes(content)
+  tracemalloc.start()
+  try:
+    assert 'claims to hold much more' in weights_lib.refusal(path)
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+  finally:
+    tracemalloc.stop()
+
+
+def test_a_flipped_bit_in_npz_is_noticed(tmp_path):
+  path = tmp_path / 'weights.npz'
+  files.save_weights(path, {'m': {'w': np.ones(1000)}})
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+  assert 'Bad CRC-32' in weights_lib.refusal(path)
+
+
+def test_two_arrays_of_the_same_name_are_refused(tmp_path):
+  path = tmp_path / 'weights.npz'
+  with warnings.catch_warnings(), zipfile.ZipFile(path, 'w') as archive:
+    warnings.simplefilter('ignore')
+    archive.writestr('m/w.npy', npy())
+    archive.writestr('m/w.npy', npy())
+  assert 'same name' in weights_lib.refusal(path)

@@ -13,7 +13,7 @@ import reference_params
 
 import nfnets
 from nfnets import base
-from nfnets.weights import folding, shapes
+from nfnets.weights import folding, matching
 
 quickly_compiled = quick_lib.quickly_compiled
 
@@ -45,7 +45,7 @@ def test_outputs_are_the_same():
 def test_logits_of_f0_are_those_of_the_golden_file():
   golden = golden_lib.load('nfnet_f0')
   model = nfnets.create_model('nfnet_f0')
-  params = reference_params.reference_params(shapes.of_model(model)[0])
+  params = reference_params.reference_params(matching.model_shapes(model)[0])
   folded = folding.fold_weights(params, model)
   logits = model.logits(folded, reference_params.reference_images(2, 64, 64, 0))
   difference = np.linalg.norm(logits - golden['logits'])
@@ -90,13 +90,13 @@ def test_program_of_folded_weights_standardizes_nothing():
 def test_folding_twice_and_networks_without_standardization_change_nothing():
   folded = folding.fold_weights(quick_lib.digits()[1])
   assert folding.fold_weights(folded) == folded
-  params, _ = shapes.of_model(nfnets.create_model('resnet50'))
+  params, _ = matching.model_shapes(nfnets.create_model('resnet50'))
   assert folding.fold_weights(params) == params
 
 
 def test_a_network_that_is_not_listed_needs_its_model():
   model = nfnets.create_model('nfnet_digits', 10, use_two_convs=False)
-  params = reference_params.reference_params(shapes.of_model(model)[0])
+  params = reference_params.reference_params(matching.model_shapes(model)[0])
   with pytest.raises(ValueError, match='nfnet_digits is closest: missing'):
     folding.fold_weights(params)
   folded = folding.fold_weights(params, model)

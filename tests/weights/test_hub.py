@@ -37,7 +37,6 @@ class Hub:
       status, headers['X-Error-Code'] = self.error
     headers['ETag'] = f'"{hashlib.sha256(content).hexdigest()}"'
     handler.answer(content, status, **headers)
-    return True
 
   def paths(self):
     """Returns what was asked for of repositories."""
@@ -78,10 +77,6 @@ def test_weights_of_timm_are_fetched_once(served, small):
   served.server.paths.clear()
   found = weights.find('timm/test_nfnet.r160_in1k')
   assert found.read_bytes() == content and not served.server.paths
-  # And are what they were.
-  found.resolve().write_bytes(content[:-1] + b'x')
-  with pytest.raises(ValueError, match='is not what was fetched'):
-    weights.find('timm/test_nfnet')
 
 
 def test_weights_of_another_network_are_not_taken(served, small):
@@ -121,9 +116,9 @@ def test_names_that_there_cannot_be(served, name, message):
   ('error', 'message'),
   [
     (None, 'me/x has neither model.safetensors nor weights.safetensors.'),
-    ((404, 'RepoNotFound'), 'the hub has no me/x, or none that may be read'),
-    ((404, 'RevisionNotFound'), 'me/x has no revision v1.'),
-    ((403, 'GatedRepo'), 'its owner has to allow access to me/x first'),
+    ((404, 'RepoNotFound'), '.*Repository Not Found'),
+    ((404, 'RevisionNotFound'), '.*Revision Not Found'),
+    ((403, 'GatedRepo'), '.*Cannot access gated repo'),
     ((403, 'x'), '.*403 Forbidden'),
   ],
 )

@@ -2,23 +2,23 @@
 
 import json
 
+import golden_lib
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import predict_lib
 import pytest
 import quick_lib
 import safetensors.numpy
 import weights_lib
 
 import nfnets
-from nfnets import classify, weights
+from nfnets import classify, conv, weights
 from nfnets.data import preprocess
+from nfnets.weights import matching
 
 SUFFIXES = ('npz', 'safetensors')
 NAMES = ['"a"', '<b>', 'été', '\u05d0\u05d1', '\U0001f431', *'56789']
-photos = predict_lib.photos
 quickly_compiled = quick_lib.quickly_compiled
 
 
@@ -73,12 +73,8 @@ def test_files_without_metadata_are_as_they_were(tmp_path, suffix):
   assert weights.read_metadata(path) == {}
   opened, _, _ = weights.open_model(path)
   assert opened.class_names is None and opened.entry is model.entry
-
-
-def test_other_formats_have_no_metadata(tmp_path):
-  path = tmp_path / 'timm.safetensors'
-  arrays = {'a': np.ones(3, np.float32)}
-  safetensors.numpy.save_file(arrays, path, {'format': 'pt'})
+  path = tmp_path / 'timm.safetensors'  # Which has metadata of its own.
+  safetensors.numpy.save_file({'a': np.ones(3)}, path, {'format': 'pt'})
   assert weights.read_metadata(path) == {}
 
 
@@ -141,6 +137,22 @@ def test_damaged_metadata_are_refused(tmp_path, suffix, text, message):
   assert list(weights.load_weights(path).params) == ['net']
 
 
+def test_arguments_are_not_blamed_for_what_fails_without_them(
+  tmp_path, monkeypatch
+):
+  _, params = quick_lib.digits()
+  metadata = {'model': 'nfnet_digits', 'model_kwargs': {'width': 1.0}}
+  weights.save_weights(tmp_path / 'x.npz', params, metadata=metadata)
+
+  def fail(*args, **kwargs):
+    raise RuntimeError('no memory is left')
+
+  monkeypatch.setattr(conv, 'conv2d', fail)
+  matching.named_shapes.cache_clear()
+  with pytest.raises(RuntimeError, match='^no memory is left'):
+    weights.open_model(tmp_path / 'x.npz')
+
+
 @pytest.mark.parametrize(
   ('metadata', 'message'),
   [
@@ -184,49 +196,41 @@ def test_wrong_metadata_are_not_written(tmp_path, metadata):
   assert not path.exists()
 
 
-@pytest.fixture
-def described(tmp_path):
-  """A file whose images and classes are not its model's own."""
+def test_classify_does_as_the_file_says(tmp_path, monkeypatch, capsys):
   model, params = quick_lib.digits()
+  names = ['two\nlines', *NAMES[1:]]
   metadata = weights.describe(
     model,
-    class_names=['two\nlines', *NAMES[1:]],
+    class_names=names,
     preprocessing='center_crop_0.5',
     mean=[10, 20, 30],
   )
   path = tmp_path / 'described.safetensors'
   weights.save_weights(path, params, metadata=metadata)
-  return path
-
-
-def test_classify_does_as_the_file_says(
-  described, photos, capsys, tmp_path, monkeypatch
-):
-  opened = weights.open_model(described)  # Once, so that it is compiled once.
+  opened = weights.open_model(path)  # Once, so that it is compiled once.
   monkeypatch.setattr(weights, 'open_model', lambda *_: opened)
-  args = ['--runtime=jax', '--top=10', str(photos / 'a.jpg')]
-  args.append(f'--weights={described}')
+  picture = golden_lib.GOLDEN / 'image_210x150.jpg'
+  args = ['--runtime=jax', '--top=10', str(picture), f'--weights={path}']
   assert classify.main([*args, '--json']) == 0
   out, err = capsys.readouterr()
   top = {x['label']: x for x in json.loads(out)['top']}
-  assert err == ''
-  assert [top[i]['name'] for i in range(10)] == ['two\nlines', *NAMES[1:]]
+  assert err == '' and [top[i]['name'] for i in range(10)] == names
 
   image = preprocess.preprocess_eval(
-    predict_lib.JPEG, (32, 32), 'center_crop_0.5'
+    picture.read_bytes(), (32, 32), 'center_crop_0.5'
   )
   std = np.float32([0.229, 0.224, 0.225]) * 255
   image = (np.asarray(image) - np.float32([10, 20, 30])) / std
-  logits = opened[0].logits(quick_lib.digits()[1], image[None])
+  logits = opened[0].logits(params, image[None])
   np.testing.assert_allclose(
     [top[i]['probability'] for i in range(10)], jax.nn.softmax(logits[0]), 1e-3
   )
 
   classify.main(args)
-  out, _ = capsys.readouterr()
+  lines = capsys.readouterr().out.splitlines()
   for name in (r'two\nlines', *NAMES[1:]):
-    assert any(line.endswith(f'  {name}') for line in out.splitlines())
+    assert any(line.endswith(f'  {name}') for line in lines)
   (tmp_path / 'labels').write_text('\n'.join('ABCDEFGHIJ'))
   classify.main([*args, f'--labels={tmp_path / "labels"}', '--json'])
-  out, _ = capsys.readouterr()
-  assert {x['name'] for x in json.loads(out)['top']} == set('ABCDEFGHIJ')
+  top = json.loads(capsys.readouterr().out)['top']
+  assert {x['name'] for x in top} == set('ABCDEFGHIJ')

@@ -1,7 +1,5 @@
 """Weights of timm: names, shapes and values in both directions."""
 
-import json
-
 import golden_lib
 import jax
 import ml_dtypes
@@ -21,6 +19,7 @@ NAMES = [
   'nf_regnet_b0',
   'nf_seresnet26',
 ]
+MORE = [pytest.mark.slow, pytest.mark.exhaustive]
 # Of the same kinds with more blocks.
 DEEP = [
   *(f'dm_nfnet_f{i}' for i in range(1, 7)),
@@ -31,31 +30,18 @@ DEEP = [
 ]
 
 
-def check_tree(name):
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=MORE if name in DEEP else ())
+    for name in timm_weights.NETWORKS
+  ],
+)
+def test_keys_and_shapes_are_those_of_timm(name):
   zeros = timm_weights._zeros(name, 1000)
   state_dict = timm_weights._to_state_dict(zeros)
   shapes = {key: list(value.shape) for key, value in state_dict.items()}
   assert shapes == timm_lib.golden()['shapes'][name]
-
-
-@pytest.mark.parametrize(
-  'name', [name for name in timm_weights.NETWORKS if name not in DEEP]
-)
-def test_keys_and_shapes_are_those_of_timm(name):
-  check_tree(name)
-
-
-@pytest.mark.slow
-@pytest.mark.exhaustive
-@pytest.mark.parametrize('name', DEEP)
-def test_keys_and_shapes_of_deep_networks_are_those_of_timm(name):
-  check_tree(name)
-
-
-def test_no_two_networks_have_the_same_keys_and_shapes():
-  shapes = timm_lib.golden()['shapes']
-  distinct = {json.dumps(of, sort_keys=True) for of in shapes.values()}
-  assert len(distinct) == len(shapes)
 
 
 def assert_same(actual, expected):
@@ -212,8 +198,5 @@ def test_guess_refuses_keys_and_shapes_of_other_networks(key, shape):
   with pytest.raises(ValueError) as error:
     timm_weights.guess_tree(state_dict)
   assert f'It holds {key} {list(shape)}.' in str(error.value)
-
-
-def test_guess_refuses_nothing_at_all():
   with pytest.raises(ValueError, match='It holds nothing'):
     timm_weights.guess_tree({})

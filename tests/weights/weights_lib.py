@@ -30,7 +30,7 @@ def refusal(path, load=files.load_weights) -> str:
   with pytest.raises(ValueError) as caught:
     load(path)
   message = str(caught.value)
-  assert message.startswith(f'{path} ') and message.endswith('.')
+  assert message.startswith(f'{path}: ') and message.endswith('.')
   assert len(message) < 700
   return message
 

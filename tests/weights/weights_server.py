@@ -17,7 +17,9 @@ class Server(http.server.ThreadingHTTPServer):
     self.content, self.etag = content, '"1"'
     self.requests = []  # Of each, its headers.
     self.paths = []
-    self.misbehave = None  # Called with a handler; True if it has answered.
+    self.misbehave = (
+      None  # Called with a handler; False if it has not answered.
+    )
     self.stop = threading.Event()
 
   @property
@@ -31,7 +33,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
   def do_GET(self):
     self.server.requests.append(dict(self.headers))
     self.server.paths.append(self.path)
-    if self.server.misbehave and self.server.misbehave(self):
+    if self.server.misbehave and self.server.misbehave(self) is not False:
       return
     content, start = self.server.content, 0
     match = re.fullmatch(r'bytes=(\d+)-', self.headers.get('Range', ''))
@@ -98,7 +100,7 @@ def break_off(after: int, times: float = float('inf')):
     handler.answer(
       content[:after], length=len(content), ETag=handler.server.etag
     )
-    return True
+    return None
 
   return misbehave
 

@@ -2,67 +2,39 @@
 
 import os
 import pathlib
-from typing import NamedTuple
 import zipfile
 
 import numpy as np
 
+from nfnets.errors import UserError
+
 _ROWS = 10_000  # Whose lengths are computed together.
 
 
-class Neighbour(NamedTuple):
-  """An image of the collection.
-
-  Attributes:
-    path: as the file of embeddings has it.
-    similarity: the cosine of the angle between the embeddings, -1 to 1.
-  """
-
-  path: str
-  similarity: float
-
-
 class Index:
-  """Embeddings of a collection of images."""
+  """Embeddings of a collection of images, float32 [N, C], and paths, [N]."""
 
   def __init__(self, embeddings: np.ndarray, paths: np.ndarray):
-    """Computes the lengths.
-
-    Args:
-      embeddings: float32 [N, C].
-      paths: str [N].
-    """
-    self.paths = paths
-    self._embeddings = embeddings
+    self._embeddings, self._paths = embeddings, paths
+    # At once, all of them would be copied.
     lengths = [
       np.linalg.norm(embeddings[i : i + _ROWS], axis=1)
       for i in range(0, len(embeddings), _ROWS)
     ]
-    # Of what has no direction, the similarity is 0.
+    # Where an embedding has no direction, the similarity is 0.
     self._lengths = np.maximum(np.concatenate(lengths), 1e-15)
 
-  def nearest(self, embedding: np.ndarray, k: int) -> list[Neighbour]:
-    """Returns the k most similar images, the most similar first.
+  def nearest(self, embedding: np.ndarray, k: int) -> list[tuple[str, float]]:
+    """Returns paths and cosines of the k most similar images, best first.
 
     Args:
       embedding: float32 [C].
       k: how many; all, if there are fewer.
-
-    Raises:
-      ValueError: if C differs.
     """
-    own = self._embeddings.shape[1]
-    if embedding.shape != (own,):
-      raise ValueError(
-        f'The embeddings have {own} numbers, and the network makes '
-        f'{len(embedding)}.'
-      )
     length = max(float(np.linalg.norm(embedding)), 1e-15)
     similarity = self._embeddings @ embedding / (self._lengths * length)
-    k = min(k, len(similarity))
-    found = np.argpartition(-similarity, k - 1)[:k]
-    found = found[np.argsort(-similarity[found], kind='stable')]
-    return [Neighbour(str(self.paths[i]), float(similarity[i])) for i in found]
+    found = np.argsort(-similarity, kind='stable')[:k]
+    return [(str(self._paths[i]), float(similarity[i])) for i in found]
 
 
 def load(path: str, model: str) -> Index:
@@ -74,38 +46,33 @@ def load(path: str, model: str) -> Index:
 
   Raises:
     OSError: if it cannot be read.
-    ValueError: if it is something else, or of another network.
+    UserError: if it is something else, or of another network.
   """
   files = [pathlib.Path(path)]
   if os.path.isdir(path):
     files = sorted(pathlib.Path(path).glob('*.npz'))
     if not files:
-      raise ValueError(f'{path}: there is no .npz in this folder.')
+      raise UserError(f'{path}: there is no .npz in this folder.')
   loaded = [_load(file, model) for file in files]
   embeddings, paths = zip(*loaded, strict=True)
   if len({x.shape[1] for x in embeddings}) > 1:
-    raise ValueError(f'{path}: these embeddings have different lengths.')
+    raise UserError(f'{path}: these embeddings have different lengths.')
   return Index(np.concatenate(embeddings), np.concatenate(paths))
 
 
 def _load(path: pathlib.Path, model: str) -> tuple[np.ndarray, np.ndarray]:
   try:
     with np.load(path, allow_pickle=False) as file:
-      embeddings, paths = file['embeddings'], file['paths']
-      own = str(file['model'])
+      embeddings, paths = np.float32(file['embeddings']), file['paths']
+      name = str(file['model'])
   except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    raise ValueError(
+    raise UserError(
       f'{path}: these are no embeddings of python -m nfnets.embed.'
     ) from error
-  if (
-    embeddings.ndim != 2
-    or not len(embeddings)
-    or not np.issubdtype(embeddings.dtype, np.floating)
-    or paths.shape != embeddings.shape[:1]
-  ):
-    raise ValueError(f'{path}: its embeddings and paths do not fit together.')
-  if own != model:
-    raise ValueError(
-      f'{path} has embeddings of {own}, and the network is {model}.'
+  if embeddings.ndim != 2 or not len(paths) or len(paths) != len(embeddings):
+    raise UserError(f'{path}: its embeddings and paths do not fit together.')
+  if name != model:
+    raise UserError(
+      f'{path} has embeddings of {name}, and the network is {model}.'
     )
-  return np.asarray(embeddings, np.float32), paths
+  return embeddings, paths

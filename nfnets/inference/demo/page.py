@@ -1,337 +1,289 @@
-"""The page itself: what is where, and what happens when something is chosen."""
+"""The page itself: what it shows, and what happens when something is chosen."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import html
+import os
 import pathlib
 from typing import Any
 
 import gradio as gr
 import numpy as np
 
+from nfnets import messages
+from nfnets.errors import ImageError
 from nfnets.inference.demo import answers as answers_lib
-from nfnets.inference.demo import (
-  markup,
-  neighbours,
-  pictures,
-  server,
-  sketch,
-  uploads,
-)
+from nfnets.inference.demo import neighbours, pictures, server
 
-_FOLDER = pathlib.Path(__file__).parent
 _NEIGHBOURS = 8
-_TABLE_THUMBNAIL = 64
-_ON_BUTTON = """
-element.addEventListener('click', event => {
-  const button = event.target.closest('button');
-  if (button) trigger('click', {number: button.dataset.number});
-});
-"""
+_MAX_FILES = 32  # In one table.
 _STAGES = [f'Stage {i + 1}, stride {2 ** (i + 1)}' for i in range(5)]
+_TABLE = (
+  '<table><thead><tr><th scope="col">File</th><th scope="col">First</th>'
+  '<th scope="col">Second</th><th scope="col">Third</th></tr></thead><tbody>'
+  '{}</tbody></table>'
+)
 
 
 def style() -> dict[str, Any]:
   """Returns what `server.launch` takes as style. No font is fetched."""
   fonts = ['system-ui', 'sans-serif']
+  css = pathlib.Path(__file__).with_name('page.css')
   return {
     'theme': gr.themes.Default(
       primary_hue='teal', font=fonts, font_mono=['ui-monospace', 'monospace']
     ),
-    'css': (_FOLDER / 'page.css').read_text(encoding='utf-8'),
+    'css': css.read_text(encoding='utf-8'),
   }
 
 
 class Page:
-  """Lays out the page, and answers what it asks."""
+  """Lays out the page, and answers what it asks.
+
+  Args:
+    answers: the network's.
+    title: a line about the weights.
+    examples: images to begin with: paths, and names of their classes.
+    index: a collection in which to look for similar images.
+    images: the folder that the collection's paths start from.
+
+  Attributes:
+    blocks: the page, of Gradio.
+  """
 
   def __init__(
     self,
     answers: answers_lib.Answers,
-    folder: str,
     *,
     title: str,
     examples: Sequence[tuple[str, str]] = (),
     index: neighbours.Index | None = None,
     images: str = '',
   ):
-    """Collects what the page needs.
-
-    Args:
-      answers: the network's.
-      folder: where uploads are.
-      title: what is said of the weights, in a line.
-      examples: images to begin with: paths, and names of their classes.
-      index: a collection in which to look for similar images.
-      images: the folder that the collection's paths start from.
-    """
-    self._answers = answers
-    self._folder = folder
-    self._title = title
-    self._examples = examples
-    self._index = index
-    self._images = images
-    self._network = answers.network
-
-  def build(self) -> gr.Blocks:
-    """Returns the page."""
-    name = self._network.name
+    self._answers, self._examples = answers, examples
+    self._index, self._images = index, images
+    name = answers.network.name
     # Files that are sent are removed after a while, for which it looks often.
-    blocks = gr.Blocks(
+    self.blocks = gr.Blocks(
       title=f'{name} · nfnets',
       analytics_enabled=False,
       delete_cache=(60, server.KEPT),
     )
-    with blocks:
+    with self.blocks:
       gr.HTML(
-        f'<h1>What {html.escape(name)} sees</h1>'
-        f'<p>{html.escape(self._title)}</p>',
+        f'<h1>What {html.escape(name)} sees</h1><p>{html.escape(title)}</p>',
         elem_id='title',
       )
       with gr.Row():
-        with gr.Column(min_width=280, scale=2):
-          inputs = self._inputs()
+        with gr.Column(min_width=280, scale=2), gr.Tabs():
+          events = self._make_inputs()
         with gr.Column(min_width=280, scale=3):
-          outputs = self._outputs()
-      self._connect(inputs, outputs)
-    return blocks
+          self._make_outputs()
+      self._connect(events)
 
-  def _inputs(self) -> dict[str, Any]:
-    made = {}
-    with gr.Tabs():
-      with gr.Tab('Image'):
-        made['image'] = gr.Image(
-          label='Drop, paste or take an image',
-          sources=['upload', 'clipboard', 'webcam'],
-          image_mode=None,
-          type='filepath',
-          height=300,
+  def _make_inputs(self) -> list[tuple]:
+    """Makes what is on the left; returns events, their handlers and inputs."""
+    network = self._answers.network
+    with gr.Tab('Files'):
+      # gr.Image would take only what the browser knows as an image.
+      self._files = gr.File(
+        label='Drop an image, or several', file_count='multiple', height=160
+      )
+      events = [(self._files.upload, self._on_files, self._files)]
+      if self._examples:
+        shown = self._gallery('Examples', list(self._examples))
+        events.append((shown.select, self._on_example, None))
+    with gr.Tab('Camera, clipboard'):
+      camera = gr.Image(
+        label='Take or paste an image',
+        sources=['webcam', 'clipboard'],
+        image_mode=None,
+        type='filepath',
+        height=300,
+        buttons=[],
+      )
+      events.append((camera.input, self._show, camera))
+    if pictures.is_for_digits(network.name, network.class_names):
+      with gr.Tab('Sketch'):
+        pad = gr.Sketchpad(
+          label='Draw a digit with the brush',
+          image_mode='L',
+          canvas_size=(280, 280),
+          fixed_canvas=True,
+          brush=gr.Brush(26, colors=['#000000'], color_mode='fixed'),
+          layers=False,
+          transforms=(),
           buttons=[],
-          elem_id='image',
+          elem_id='sketch',
         )
-        if self._examples:
-          made['examples'] = gr.HTML(
-            markup.buttons(self._examples),
-            js_on_load=_ON_BUTTON,
-            elem_id='examples',
-          )
-      if sketch.is_for(self._network.name, self._network.class_names):
-        with gr.Tab('Sketch'):
-          made['sketch'] = gr.HTML(
-            html_template=(_FOLDER / 'sketch.html').read_text('utf-8'),
-            js_on_load=(_FOLDER / 'sketch.js').read_text('utf-8'),
-            elem_id='sketch',
-          )
-      with gr.Tab('Several'):
-        made['files'] = gr.File(
-          label=f'Up to {server.MAX_FILES} images',
-          file_count='multiple',
-          height=200,
-          elem_id='files',
-        )
-    return made
+        # The pad's own events come before the drawing has arrived.
+        events.append((gr.Button('Answer').click, self._on_sketch, pad))
+    return events
 
-  def _outputs(self) -> dict[str, Any]:
-    methods = self._answers.methods
-    made = {}
-    made['status'] = gr.HTML(
-      markup.status('Choose an image.'),
+  def _make_outputs(self) -> None:
+    answers = self._answers
+    self._status = gr.HTML(
+      '<p>Choose an image.</p>',
       js_on_load="element.setAttribute('aria-live', 'polite');",
       elem_id='status',
     )
-    made['seen'] = gr.State()
-    with gr.Column(visible='hidden', elem_id='answer') as made['answer']:
-      made['top'] = gr.Label(
+    self._seen = gr.State()
+    with gr.Column(visible=False, elem_id='answer') as self._answer:
+      self._top = gr.Label(
         label='Most probable classes', show_heading=False, elem_id='top'
       )
-      made['pictures'] = gr.HTML(elem_id='pictures')
+      self._pictures = self._gallery('Pictures')
       with gr.Row():
-        made['label'] = gr.Dropdown(
+        self._label = gr.Dropdown(
           label='What speaks for',
-          choices=[(name, i) for i, name in enumerate(self._answers.names)],
+          choices=[(name, i) for i, name in enumerate(answers.names)],
           min_width=200,
-          elem_id='label',
         )
-        made['method'] = gr.Dropdown(
+        self._method = gr.Dropdown(
           label='How to tell',
-          choices=methods,
-          value=self._answers.method,
+          choices=answers.methods,
+          value=answers.method,
           min_width=200,
-          elem_id='method',
         )
-      made['stages'] = gr.HTML(elem_id='stages')
-      made['neighbours'] = gr.HTML(
-        elem_id='neighbours', visible=self._index is not None
+      self._stages = self._gallery('Stages')
+      self._neighbours = self._gallery('Neighbours')
+    self._table = gr.HTML(elem_id='table', visible=False)
+
+  def _gallery(self, label: str, value: Any = None) -> gr.Gallery:
+    return gr.Gallery(
+      value,
+      label=label,
+      format='png',
+      object_fit='contain',
+      interactive=False,
+      allow_preview=label != 'Examples',
+      visible=label != 'Neighbours' or self._index is not None,
+      buttons=[],
+      elem_id=label.lower(),
+      elem_classes='figures',
+    )
+
+  def _connect(self, events: list[tuple]) -> None:
+    outputs = [self._status, self._seen, self._answer, self._top, self._files]
+    outputs += [self._pictures, self._label, self._stages, self._neighbours]
+    outputs += [self._table]
+    choices = [self._seen, self._label, self._method]
+    events += [(x.input, self._on_choice, choices) for x in choices[1:]]
+    for event, handler, inputs in events:
+      inputs = inputs if isinstance(inputs, list) else [inputs, self._method]
+      event(
+        handler,
+        [x for x in inputs if x is not None],
+        outputs,
+        concurrency_id='network',
+        concurrency_limit=1,
+        show_progress='hidden',
+        # What was drawn or chosen meanwhile is answered, too.
+        trigger_mode='always_last',
+        api_visibility='private',
       )
-    made['table'] = gr.HTML(elem_id='table', visible='hidden')
-    return made
 
-  def _connect(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
-    self._out = outputs = {**outputs, 'image': inputs['image']}
-    # Messages come as they are, so that nothing but `uploads` opens a file.
-    settings = {
-      'outputs': list(outputs.values()),
-      'preprocess': False,
-      'concurrency_id': 'network',
-      'concurrency_limit': 1,
-      'show_progress': 'hidden',
-      # What was drawn or chosen meanwhile is answered, too.
-      'trigger_mode': 'always_last',
-      'api_visibility': 'private',
-    }
-    method = outputs['method']
-    inputs['image'].input(self._on_image, [inputs['image'], method], **settings)
-    if 'examples' in inputs:
-      inputs['examples'].click(self._on_example, method, **settings)
-    if 'sketch' in inputs:
-      inputs['sketch'].input(
-        self._on_sketch, [inputs['sketch'], method], **settings
-      )
-    inputs['files'].upload(self._on_files, inputs['files'], **settings)
-    for choice in (outputs['label'], method):
-      choice.input(
-        self._on_choice,
-        [outputs['seen'], outputs['label'], method],
-        **{
-          **settings,
-          'outputs': [outputs['status'], outputs['pictures']],
-        },
-      )
+  def _on_files(self, paths: list[str], method: str) -> Iterator[dict]:
+    alone = len(paths) == 1
+    answer = self._show(paths[0], method) if alone else self._list(paths)
+    for update in answer:
+      # Empty, it takes the next ones.
+      yield {**update, self._files: None}
 
-  def _on_image(self, payload: Any, method: Any) -> Iterator[dict]:
-    if payload is None:
-      yield self._cleared('Choose an image.')
-    else:
-      for update in self._show(
-        lambda: uploads.read(uploads.find(payload, self._folder)), method
-      ):
-        if update.get(self._out['status'], '').startswith(markup.ALERT):
-          update[self._out['image']] = None  # A broken one says nothing.
-        yield update
+  def _on_example(self, method: str, event: gr.SelectData) -> Iterator[dict]:
+    yield from self._show(self._examples[event.index][0], method)
 
-  def _on_example(self, method: Any, event: gr.EventData) -> Iterator[dict]:
-    number = getattr(event, 'number', None)
-    if number not in map(str, range(len(self._examples))):
-      raise gr.Error('There is no such example.')
-    path, _ = self._examples[int(number)]
-    for update in self._show(lambda: uploads.read(pathlib.Path(path)), method):
-      yield {**update, self._out['image']: path}
-
-  def _on_sketch(self, value: Any, method: Any) -> Iterator[dict]:
-    if value:
-      yield from self._show(lambda: sketch.read(value), method)
-    else:
+  def _on_sketch(self, drawing: dict | None, method: str) -> Iterator[dict]:
+    composite = drawing and drawing['composite']
+    digit = None if composite is None else pictures.digit(composite)
+    if digit is None:
       yield self._cleared('Draw a digit.')
+    else:
+      yield from self._show(digit, method)
 
-  def _on_choice(self, seen: Any, label: Any, method: Any) -> dict:
-    out, answers = self._out, self._answers
-    if seen is None:
-      return {out['status']: markup.status('Choose an image first.', True)}
-    seen = answers_lib.Seen(*seen)
-    if not isinstance(label, int) or not 0 <= label < len(answers.names):
-      return {out['status']: markup.status('There is no such class.', True)}
-    said = f'What speaks for {answers.names[label]}.'
+  def _on_choice(self, seen: Any, label: int, method: str) -> dict:
+    name = self._answers.names[label]
     return {
-      out['status']: markup.status(said),
-      out['pictures']: self._pictures(seen, label, method),
+      self._status: _status(f'What speaks for {name}.'),
+      self._pictures: self._shown(seen, label, method),
     }
 
   def _show(
-    self, read: Callable[[], bytes | np.ndarray], method: Any
+    self, image: str | np.ndarray | None, method: str
   ) -> Iterator[dict]:
-    """Yields what changes on the page, as it is known."""
-    out, answers = self._out, self._answers
-    yield {out['status']: markup.status(self._waiting())}
-    try:
-      seen = answers.see(read())
-    except uploads.UploadError as error:
-      yield self._cleared(str(error), True)
-      return
-    best, probability = seen.top[0]
-    name = answers.names[best]
-    yield {
-      out['status']: markup.status(f'{name}, {probability:.1%}.'),
-      out['answer']: gr.update(visible=True),
-      out['table']: gr.update(visible='hidden'),
-      out['seen']: seen,
-      out['top']: {answers.names[i]: p for i, p in seen.top},
-      out['label']: best,
-      out['pictures']: self._pictures(seen, best, method),
-    }
-    yield {out['stages']: markup.figures('Its five stages', self._stages(seen))}
-    if self._index is not None:
-      yield {out['neighbours']: self._neighbours(self._index, seen)}
-
-  def _pictures(self, seen: answers_lib.Seen, label: int, method: Any) -> str:
+    """Yields what changes on the page for a file or a digit, as it is known."""
     answers = self._answers
-    if method not in answers.methods:
-      method = answers.method
-    name = answers.names[label]
-    side = self._network.image_size
-    return markup.figures(
-      '',
-      [
-        (seen.picture, f'What it saw: {side} × {side} pixels'),
-        (answers.where(seen, label, method), f'What speaks for {name}'),
-      ],
-    )
-
-  def _stages(self, seen: answers_lib.Seen) -> list[tuple[np.ndarray, str]]:
-    return list(zip(self._answers.stages(seen), _STAGES, strict=True))
-
-  def _neighbours(self, index: neighbours.Index, seen: answers_lib.Seen) -> str:
+    if image is None:
+      yield self._cleared('Choose an image.')
+      return
+    yield {self._status: _status(self._waiting())}
     try:
-      found = index.nearest(self._answers.embed(seen), _NEIGHBOURS)
-    except ValueError as error:
-      return f'<p>{html.escape(str(error))}</p>'
-    shown = []
-    for path, similarity in found:
-      # Of the collection, which the person has who has started this.
-      try:
-        picture = markup.thumbnail(
-          uploads.read(pathlib.Path(self._images, path))
-        )
-      except uploads.UploadError:
-        picture = None
-      shown.append((picture, f'{path} ({similarity:.3f})'))
-    return markup.figures('The most similar images', shown)
-
-  def _on_files(self, payloads: Any) -> Iterator[dict]:
-    out, answers = self._out, self._answers
-    payloads = payloads if isinstance(payloads, list) else [payloads]
-    cut = len(payloads) > server.MAX_FILES
-    payloads = payloads[: server.MAX_FILES]
+      image = pictures.read(image) if isinstance(image, str) else image
+      seen, top = answers.see(image)
+    except ImageError as error:
+      yield self._cleared(sentence(error), True)
+      return
+    best, probability = top[0]
     yield {
-      **self._cleared(self._waiting()),
-      out['table']: gr.update(visible='hidden'),
+      self._status: _status(f'{answers.names[best]}, {probability:.1%}.'),
+      self._answer: gr.update(visible=True),
+      self._table: gr.update(visible=False),
+      self._seen: seen,
+      self._top: {answers.names[i]: p for i, p in top},
+      self._label: best,
+      self._pictures: self._shown(seen, best, method),
     }
-    rows, failed = [], 0
-    for number, payload in enumerate(payloads):
+    stages = zip(answers.stages(seen), _STAGES, strict=True)
+    yield {self._stages: list(stages)}
+    if self._index is not None:
+      found = self._index.nearest(answers.embed(seen), _NEIGHBOURS)
+      yield {self._neighbours: [self._neighbour(*x) for x in found]}
+
+  def _shown(self, seen: np.ndarray, label: int, method: str) -> list[tuple]:
+    side, name = len(seen), self._answers.names[label]
+    return [
+      (self._answers.picture(seen), f'What it saw: {side} × {side} pixels'),
+      (self._answers.where(seen, label, method), f'What speaks for {name}'),
+    ]
+
+  def _neighbour(self, path: str, similarity: float) -> tuple:
+    picture = pictures.thumbnail(os.path.join(self._images, path))
+    caption = f'{similarity:.3f} {messages.printable(path)}'
+    if picture is None:
+      return np.full((64, 64, 3), 200, np.uint8), f'{caption}, not found'
+    return picture, caption
+
+  def _list(self, paths: list[str]) -> Iterator[dict]:
+    """Yields a table that grows, with a row for each file."""
+    yield self._cleared(self._waiting())
+    names, rows, failed = self._answers.names, '', 0
+    count = min(len(paths), _MAX_FILES)
+    for number, path in enumerate(paths[:count], 1):
       try:
-        image = uploads.read(uploads.find(payload, self._folder))
-        seen = answers.see(image)
-      except uploads.UploadError as error:
+        _, top = self._answers.see(pictures.read(path))
+      except ImageError as error:
         failed += 1
-        rows.append((uploads.name(payload), None, str(error)))
+        text = html.escape(sentence(error))
+        cells = f'<td colspan="3" class="alert">{text}</td>'
       else:
-        said = [(answers.names[i], p) for i, p in seen.top[:3]]
-        picture = pictures.thumbnail(seen.picture, _TABLE_THUMBNAIL)
-        rows.append((uploads.name(payload), picture, said))
-      done = f'{number + 1} of {len(payloads)} images'
-      if number + 1 == len(payloads):
+        shown = [f'{html.escape(names[i])}<br>{p:.1%}' for i, p in top[:3]]
+        cells = ''.join(f'<td>{x}</td>' for x in shown)
+      name = html.escape(messages.printable(os.path.basename(path)))
+      rows += f'<tr><th scope="row">{name}</th>{cells}</tr>'
+      done = f'{number} of {count} images'
+      if number == count:
         done += f', {failed} without an answer' if failed else ''
-        done += f'; the first {server.MAX_FILES} are taken' if cut else ''
+        done += f'; the first {count} are taken' if count < len(paths) else ''
       yield {
-        out['status']: markup.status(f'{done}.'),
-        out['table']: gr.update(value=markup.table(rows), visible=True),
+        self._status: _status(f'{done}.'),
+        self._table: gr.update(value=_TABLE.format(rows), visible=True),
       }
 
   def _cleared(self, text: str, is_error: bool = False) -> dict:
-    out = self._out
     return {
-      out['status']: markup.status(text, is_error),
-      out['answer']: gr.update(visible='hidden'),
-      out['table']: gr.update(visible='hidden'),
-      out['seen']: None,
+      self._status: _status(text, is_error),
+      self._answer: gr.update(visible=False),
+      self._table: gr.update(visible=False),
+      self._seen: None,
     }
 
   def _waiting(self) -> str:
@@ -341,3 +293,14 @@ class Page:
       'Looking at it … The first answer takes longer, while the network is '
       'compiled for this machine.'
     )
+
+
+def _status(text: str, is_error: bool = False) -> str:
+  return f'<p class="{"alert" if is_error else ""}">{html.escape(text)}</p>'
+
+
+def sentence(error: ImageError) -> str:
+  """Returns what the page says of a file without an answer."""
+  reason = str(error).rstrip('.')
+  verb = '' if reason.startswith(('has ', 'cannot ')) else 'is '
+  return f'This file {verb}{reason}.'

@@ -1,75 +1,141 @@
-"""Arrays as pictures: uint8 [H, W, 3]."""
+"""The pictures that come in: uploads, drawings, and test images of a run."""
 
-import base64
+from collections import Counter
 import io
+import os
+import pathlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-# Of matplotlib's viridis, at equal distances: light is much, also in grey and
-# for people who do not see all colours.
-_COLOURS = (
-  (68, 1, 84),
-  (59, 82, 139),
-  (33, 145, 140),
-  (94, 201, 98),
-  (253, 231, 37),
-)
-_OPACITY = 0.6
+from nfnets import messages, paths
+from nfnets.errors import ImageError
+from nfnets.inference import images
 
-
-def from_network(
-  image: np.ndarray, mean: np.ndarray, std: np.ndarray
-) -> np.ndarray:
-  """Returns a normalized image [N, N, 3] as one sees it."""
-  return np.uint8(np.clip(np.rint(image * std + mean), 0, 255))
+MAX_BYTES = 20_000_000  # The server refuses larger files.
+_MAX_PIXELS = 50_000_000
+# What cameras, screens and the web make. Pillow knows others, some of which
+# start other programs.
+_FORMATS = ['JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'PPM']
+_FORMATS += ['HEIF'] if 'HEIF' in Image.OPEN else []
+_NAMES = 'JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC'
+_MOST_READ = 100  # Test images, in search of one of each class.
+# scikit-learn's digits are made from bitmaps of 32x32 pixels, in cells of 4x4.
+_BITMAP, _CELL = 32, 4
 
 
-def enlarge(picture: np.ndarray, side: int) -> np.ndarray:
-  """Returns a picture as high as `side`, at least, with its pixels as they are.
+def read(path: str) -> bytes | np.ndarray:
+  """Reads an image as `nfnets.inference.images.read` does, within bounds.
 
-  A browser would blur a small one.
+  The header is read first, so that the memory for too many pixels is not taken.
+
+  Raises:
+    ImageError: for what is no image, or too large.
   """
-  factor = -(-side // picture.shape[0])
-  return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+  content = pathlib.Path(path).read_bytes()
+  limit = f'at most {_MAX_PIXELS / 1e6:.0f} million pixels are taken'
+  try:
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+      width, height = image.size
+  except UnidentifiedImageError as error:
+    what = images.identify_unreadable(content) or f'no image in {_NAMES}'
+    raise ImageError(what if content else 'empty') from error
+  except Image.DecompressionBombError as error:
+    raise ImageError(f'too large: {limit}') from error
+  except Exception as error:  # As many kinds as in `images.decode`.
+    raise ImageError('damaged at its beginning') from error
+  if width * height > _MAX_PIXELS:
+    raise ImageError(f'has {width:,} × {height:,} pixels; {limit}')
+  return images.read(content)
 
 
-def heat(values: np.ndarray, side: int, is_smooth: bool = True) -> np.ndarray:
-  """Returns a map [h, w] in colours, from its least to its greatest value."""
-  values = np.float32(values)
-  span = np.ptp(values)
-  values = (values - values.min()) / span if span > 0 else np.zeros_like(values)
-  kinds = Image.Resampling
-  kind = kinds.BICUBIC if is_smooth else kinds.NEAREST
-  large = Image.fromarray(values).resize((side, side), kind)
-  positions = np.linspace(0, 1, len(_COLOURS))
-  return np.stack(
-    [
-      np.uint8(np.interp(large, positions, channel))
-      for channel in zip(*_COLOURS, strict=True)
-    ],
-    axis=-1,
-  )
+def thumbnail(path: str) -> np.ndarray | None:
+  """Returns a small picture of a file; None if it cannot be read."""
+  try:
+    with open(path, 'rb') as file:
+      picture = Image.fromarray(images.decode(file, keep_jpeg=False))
+  except (ImageError, OSError):
+    return None
+  picture.thumbnail((256, 256))
+  return np.asarray(picture)
 
 
-def overlay(picture: np.ndarray, values: np.ndarray) -> np.ndarray:
-  """Returns a square picture in grey under a map [h, w] in colours."""
-  grey = np.asarray(Image.fromarray(picture).convert('L'))[..., None]
-  colours = heat(values, picture.shape[0])
-  return np.uint8(_OPACITY * colours + (1 - _OPACITY) * grey)
+def is_for_digits(name: str, class_names: tuple[str, ...] | None) -> bool:
+  """Returns whether a network knows digits, as far as one can tell."""
+  digits = tuple('0123456789')
+  return name == 'nfnet_digits' and (class_names or digits) == digits
 
 
-def thumbnail(picture: np.ndarray, side: int) -> np.ndarray:
-  """Returns a picture of at most `side` pixels in height and width."""
-  image = Image.fromarray(picture)
-  image.thumbnail((side, side))
-  return np.asarray(image)
+def digit(drawing: np.ndarray) -> np.ndarray | None:
+  """Returns a drawing as the digits of the dataset are, uint8 [8, 8, 3].
+
+  The ink's box is made 32 pixels high or wide and put in the middle of a
+  bitmap, whose cells of 4x4 pixels are counted.
+
+  Args:
+    drawing: uint8 [H, W], dark on light. Without ink there is no digit.
+  """
+  ink = Image.fromarray(np.uint8(255 * (drawing < 128)))
+  box = ink.getbbox()
+  if box is None:
+    return None
+  ink = ink.crop(box)
+  scale = _BITMAP / max(ink.size)
+  w, h = (max(round(x * scale), 1) for x in ink.size)
+  bitmap = Image.new('L', (_BITMAP, _BITMAP))
+  bitmap.paste(ink.resize((w, h)), ((_BITMAP - w) // 2, (_BITMAP - h) // 2))
+  cells = np.asarray(bitmap).reshape(_BITMAP // _CELL, _CELL, -1, _CELL)
+  grey = np.uint8(np.round((cells >= 128).mean(axis=(1, 3)) * 255))
+  return np.repeat(grey[..., None], 3, axis=-1)
 
 
-def data_url(picture: np.ndarray) -> str:
-  """Returns a picture as a PNG that stands in a page itself."""
-  content = io.BytesIO()
-  Image.fromarray(picture).save(content, 'png')
-  return (
-    'data:image/png;base64,' + base64.b64encode(content.getvalue()).decode()
-  )
+def examples(run: str, folder: str, most: int = 10) -> list[tuple[str, str]]:
+  """Copies test images of a run, of different classes where there are as many.
+
+  Args:
+    run: the folder of the run, or a file in it.
+    folder: where to put them; it is made.
+    most: how many.
+
+  Returns:
+    The copies and the names of their classes; none if it is no run's folder.
+
+  Raises:
+    ValueError: if the run's dataset cannot be read.
+  """
+  is_name = '://' in run and not paths.is_remote(run)
+  where = paths.path('.' if is_name else run)
+  where = where if paths.is_dir(where) else where.parent
+  if is_name or not paths.is_file(where / 'run.json'):
+    return []
+  from nfnets.data import builders, dataset
+  from nfnets.inference import runs
+
+  settings = runs.read_info(where)['settings']
+  name = settings.get('which_dataset')
+  if settings.get('fake_data') or not name:
+    return []
+  builder = dataset.load_builder(name, settings.get('data_dir') or None)
+  names, copies = builders.class_names(builder), {}
+  split, counts = builders.SplitReader(builder, 'test'), Counter()
+  os.makedirs(folder)
+  places = np.linspace(0, split.num_examples - 1, _MOST_READ, dtype=int)
+  for i in np.unique(places):
+    try:
+      image, label = split.example(int(i))
+      image = images.read(image)
+    except ImageError:
+      continue  # There are others.
+    path = pathlib.Path(folder, f'{i}.png')
+    if isinstance(image, bytes):  # A JPEG, which browsers recognize.
+      path.write_bytes(image)
+    else:
+      Image.fromarray(image).save(path)
+    copies[counts[label], label] = str(path), messages.printable(names[label])
+    counts[label] += 1
+    if len(counts) == most:
+      break
+  split.close()
+  # The first ones of each class, in the order of the classes.
+  chosen = sorted(copies)[:most]
+  return [copies[x] for x in sorted(chosen, key=lambda x: x[::-1])]

@@ -11,28 +11,21 @@ import socket
 import sys
 import tempfile
 from typing import Any
+from urllib.parse import urlsplit
 
-from nfnets.inference.demo import guard, uploads
+from nfnets import errors, messages
+from nfnets.inference.demo import pictures
 
-MAX_FILES = 32  # Of one table.
-_MAX_UPLOAD = 4 * uploads.MAX_BYTES  # Bytes of all files of one request.
-_MAX_STORED = 1_000_000_000  # Bytes of all files that are there.
 KEPT = 600  # Seconds that a file stays there.
-PER_MINUTE = 120
-_MAX_WAITING = 16  # Questions.
-_SESSIONS = 100  # Whose images are in memory.
-
-
-class ServerError(ValueError):
-  """The page cannot be shown; the message says why, in one line."""
+_FREE_SPACE = 1_000_000_000  # Bytes on the disk that uploads leave.
 
 
 def is_loopback(host: str) -> bool:
   """Returns whether an address can be reached from this machine alone."""
-  if host == 'localhost':
-    return True
   try:
-    return ipaddress.ip_address(host.strip('[]')).is_loopback
+    return (
+      host == 'localhost' or ipaddress.ip_address(host.strip('[]')).is_loopback
+    )
   except ValueError:
     return False
 
@@ -69,6 +62,39 @@ def folder() -> Iterator[str]:
       signal.signal(number, handler)
 
 
+class Guard:
+  """Refuses what Gradio lets through, as an ASGI application around it.
+
+  A web page in the same browser may send requests here without reading the
+  answers, and read them if the name of its server comes to mean this machine.
+  And Gradio takes any number of files, into `folder`. The server goes by the
+  names `hosts`, or by any if that is None.
+  """
+
+  def __init__(self, app: Callable, folder: str, hosts: set[str] | None):
+    self._app, self._folder, self._hosts = app, folder, hosts
+
+  async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    from starlette import datastructures, responses
+
+    headers = datastructures.Headers(raw=scope.get('headers', []))
+    name = urlsplit(f'//{headers.get("host", "")}').hostname
+    origin, app = headers.get('origin'), self._app
+    if scope['type'] == 'lifespan':
+      pass
+    elif self._hosts is not None and name not in self._hosts:
+      app = responses.PlainTextResponse('This server has another name.', 403)
+    elif origin is not None and urlsplit(origin).hostname != name:
+      app = responses.PlainTextResponse('This is for its own page alone.', 403)
+    elif (
+      scope['path'].endswith('/upload')
+      and shutil.disk_usage(self._folder).free < _FREE_SPACE
+    ):
+      reason = {'detail': 'There is no space left; wait a few minutes.'}
+      app = responses.JSONResponse(reason, 507)  # As Gradio's page shows it.
+    await app(scope, receive, send)
+
+
 def launch(
   blocks: Any, path: str, host: str, port: int, share: bool, style: dict
 ) -> tuple[str, Callable[[], None]]:
@@ -80,31 +106,33 @@ def launch(
     host: the address to listen on.
     port: the port; 0 for one that is free.
     share: whether to open a tunnel from Gradio's servers to here.
-    style: `theme`, `css` and `head` of the page.
+    style: `theme` and `css` of the page.
 
   Returns:
     Its address, and what ends it.
 
   Raises:
-    ServerError: if nothing can be served there.
+    UserError: if nothing can be served there.
   """
-  port = _free_port(host, port)
+  address = host.strip('[]')
+  family = socket.AF_INET6 if ':' in address else socket.AF_INET
+  try:
+    with socket.create_server((address, port), family=family) as probe:
+      port = probe.getsockname()[1]
+  except OSError as error:
+    raise errors.UserError(
+      f'Nothing can listen on {host}, port {port}: {messages.one_line(error)}; '
+      '--port=0 takes a free one.'
+    ) from error
   from starlette.middleware import Middleware
 
-  local = is_loopback(host)
-  hosts = {'127.0.0.1', 'localhost', '::1', host.strip('[]')}
-  limits = Middleware(
-    guard.Guard,
-    folder=path,
-    hosts=hosts if local and not share else None,
-    max_upload=_MAX_UPLOAD,
-    max_stored=_MAX_STORED,
-    per_minute=PER_MINUTE,
-  )
+  is_local = is_loopback(host) and not share
+  hosts = {'127.0.0.1', 'localhost', '::1', address} if is_local else None
+  guard = Middleware(Guard, folder=path, hosts=hosts)
   # It logs every request that it makes itself.
   logging.getLogger('httpx').setLevel(logging.WARNING)
-  blocks.queue(max_size=_MAX_WAITING, api_open=False)
-  try:
+  blocks.queue(max_size=16, api_open=False)
+  with errors.prefix('The page cannot be served'):
     with contextlib.redirect_stdout(sys.stderr):
       _, url, public = blocks.launch(
         server_name=host,
@@ -120,33 +148,13 @@ def launch(
         enable_monitoring=False,
         run_history=False,
         footer_links=[],
-        max_file_size=uploads.MAX_BYTES,
-        state_session_capacity=_SESSIONS,
+        max_file_size=pictures.MAX_BYTES,
+        state_session_capacity=100,
         strict_cors=True,
-        app_kwargs={'middleware': [limits], 'docs_url': None},
+        app_kwargs={'middleware': [guard], 'docs_url': None},
         **style,
       )
-  except (OSError, ValueError) as error:
-    raise ServerError(f'The page cannot be served: {error}') from error
   if share and not public:
     blocks.close(verbose=False)
-    raise ServerError('There is no tunnel, so the page cannot be shared.')
+    raise errors.UserError('There is no tunnel, so the page cannot be shared.')
   return public or url, lambda: blocks.close(verbose=False)
-
-
-def _free_port(host: str, port: int) -> int:
-  """Returns the port, or a free one for 0."""
-  try:
-    family, kind, _, _, address = socket.getaddrinfo(
-      host.strip('[]'), port, type=socket.SOCK_STREAM
-    )[0]
-    with socket.socket(family, kind) as probe:
-      probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-      probe.bind(address)
-      return probe.getsockname()[1]
-  except (OSError, OverflowError) as error:
-    reason = getattr(error, 'strerror', None) or error
-    raise ServerError(
-      f'Nothing can listen on {host}, port {port}: {reason}; --port=0 takes a '
-      'free one.'
-    ) from error

@@ -1,1 +1,1 @@
-"""Many images through a network: found, run, written, and gone on with."""
+"""Many images through a network: which ones, the loop, and files of results."""

@@ -1,9 +1,11 @@
-"""What `classify` and `embed` share: the images, the loop, and how it ends."""
+"""What `classify` and `embed` share: the batches, the loop, and how it ends."""
 
 import argparse
+import collections
 from collections.abc import Callable, Iterator
+from concurrent import futures
 import contextlib
-import hashlib
+import itertools
 import json
 import os
 import signal
@@ -15,13 +17,15 @@ from typing import Any, TextIO
 import numpy as np
 import tqdm
 
-from nfnets import paths as paths_lib
-from nfnets.inference import command_line, networks
-from nfnets.inference.many import formats, pipeline, sources
-from nfnets.inference.many.journal import Journal, JournalError, Row
+from nfnets.errors import ImageError, UserError
+from nfnets.inference import networks
+from nfnets.inference.many import formats
+from nfnets.inference.many.sources import Item, Source
+from nfnets.weights import fetching
 
-_NAMES_TOLD = 5  # Of images that cannot be read, in the end.
-_ERRORS_TOLD = 10  # As they come, if they are in an output as well.
+_MAX_THREADS = 8  # Each holds an image in full.
+_NAMES_SHOWN = 5  # Of images that cannot be read, at the end.
+_ERRORS_SHOWN = 10  # While it runs, if the output has them as well.
 
 
 def say(text: str, file: TextIO) -> None:
@@ -30,326 +34,248 @@ def say(text: str, file: TextIO) -> None:
   file.flush()
 
 
-class Tally:
-  """What has been counted of the rows so far."""
-
-  def __init__(self):
-    self.images = 0
-    self.failed = 0
-    self.first_failed: list[str] = []
-    self.correct: int | None = None
-    self.labelled = 0
-
-  def add(self, row: Row) -> None:
-    """Counts a row."""
-    self.images += 1
-    if 'error' in row:
-      self.failed += 1
-      if len(self.first_failed) < _NAMES_TOLD:
-        self.first_failed.append(row['image'])
-    elif 'correct' in row:
-      self.labelled += 1
-      self.correct = (self.correct or 0) + row['correct']
-
-  def results(self) -> dict[str, Any]:
-    """Returns what a command ends with."""
-    found = {'images': self.images - self.failed, 'failed': self.failed}
-    if self.correct is not None:
-      found['accuracy'] = self.correct / self.labelled
-    return found
-
-  def told(self) -> str:
-    """Says in words how many images have failed."""
-    rest = self.failed - len(self.first_failed)
-    more = f' and {rest:,} more' if rest else ''
-    return (
-      f'{self.failed:,} of {self.images:,} images failed: '
-      f'{", ".join(self.first_failed)}{more}'
-    )
-
-
-class _Bar:
-  """Shows how far it is, and how fast, once there is more than one batch."""
-
-  def __init__(self, source: sources.Source, start: int):
-    self._source, self._start = source, start
-    self._bar: tqdm.tqdm | None = None
-
-  def show(self) -> None:
-    """Begins; does nothing the next times."""
-    if self._bar is None:
-      self._bar = tqdm.tqdm(
-        initial=self._start,
-        unit=' images',
-        dynamic_ncols=True,
-        # None: unless standard error is a terminal.
-        disable=None,
-      )
-      if self._source.count is not None and not self._bar.disable:
-        threading.Thread(target=self._count, daemon=True).start()
-
-  def _count(self) -> None:
-    # Who enumerates them for the network says what is wrong.
-    with contextlib.suppress(Exception):
-      self._bar.total = self._source.count()
-      self._bar.refresh()
-
-  def update(self, count: int) -> None:
-    if self._bar is not None:
-      self._bar.update(count)
-
-  def close(self) -> None:
-    if self._bar is not None:
-      self._bar.total = self._bar.total or self._bar.n
-      self._bar.close()
-
-
-class Command:
-  """The images of a command, and what becomes of them."""
-
-  def __init__(
-    self,
-    args: argparse.Namespace,
-    network: networks.Network,
-    source: sources.Source,
-    journal: Journal | None,
-  ):
-    """Prepares to run.
-
-    Args:
-      args: of `arguments.add`.
-      network: which all images go through.
-      source: the images.
-      journal: where results are kept; None if they are printed.
-    """
-    self._args, self._network, self._source = args, network, source
-    self._journal = journal
-    self.tally = Tally()
-    self.is_long = False  # More than one batch.
-    self._rate: float | None = None
-
-  def run(
-    self,
-    function: Callable[[np.ndarray], np.ndarray],
-    row: Callable[[pipeline.Answer], Row],
-    print_row: Callable[[Row], None] | None = None,
-    settings: dict[str, Any] | None = None,
-  ) -> None:
-    """Runs the network on all images that have no results yet.
-
-    Args:
-      function: of the network, for preprocessed images.
-      row: from an answer without an error to what is told of it, beside the
-        name of the image.
-      print_row: prints a row, without a journal.
-      settings: all that results depend on.
-
-    Raises:
-      CommandError: if the results cannot be kept.
-    """
-    items = iter(self._source.items())
-    with contextlib.ExitStack() as stack:
-      if self._journal is not None:
-        stack.callback(self._journal.close)
-        self._go_on(items, settings)
-        stack.enter_context(_told_how_to_go_on(self._journal))
-      bar = _Bar(self._source, self.tally.images)
-      stack.callback(bar.close)
-
-      def when_many() -> None:
-        self.is_long = True
-        bar.show()
-
-      batches = pipeline.answers(
-        function,
-        self._network.preprocess,
-        items,
-        self._args.batch_size,
-        calls=calls(self._network),
-        all_whole=self.tally.images > 0,
-        # Of a JPEG this decodes the crop alone, whatever is wrong around it.
-        check=self._network.preprocessing == 'crop_resize',
-        when_many=when_many,
-      )
-      stack.callback(batches.close)
-      for batch in _timed(batches, self._set_rate):
-        rows = [self._row(answer, row) for answer in batch]
-        if self._journal is not None:
-          self._keep(rows, [x.output for x in batch if x.output is not None])
-        for one in rows:
-          self.tally.add(one)
-          self._report(one)
-          if print_row is not None:
-            print_row(one)
-        bar.update(len(batch))
-    if self.tally.failed and self.is_long:
-      say(self.tally.told(), sys.stderr)
-
-  def results(self) -> dict[str, Any]:
-    """Returns what the last line of standard output has."""
-    found = {'model': self._network.name, **self.tally.results()}
-    if self._rate is not None:
-      found['images_per_second'] = round(self._rate, 3)
-    return found
-
-  def _row(
-    self, answer: pipeline.Answer, row: Callable[[pipeline.Answer], Row]
-  ) -> Row:
-    told = {'image': answer.name}
-    if answer.error is not None:
-      return {**told, 'error': answer.error}
-    return {**told, **row(answer)}
-
-  def _report(self, row: Row) -> None:
-    if 'error' not in row:
-      return
-    if self._journal is None or self.tally.failed <= _ERRORS_TOLD:
-      say(f'{row["image"]}: {row["error"]}', sys.stderr)
-    elif self.tally.failed == _ERRORS_TOLD + 1:
-      say('Further errors are in the output alone.', sys.stderr)
-
-  def _go_on(
-    self, items: Iterator[sources.Item], settings: dict[str, Any] | None
-  ) -> None:
-    begun = self._journal.exists()
-    try:
-      self._journal.open(settings or {})
-      for row in self._journal.recover(items, self._args.batch_size):
-        self.tally.add(row)
-    except JournalError as error:
-      raise command_line.CommandError(error) from error
-    except OSError as error:
-      raise self._failed_to_write(error) from error
-    if begun:
-      self.is_long = True
-      say(f'Goes on after {self.tally.images:,} images.', sys.stderr)
-
-  def _keep(self, rows: list[Row], vectors: list[np.ndarray]) -> None:
-    try:
-      self._journal.append(rows, vectors)
-    except OSError as error:
-      raise self._failed_to_write(error) from error
-
-  def finish(self, table: formats.Table) -> None:
-    """Writes the output.
-
-    Args:
-      table: how rows become columns.
-
-    Raises:
-      CommandError: if it cannot be written.
-    """
-    suffix = os.path.splitext(self._journal.output)[1]
-    with _told_how_to_go_on(self._journal):
-      try:
-        self._journal.finish(
-          lambda path: formats.WRITERS[suffix](self._journal, table, path)
-        )
-      except OSError as error:
-        raise self._failed_to_write(error) from error
-
-  def _failed_to_write(self, error: OSError) -> command_line.CommandError:
-    return command_line.CommandError(
-      f'{self._journal.output}: {error.strerror}. What there is so far is in '
-      f'{self._journal.folder}; --resume goes on with it.'
-    )
-
-  def _set_rate(self, rate: float) -> None:
-    self._rate = rate
-
-
-def open_journal(args: argparse.Namespace, has_vectors: bool) -> Journal | None:
-  """Returns where the results of a command are kept; None to print them.
-
-  Raises:
-    CommandError: if the output cannot be written, or is somebody else's.
-  """
-  if args.output is None:
-    return None
-  command_line.check_output(args.output)
-  command_line.check_installed('--output', ('filelock',), 'train')
-  if args.output.endswith('.parquet'):
-    command_line.check_installed('Writing Parquet', ('pyarrow',), 'train')
-  journal = Journal(args.output, has_vectors)
-  if not args.resume:
-    try:
-      journal.check_can_begin()
-    except JournalError as error:
-      raise command_line.CommandError(error) from error
-  return journal
-
-
-def is_finished(args: argparse.Namespace, journal: Journal) -> bool:
-  """Returns whether the output of a command to resume is there; says so."""
-  if not args.resume or journal.exists() or not paths_lib.is_file(args.output):
-    return False
-  say(
-    f'{args.output} is there, and nothing that was stopped: there is nothing '
-    'to do. Without --resume it is made anew.',
-    sys.stderr,
-  )
-  print_results({'output': args.output})
-  return True
-
-
-def weights_digest(name: str) -> str:
-  """Returns what changes with the contents of a file of weights."""
-  from nfnets.weights import fetching
-
-  with open(fetching.find(name), 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def settings(
-  args: argparse.Namespace, network: networks.Network, **others: Any
-) -> dict[str, Any]:
-  """Returns all that the results depend on, but for what the images hold."""
-  return {
-    'weights': weights_digest(args.weights),
-    'model': network.name,
-    'image_size': network.image_size,
-    'preprocessing': network.preprocessing,
-    'runtime': network.runtime,
-    'precision': network.precision,
-    'batch_size': args.batch_size,
-    'images': [*args.paths, args.list, args.data, args.split, args.data_dir],
-    **others,
-  }
-
-
-def print_results(results: dict[str, Any]) -> None:
-  """Prints the last line of standard output."""
-  say(json.dumps(results), sys.stdout)
-
-
 def calls(network: networks.Network) -> int:
   """Returns how many batches the network works on at the same time."""
   return 2 if network.runtime == 'openvino' else 1
 
 
-def _timed(
-  batches: Iterator[list[pipeline.Answer]],
-  done: Callable[[float], None],
-) -> Iterator[list[pipeline.Answer]]:
-  """Passes batches on; tells images per second after the first batch."""
-  start, count = None, 0
-  for batch in batches:
-    if start is None:
-      start = time.perf_counter()
-    else:
-      count += len(batch)
-    yield batch
-  if count:
-    done(count / (time.perf_counter() - start))
+def run_batches(
+  function: Callable[[np.ndarray], np.ndarray],
+  preprocess: Callable[[bytes | np.ndarray], np.ndarray],
+  make_row: Callable[[np.ndarray, int | None], formats.Row],
+  items: Iterator[Item],
+  batch_size: int,
+  calls: int = 1,
+  check: bool = True,
+) -> Iterator[list[formats.Row]]:
+  """Runs a network on images, in batches, and reads the next ones meanwhile.
+
+  Args:
+    function: from preprocessed images [B, h, w, 3] to [B, ...]. B is always
+      the same, so that it is compiled once.
+    preprocess: from a read image to [h, w, 3].
+    make_row: from an output and a label to the row of an image.
+    items: the images.
+    batch_size: B, if there are as many images.
+    calls: how many calls of `function` run at the same time.
+    check: whether to look for damage that `preprocess` may miss.
+
+  Yields:
+    The rows of each batch, in the order of the images, with `image`, its name,
+    and `error` where there is no output.
+  """
+  threads = min(os.cpu_count() or 1, _MAX_THREADS)
+  reading = futures.ThreadPoolExecutor(threads, 'read')
+  computing = futures.ThreadPoolExecutor(calls, 'compute')
+  waiting: collections.deque[futures.Future] = collections.deque()
+  size = None
+
+  def load(item: Item) -> tuple[np.ndarray | str, int | None]:
+    """Returns a preprocessed image and its label, or what is wrong with it."""
+    try:
+      image, label = item.read(check)
+      return preprocess(image), label
+    except ImageError as error:
+      return str(error), None
+
+  def compute(batch: list[Item], loads: list[futures.Future]) -> list:
+    """Runs one batch, filled up to `size`, without the images with an error."""
+    loaded = [load.result() for load in loads]
+    good = [image for image, _ in loaded if not isinstance(image, str)]
+    if good:
+      images = np.zeros((size, *good[0].shape), np.float32)
+      np.stack(good, out=images[: len(good)])
+      outputs = iter(np.asarray(function(images)))
+    rows = [{'image': item.name} for item in batch]
+    for row, (image, label) in zip(rows, loaded, strict=True):
+      if isinstance(image, str):
+        row['error'] = image
+      elif np.isfinite(output := next(outputs)).all():
+        row |= make_row(output, label)
+      else:
+        row['error'] = "the network's output is not finite"
+    return rows
+
+  try:
+    while batch := [*itertools.islice(items, batch_size)]:
+      size = size or len(batch)
+      loads = [reading.submit(load, item) for item in batch]
+      waiting.append(computing.submit(compute, batch, loads))
+      if len(waiting) > calls + 2:
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
+  finally:
+    computing.shutdown(cancel_futures=True)
+    reading.shutdown(cancel_futures=True)
+
+
+class _Tally:
+  """Counts rows, and reports their errors."""
+
+  def __init__(self, has_output: bool):
+    self.counts = collections.Counter()
+    self.is_long = False  # More than one batch.
+    self._shown = _ERRORS_SHOWN if has_output else sys.maxsize
+    self._names: list[str] = []
+
+  def add(self, row: formats.Row, report: bool = True) -> None:
+    self.counts.update(
+      images=1,
+      failed='error' in row,
+      labelled='correct' in row,
+      correct=row.get('correct', False),
+    )
+    if 'error' in row:
+      self._names += [row['image']][: self.counts['failed'] <= _NAMES_SHOWN]
+      error = f'{row["image"]}: {row["error"]}'
+      if self.counts['failed'] == self._shown + 1:
+        error = 'Further errors are only in the output.'
+      if report and self.counts['failed'] <= self._shown + 1:
+        say(error, sys.stderr)
+
+  def results(self) -> dict[str, Any]:
+    """Returns the counts; says how many have failed."""
+    images, failed, labelled, correct = (
+      self.counts[key] for key in ('images', 'failed', 'labelled', 'correct')
+    )
+    if failed and self.is_long:
+      rest = failed - len(self._names)
+      say(
+        f'{failed:,} of {images:,} images failed: {", ".join(self._names)}'
+        + (f' and {rest:,} more' if rest else ''),
+        sys.stderr,
+      )
+    accuracy = {'accuracy': correct / labelled} if labelled else {}
+    return {'images': images - failed, 'failed': failed, **accuracy}
+
+
+def run(
+  args: argparse.Namespace,
+  network: networks.Network,
+  source: Source,
+  journal: formats.Journal | None,
+  function: Callable[[np.ndarray], np.ndarray],
+  make_row: Callable[[np.ndarray, int | None], formats.Row],
+  table: formats.Table,
+  print_row: Callable[[formats.Row], None] = lambda row: None,
+  **settings: Any,
+) -> dict[str, Any]:
+  """Runs a network on all images that have no results yet, and writes them.
+
+  Args:
+    args: of `sources.add_arguments`.
+    network: the network.
+    source: the images.
+    journal: where results are kept; None if they are printed.
+    function: of the network, for preprocessed images.
+    make_row: from an output and a label to the row of an image, with the
+      embedding if it is one.
+    table: how rows become the columns of the output.
+    print_row: prints a row, without a journal.
+    **settings: what else the results depend on.
+
+  Returns:
+    What the last line of standard output has.
+
+  Raises:
+    UserError: if the results cannot be written.
+  """
+  tally, start, timed = _Tally(journal is not None), None, 0
+  items, bar = source.items(), None
+  results = {'model': network.name}
+  with contextlib.ExitStack() as stack:
+    if journal is not None:
+      stack.callback(journal.lock.release)
+      stack.enter_context(_explained(journal))
+      settings |= {
+        'weights': fetching.digest(fetching.find(args.weights)),
+        'model': network.name,
+        'image_size': network.image_size,
+        'preprocessing': network.preprocessing,
+        'runtime': network.runtime,
+        'precision': network.precision,
+        'images': [
+          *(*args.paths, args.list, args.data, args.split, args.data_dir)
+        ],
+      }
+      for row in journal.resume(settings, items):
+        tally.add(row, report=False)
+      if number := tally.counts['images']:
+        tally.is_long = True
+        say(f'Goes on after {number:,} images.', sys.stderr)
+
+    def watched() -> Iterator[Item]:
+      nonlocal bar
+      for number, item in enumerate(items):
+        if number == args.batch_size:
+          tally.is_long = True
+          bar = stack.enter_context(_bar(source, tally.counts['images']))
+        yield item
+
+    batches = run_batches(
+      *(function, network.preprocess, make_row, watched(), args.batch_size),
+      calls=calls(network),
+      # This decodes only the crop of a JPEG, and misses damage around it.
+      check=network.preprocessing == 'crop_resize',
+    )
+    stack.callback(batches.close)
+    for rows in batches:
+      if start is None:
+        start = time.perf_counter()
+      else:
+        timed += len(rows)
+      if journal is not None:
+        journal.append(''.join(json.dumps(row) + '\n' for row in rows))
+      for row in rows:
+        tally.add(row)
+        if journal is None:
+          print_row(row)
+      if bar is not None:
+        bar.update(len(rows))
+    if timed:
+      rate = timed / (time.perf_counter() - start)
+      results['images_per_second'] = round(rate, 3)
+    results |= tally.results()
+    if journal is not None:
+      results['output'] = args.output
+      if table.has_vectors:
+        vectors = map(formats.decode, journal.rows())
+        first = next((x for x in vectors if x is not None), None)
+        if first is None:
+          journal.remove()
+          raise UserError('no image to embed; nothing is written.')
+        results['dimension'] = len(first)
+      journal.finish(table)
+  return results
 
 
 @contextlib.contextmanager
-def _told_how_to_go_on(journal: Journal) -> Iterator[None]:
-  """Ends the process at Ctrl-C or SIGTERM, with a word about --resume."""
+def _bar(source: Source, start: int) -> Iterator[tqdm.tqdm]:
+  """Shows progress, and its end once the images are counted."""
+  # None: unless standard error is a terminal.
+  options = {'unit': ' images', 'dynamic_ncols': True, 'disable': None}
+  with tqdm.tqdm(initial=start, **options) as bar:
+
+    def count() -> None:
+      # The loop over the images says what is wrong with them.
+      with contextlib.suppress(Exception):
+        bar.total = source.count()
+        bar.refresh()
+
+    if source.count is not None and not bar.disable:
+      threading.Thread(target=count, daemon=True).start()
+    yield bar
+    bar.total = bar.total or bar.n
+
+
+@contextlib.contextmanager
+def _explained(journal: formats.Journal) -> Iterator[None]:
+  """Says how to continue after a failed write, Ctrl-C or SIGTERM."""
 
   def end(number: int, frame: Any) -> None:
     del frame
-    # At once, as in `command_line.run`; what is kept is right at any moment.
+    # At once, as in `command_line.run`; the journal is right at any moment.
     print(
       '\n'
       * sys.stderr.isatty()  # Where there may be a bar.
@@ -360,12 +286,18 @@ def _told_how_to_go_on(journal: Journal) -> Iterator[None]:
     )
     os._exit(128 + number)
 
-  before = {}
-  for number in (signal.SIGINT, signal.SIGTERM):
-    if signal.getsignal(number) != signal.SIG_IGN:
-      before[number] = signal.signal(number, end)
+  before = {
+    number: signal.signal(number, end)
+    for number in (signal.SIGINT, signal.SIGTERM)
+    if signal.getsignal(number) != signal.SIG_IGN
+  }
   try:
     yield
+  except OSError as error:
+    raise UserError(
+      f'{error.filename or journal.output}: {error.strerror}. The results so '
+      f'far are in {journal.folder}; --resume continues with them.'
+    ) from error
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)

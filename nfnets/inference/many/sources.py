@@ -1,284 +1,335 @@
-"""Which images a command is given: files, folders, patterns and lists.
+"""Which images a command is given: files, folders, patterns, lists, datasets.
 
-All of them are enumerated while the network runs, in an order that depends on
-nothing but the names: what is held at once is the names in one folder.
+They are enumerated while the network runs, in an order that depends on nothing
+but the names.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import argparse
+from collections.abc import Callable, Iterator
 import fnmatch
 import functools
 import glob
 import io
 import os
+import pathlib
 import sys
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from nfnets import errors
 from nfnets import paths as paths_lib
-from nfnets.inference import images
+from nfnets.inference import command_line, images
 
 # The name of an image, or of a list, that comes from standard input.
 STDIN = '-'
 _CHUNK = 2**16  # Bytes of a list.
-
-# What an image is read as, and its label if that is known.
-Labelled = tuple[bytes | np.ndarray, int | None]
+_SPLITS = ('train', 'valid', 'train_and_valid', 'test')
 
 
 class Item(NamedTuple):
   """An image that is still to be read.
 
   Attributes:
-    name: what results call it.
-    read: returns it, as `Model.preprocess` takes it, and its label; raises
-      ImageError. It is told whether to check what is encoded for damages; see
-      `images.read_image`.
+    name: its name in results.
+    read: returns the image, as `Network.preprocess` takes it, and its label,
+      None if that is unknown. The argument says whether to look for damage
+      that preprocessing may miss; see `images.read_image`.
   """
 
   name: str
-  read: Callable[[bool], Labelled]
+  read: Callable[[bool], tuple[bytes | np.ndarray, int | None]]
 
 
 class Source(NamedTuple):
-  """Images, and what is known of them beforehand.
+  """Images, and what is known about them beforehand.
 
   Attributes:
-    items: returns all of them, from the first on whenever it is called.
-    count: returns how many there are, which takes a while; None if that is
-      known at the end alone.
-    class_names: of the labels; None if there are no labels.
+    items: returns all images, from the first on whenever it is called.
+    count: returns the number of images, which takes a while; None if only
+      reading them all tells.
+    class_names: names of the labels for people; None without labels.
+    label_names: names of the labels in the dataset: WordNet ids for ImageNet.
   """
 
   items: Callable[[], Iterator[Item]]
   count: Callable[[], int] | None
   class_names: tuple[str, ...] | None = None
+  label_names: tuple[str, ...] | None = None
 
 
-def of_paths(names: Sequence[str], lists: str | None = None) -> Source:
-  """Returns the images that arguments of a command stand for.
+def add_arguments(
+  parser: argparse.ArgumentParser, suffixes: tuple[str, ...], has_output: bool
+) -> None:
+  """Adds IMAGE and what replaces it, `--output` and `--resume`.
 
   Args:
-    names: as `find` takes them, or `STDIN` for an image that is read from
-      there.
-    lists: a file of paths, as `read_list` reads it, that come after these.
+    parser: of the command.
+    suffixes: of the files that it writes.
+    has_output: whether --output is required.
   """
+  parser.add_argument(
+    'paths',
+    nargs='*',
+    metavar='IMAGE',
+    help='an image in any format that Pillow reads; a folder: all images in '
+    'it, at any depth, except hidden ones and links to folders; a pattern in '
+    "quotes, such as 'photos/**/*.jpg'; or - for an image from standard input",
+  )
+  parser.add_argument(
+    '--list',
+    metavar='FILE',
+    help='a file with more files and folders, a path per line or ended by '
+    'NULs; - for standard input',
+  )
+  command_line.add_data_arguments(parser)
+  parser.add_argument(
+    '--split',
+    choices=_SPLITS,
+    help='the split of --data, which replaces IMAGE (test)',
+  )
+  command_line.add_batch_size(parser, 8)
+  parser.add_argument(
+    '--output',
+    required=has_output,
+    metavar='FILE',
+    help=f'the file to write: {", ".join(suffixes[:-1])} or {suffixes[-1]}. '
+    'It replaces an existing one when all is computed',
+  )
+  parser.add_argument(
+    '--resume',
+    action='store_true',
+    help='continue an output whose command was stopped; start if there is none',
+  )
 
-  def all_names() -> Iterator[str]:
-    for name in names:
+
+def check_arguments(
+  parser: argparse.ArgumentParser,
+  args: argparse.Namespace,
+  suffixes: tuple[str, ...],
+) -> None:
+  """Ends the program with a message if arguments do not go together."""
+  has_paths = bool(args.paths) or args.list is not None
+  output = args.output
+  for is_wrong, message in (
+    (args.data and has_paths, '--data stands instead of IMAGE and --list'),
+    (
+      not args.data and not has_paths,
+      'the following arguments are required: IMAGE, or --list or --data',
+    ),
+    (
+      not args.data and (args.split or args.data_dir),
+      '--split and --data_dir belong to --data',
+    ),
+    (
+      [*args.paths, args.list].count(STDIN) > 1,
+      'standard input, -, can be read once',
+    ),
+    (
+      output is not None and not output.endswith(suffixes),
+      f'--output={output} ends in none of {", ".join(suffixes)}',
+    ),
+    (
+      args.resume and output is None,
+      '--resume goes on with the file of --output, which is missing',
+    ),
+  ):
+    if is_wrong:
+      parser.error(message)
+  args.split = args.split or 'test'
+
+
+def may_be_many(args: argparse.Namespace) -> bool:
+  """Returns whether the images may fill more than one batch."""
+  return (
+    args.data is not None
+    or args.list is not None
+    or len(args.paths) > args.batch_size
+    or not all(os.path.isfile(path) for path in args.paths)
+  )
+
+
+def open_source(args: argparse.Namespace) -> Source:
+  """Returns the images that the arguments name.
+
+  Raises:
+    UserError: if a list or a dataset cannot be read.
+  """
+  if args.data is not None:
+    return _open_data(args)
+  paths, file = args.paths, args.list
+  is_file = file not in (None, STDIN) and not paths_lib.is_remote(file)
+  if is_file:
+    with errors.prefix(f'--list={file}', status=2):
+      is_file = os.path.isfile(paths_lib.path(file))
+      open(paths_lib.path(file), 'rb').close()
+
+  def names() -> Iterator[str]:
+    for name in paths:
+      # A shell's * stands for @eaDir as well, though not for hidden names.
+      base = os.path.basename(name.rstrip(os.sep))
+      if len(paths) > 1 and base[:1] != '.' and images.is_ignored_name(base):
+        continue
       yield from [STDIN] if name == STDIN else find(name)
-    if lists is not None:
-      for name in read_list(lists):
-        yield from _find(name, with_patterns=False)
+    for name in read_list(file) if file is not None else ():
+      yield from find(name, is_pattern=False)
 
-  is_countable = lists is None or (
-    not paths_lib.is_remote(lists) and os.path.isfile(paths_lib.path(lists))
+  # A bucket is not listed twice for that, nor a pipe read.
+  is_countable = (file is None or is_file) and not any(
+    map(paths_lib.is_remote, paths)
   )
-  if any(paths_lib.is_remote(name) for name in names):
-    is_countable = False  # A bucket is not listed twice for that.
   return Source(
-    lambda: map(_item, all_names()),
-    (lambda: sum(1 for _ in all_names())) if is_countable else None,
+    lambda: (Item(name, functools.partial(_read, name)) for name in names()),
+    (lambda: sum(1 for _ in names())) if is_countable else None,
   )
 
 
-def find(*names: str) -> Iterator[str]:
-  """Yields the images that paths stand for, while it looks for them.
+def _open_data(args: argparse.Namespace) -> Source:
+  """Returns the images of a split of a dataset, in its order.
+
+  Their names are paths or, in a dataset of TFDS, NAME/SPLIT[NUMBER].
+  """
+  builder, split = command_line.open_data(args), args.split
+  from nfnets.data import builders
+  from nfnets.data.folders import Folder
+
+  total = builders.num_examples(builder, split)
+  if isinstance(builder, Folder):
+    files = [os.path.join(builder.root, path) for path in builder.paths(split)]
+    labels = builder.labels(split)
+
+    def item(i: int) -> Item:
+      return Item(files[i], functools.partial(_read, files[i], label=labels[i]))
+
+  else:
+    examples = builders.SplitReader(builder, split)
+
+    def item(i: int) -> Item:
+      name = f'{builder.name}/{split}[{i}]'
+      return Item(name, lambda check: examples.example(i))
+
+  return Source(
+    lambda: map(item, range(total)),
+    lambda: total,
+    tuple(builders.class_names(builder)),
+    tuple(builders.label_names(builder)),
+  )
+
+
+def _read(path: str, check: bool, label: int | None = None) -> Any:
+  if path == STDIN:
+    return images.read(sys.stdin.buffer.read(), check), label
+  return images.read_image(path, check), label
+
+
+def find(name: str, is_pattern: bool = True) -> Iterator[str]:
+  """Yields the images that a path stands for.
 
   In a folder these are the files, sorted, at any depth, whose suffix is that of
-  an image. Hidden files and folders and links to folders are left out. Of a
-  pattern they are the same among what matches it, or is in a folder that does;
-  and all files if the pattern ends in a suffix.
+  an image. Links to folders are left out, and so are names that
+  `images.is_ignored_name`. A pattern stands for the same among its matches and
+  in folders that match; and for files of every kind if it ends in a suffix.
 
   Args:
-    *names: files, which need not exist, folders, and patterns with *, ?, [...]
-      and **; or files and folders as gs://.
+    name: a file, which need not exist; a folder; a pattern with *, ?, [...]
+      and **; or a file or a folder in a bucket.
+    is_pattern: whether the name may be a pattern.
 
   Yields:
-    Paths that begin with those that were given. Folders that cannot be listed,
-    and those without images, are among them, and so are patterns that nothing
-    matches: `read_image` says what is wrong.
+    Paths. A folder that cannot be listed, or has no images, is among them, and
+    so is a pattern without a match: `read_image` says what is wrong with it.
 
   Raises:
     OSError: if a bucket cannot be listed.
-    PathError: for other schemes.
+    UserError: for other schemes.
   """
-  for name in names:
-    yield from _find(name, with_patterns=True)
+  if paths_lib.is_remote(name):
+    found = (
+      f'{name.rstrip("/")}/{below}'
+      for below in paths_lib.names(name)
+      if images.is_image_name(below)
+      and not any(map(images.is_ignored_name, below.split('/')))
+    )
+  elif paths_lib.path(name).is_dir():
+    found = _walk(name)
+  elif is_pattern and glob.has_magic(name) and not os.path.lexists(name):
+    found = iter(_matches(name))
+  else:
+    found = iter(())
+  yield next(found, name)
+  yield from found
+
+
+def _walk(folder: str) -> Iterator[str]:
+  try:
+    with os.scandir(folder) as entries:
+      # With the / of folders, this is the order of all the paths.
+      found = sorted(
+        (entry.name + '/' * entry.is_dir(follow_symlinks=False), entry.path)
+        for entry in entries
+        if not images.is_ignored_name(entry.name)
+      )
+  except OSError:
+    yield folder
+    return
+  for name, path in found:
+    if name.endswith('/'):
+      yield from _walk(path)
+    elif images.is_image_name(name) and not os.path.isdir(path):
+      yield path
+
+
+def _matches(pattern: str) -> list[str]:
+  """Returns the images that a pattern stands for, sorted."""
+  whole = pathlib.Path(pattern)
+  root = pathlib.Path(whole.anchor)
+  rest = whole.relative_to(root)
+  any_kind = whole.suffix and not glob.has_magic(whole.suffix)
+  # Such names match only patterns that name them: '.*' and '@eaDir'.
+  named = [part for part in rest.parts if images.is_ignored_name(part)]
+  found = set()
+  with errors.prefix(pattern, status=2):
+    for path in root.glob(str(rest)):
+      if any(
+        images.is_ignored_name(part)
+        and not any(fnmatch.fnmatch(part, name) for name in named)
+        for part in path.relative_to(root).parts
+      ):
+        continue
+      if path.is_dir():
+        found.update(() if path.is_symlink() else _walk(str(path)))
+      elif any_kind or images.is_image_name(path.name):
+        found.add(str(path))
+  return sorted(found)
 
 
 def read_list(name: str) -> Iterator[str]:
-  """Yields the paths in a list, as they arrive.
+  """Yields the paths in a list; those of standard input as they arrive.
 
   Args:
-    name: a file with a path on every line, or after every path a NUL, as
+    name: a file with a path on every line, or with a NUL after every path, as
       `find -print0` writes them; or `STDIN`.
 
   Raises:
     OSError: if it cannot be read.
   """
   if name == STDIN:
-    # Not sys.stdin.buffer, which Python could not close while this waits.
     file = open(sys.stdin.fileno(), 'rb', buffering=0, closefd=False)
-  elif paths_lib.is_remote(name):
-    file = io.BytesIO(paths_lib.read_bytes(name))
   else:
-    file = open(paths_lib.path(name), 'rb', buffering=0)
+    file = io.BytesIO(paths_lib.read_bytes(name))
   with file:
-    for entry in _entries(file):
-      if entry:
-        yield os.fsdecode(entry)
-
-
-def check_list(name: str) -> None:
-  """Raises OSError or PathError if a list cannot be read, before it is."""
-  if name != STDIN and not paths_lib.is_remote(name):
-    open(paths_lib.path(name), 'rb').close()
-
-
-def _item(name: str) -> Item:
-  if name == STDIN:
-    return Item(name, _read_stdin)
-  return Item(name, functools.partial(_read, name))
-
-
-def _read(path: str, check: bool) -> Labelled:
-  return images.read_image(path, check), None
-
-
-def _read_stdin(check: bool) -> Labelled:
-  return images.decode(io.BytesIO(sys.stdin.buffer.read()), check), None
+    for entry in filter(None, _entries(file)):
+      yield paths_lib.expand(os.fsdecode(entry))
 
 
 def _entries(file: IO[bytes]) -> Iterator[bytes]:
-  """Splits what is read at NULs if there is one in the beginning, or lines."""
+  """Splits a list at NULs if there is one in the beginning, or at lines."""
   rest, end = b'', None
   while chunk := file.read(_CHUNK):
     if end is None:
       chunk = chunk.removeprefix(b'\xef\xbb\xbf')
       end = b'\0' if b'\0' in chunk else b'\n'
     *entries, rest = (rest + chunk).split(end)
-    yield from (_stripped(entry, end) for entry in entries)
-  yield _stripped(rest, end)
-
-
-def _stripped(entry: bytes, end: bytes | None) -> bytes:
-  return entry if end == b'\0' else entry.removesuffix(b'\r')
-
-
-def _find(name: str, with_patterns: bool) -> Iterator[str]:
-  if paths_lib.is_remote(name):
-    found = iter(
-      f'{name.rstrip("/")}/{below}'
-      for below in paths_lib.names(name)
-      if _is_shown(below)
-    )
-  else:
-    paths_lib.path(name)  # Refuses other schemes.
-    if os.path.isdir(name):
-      found = _walk(os.path.join(name, ''), _Pattern([]))
-    elif with_patterns and glob.has_magic(name) and not os.path.lexists(name):
-      found = _matching(name)
-    else:
-      found = iter(())
-  first = next(found, name)
-  yield first
-  yield from found
-
-
-def _is_shown(name: str) -> bool:
-  """Tells whether a file in a bucket is an image that is not hidden."""
-  return images.is_image_name(name) and not any(
-    part.startswith('.') for part in name.split('/')
-  )
-
-
-def _matching(pattern: str) -> Iterator[str]:
-  parts = pattern.split(os.sep)
-  plain = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-  folder = ''.join(part + os.sep for part in parts[:plain])
-  if os.path.isdir(folder or os.curdir):
-    yield from _walk(folder, _Pattern([x for x in parts[plain:] if x]))
-
-
-class _Pattern:
-  """A pattern, to be followed name by name from the folder where it begins.
-
-  A state is the set of its parts that may come next; the number of parts
-  stands for its end, and all names below what has matched match as well.
-  """
-
-  def __init__(self, parts: Sequence[str]):
-    self._parts = parts
-    # Between what is named, links are followed; never at any depth.
-    self._follows_links = bool(parts) and '**' not in parts
-    suffix = os.path.splitext(parts[-1])[1] if parts else ''
-    self.any_kind = bool(suffix) and not glob.has_magic(suffix)
-    self.start = self._skip([0])
-
-  def after(self, state: frozenset[int], name: str) -> frozenset[int]:
-    """Returns the state after one more name, empty if nothing can match."""
-    hidden, found = name.startswith('.'), []
-    for i in state:
-      part = self._parts[i] if i < len(self._parts) else '**'
-      if part == '**':
-        found += [] if hidden else [i]
-      elif fnmatch.fnmatch(name, part) and hidden <= part.startswith('.'):
-        found.append(i + 1)
-    return self._skip(found)
-
-  def is_end(self, state: frozenset[int]) -> bool:
-    return len(self._parts) in state
-
-  def follows(self, state: frozenset[int]) -> bool:
-    """Returns whether to look into a link to a folder."""
-    return self._follows_links and not self.is_end(state)
-
-  def _skip(self, state: Sequence[int]) -> frozenset[int]:
-    """Adds what may come next as ** can stand for no name at all."""
-    found = set(state)
-    for i in state:
-      while i < len(self._parts) and self._parts[i] == '**':
-        i += 1
-        found.add(i)
-    return frozenset(found)
-
-
-def _walk(
-  folder: str, pattern: _Pattern, state: frozenset[int] | None = None
-) -> Iterator[str]:
-  """Yields the images in a folder, whose name ends in / or is empty."""
-  state = pattern.start if state is None else state
-  try:
-    with os.scandir(folder or os.curdir) as entries:
-      names = [*filter(None, (_name(x, pattern, state) for x in entries))]
-  except OSError:
-    yield folder.rstrip(os.sep)
-    return
-  # With the / of folders, this is the order of all the paths.
-  names.sort(reverse=True)
-  while names:
-    name = names.pop()
-    if name.endswith(os.sep):
-      after = pattern.after(state, name[:-1])
-      yield from _walk(folder + name, pattern, after)
-    else:
-      yield folder + name
-
-
-def _name(
-  entry: os.DirEntry, pattern: _Pattern, state: frozenset[int]
-) -> str | None:
-  """Returns the name in a folder, with / if it is one; None to leave it out."""
-  after = pattern.after(state, entry.name)
-  if not after:
-    return None
-  try:
-    is_folder = entry.is_dir()
-  except OSError:
-    is_folder = False
-  if is_folder:
-    wanted = not entry.is_symlink() or pattern.follows(after)
-    return entry.name + os.sep if wanted else None
-  wanted = pattern.any_kind or images.is_image_name(entry.name)
-  return entry.name if wanted and pattern.is_end(after) else None
+    for entry in entries:
+      yield entry if end == b'\0' else entry.removesuffix(b'\r')
+  yield rest.removesuffix(b'\r')

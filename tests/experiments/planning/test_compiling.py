@@ -9,6 +9,7 @@ import pytest
 
 from experiments.planning import chips, compiling, environment, workload
 from nfnets import conv
+from nfnets.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -42,24 +43,18 @@ def test_other_errors_are_none_of_memory():
   assert compiling.out_of_memory('RESOURCE_EXHAUSTED: vmem') is None
 
 
-@pytest.mark.parametrize(
-  'device, extra', [('tpu_v3', 'nfnets[plan]'), ('h100', 'nfnets[cuda12]')]
-)
-def test_a_missing_compiler_says_what_to_install(device, extra, monkeypatch):
+def test_a_missing_compiler_says_what_to_install(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(compiling.CompilerMissingError) as error:
-    compiling.devices(chips.get(device))
-  assert f"pip install '{extra}'" in str(error.value)
+  with pytest.raises(UserError) as error:
+    compiling.devices(chips.get('tpu_v3'))
+  assert "pip install 'nfnets[plan]'" in str(error.value)
   assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize(
-  'arg, platforms', [('--device=tpu_v3', 'cpu'), ('--device=h100', 'cpu,cuda')]
-)
-def test_no_device_is_looked_for(arg, platforms, monkeypatch):
+def test_no_device_is_looked_for(monkeypatch):
   monkeypatch.setattr(os, 'environ', {'JAX_PLATFORMS': 'tpu'})
-  environment.prepare(['plan.py', '--config=f0', arg])
-  assert os.environ['JAX_PLATFORMS'] == platforms
+  environment.prepare()
+  assert os.environ['JAX_PLATFORMS'] == 'cpu'
   assert os.environ['TPU_SKIP_MDS_QUERY'] == '1'
 
 
@@ -73,7 +68,7 @@ def test_programs_are_those_that_the_device_itself_would_trace(monkeypatch):
     mean = jax.lax.pmean(jnp.mean(out), workload.AXIS)
     return kernel + mean + noise
 
-  program = workload.Program(
+  program = workload.StepSpec(
     update,
     (
       jax.ShapeDtypeStruct((3, 3, 2, 4), jnp.float32),

@@ -1,110 +1,102 @@
-"""Tests of the search for what fits."""
+"""Tests of the search for what fits, with a made-up compiler."""
 
 import pytest
 
 from experiments.planning import search
 
 
-class Memory:
-  """A compiler that knows what every value needs; counts what it is asked."""
+class Compiler:
+  """Plans whose memory follows from the settings; keeps what was tried.
 
-  def __init__(self, needs, capacity=16.0):
-    self.needs, self.capacity, self.asked = needs, capacity, []
+  32 images need `need` GiB, of which 2 are not for images, and less where
+  blocks are computed again or the batch is computed in parts.
+  """
 
-  def __call__(self, value):
-    self.asked.append(value)
-    need = self.needs[value]
-    return search.Point(value, need <= self.capacity, need, f'plan {value}')
+  def __init__(self, need, capacity=16, blocks=12, saved=1.0, batch=32):
+    self._need, self._capacity = need, capacity
+    self._blocks, self._saved, self._batch = blocks, saved, batch
+    self.tried = []
 
-  def first(self, known=(), **options):
-    values = list(self.needs)
-    found, _ = search.first_that_fits(values, self, 16.0, known, **options)
-    return found
-
-  def point(self, value):
-    return search.Point(value, self.needs[value] <= 16, self.needs[value])
-
-
-def _falling(first, steps):
-  needs, need = {}, first
-  for value, step in enumerate(steps):
-    needs[value] = need
-    need -= step
-  return needs
-
-
-# Like F5's: the last stages keep little.
-_F5 = _falling(18.5, [0.01] * 18 + [0.1] * 36 + [0.02] * 19)
+  def __call__(self, **settings):
+    plan = {'batch': self._batch, 'accumulate_steps': 1, 'remat': 0} | settings
+    images = plan['batch'] / plan['accumulate_steps']
+    per_image = (self._need - 2 - self._saved * plan['remat']) / 32
+    seconds = plan['batch'] * (1 + 0.1 * plan['remat'])
+    seconds *= 1 + 0.2 * (plan['accumulate_steps'] - 1)
+    self.tried.append(settings)
+    return plan | {
+      'blocks': self._blocks,
+      'devices': 4,
+      'fits': 2 + images * per_image <= self._capacity,
+      'images_per_second': 4 * plan['batch'] / seconds,
+    }
 
 
 @pytest.mark.parametrize(
-  'needs',
+  'need, blocks, saved, expected, most',
   [
-    _F5,
-    _falling(100.0, [1.0] * 200),
-    _falling(16.5, [0.6] + [1e-3] * 99),
-    _falling(17.0, [1e-3] * 98 + [10.0, 1.0]),
-    _falling(30.0, [0.5] * 29),
-    {64: 40.0, 32: 17.0, 16: 9.0, 8: 5.0},
+    (16.5, 12, 1.0, {'batch': 16, 'accumulate_steps': 2, 'remat': 1}, 3),
+    # 13 blocks of 72 are enough; every third is tried.
+    (29, 72, 1.0, {'batch': 16, 'accumulate_steps': 2, 'remat': 15}, 8),
+    (120, 12, 0.1, {'batch': 2, 'accumulate_steps': 16}, 12),
+    (600, 12, 0.1, {}, 12),
   ],
 )
-def test_the_first_that_fits_is_found_in_few_attempts(needs):
-  memory = Memory(needs)
-  found = memory.first(known=[memory.point(next(iter(needs)))])
-  expected = next(value for value, need in needs.items() if need <= 16)
-  assert (found.value, found.result) == (expected, f'plan {expected}')
-  assert len(memory.asked) == len(set(memory.asked))
-  # Twice what bisection alone would take, at most; and the last value's.
-  assert len(memory.asked) <= 2 * len(needs).bit_length() + 1
+def test_the_least_changes_are_found_in_few_attempts(
+  need, blocks, saved, expected, most
+):
+  compiler = Compiler(need, blocks=blocks, saved=saved)
+  found = search.changes(compiler(), compiler)
+  assert {name: plan[name] for name, plan in found} == expected
+  assert all(plan['fits'] for _, plan in found)
+  assert len(compiler.tried) - 1 <= most
+  # The fastest first, for each image.
+  names = [name for name, _ in found]
+  speeds = [plan['images_per_second'] for _, plan in found]
+  assert names[:1] == ['batch'][: len(names)]
+  assert speeds == sorted(speeds, reverse=True)
 
 
-def test_a_line_finds_what_is_linear_at_once():
-  memory = Memory(_falling(100.0, [0.5] * 200))
-  assert memory.first(known=[memory.point(0)]).value == 168
-  assert len(memory.asked) <= 4
+def test_all_blocks_may_be_recomputed_already():
+  compiler = Compiler(40, saved=1.0)
+  found = search.changes(compiler() | {'remat': True}, compiler)
+  assert not any('remat' in settings for settings in compiler.tried)
+  assert [name for name, _ in found] == ['batch', 'accumulate_steps']
 
 
-def test_what_needs_little_is_found_without_the_last_values():
-  memory = Memory(_falling(16.4, [0.15] * 72))
-  known = [memory.point(0)]
-  assert memory.first(known=known, within=3, step=3).value == 3
-  assert memory.asked == [3]
+@pytest.mark.parametrize(
+  'batch, need, expected, most',
+  [
+    (32, 2.4, 1024, 6),  # 1,120 would fit.
+    (32, 2.2, 2048, 3),
+    (32, 2.6, 640, 6),
+    (1000, 2.6, 640, 6),
+    (32, 10, 32, 6),
+    (24, 15, 32, 7),
+    (512, 15, 32, 7),
+    (32, 600, None, 6),
+  ],
+)
+def test_the_largest_batch_is_one_of_those_tried(batch, need, expected, most):
+  compiler = Compiler(need, batch=batch)
+  plan = search.largest_batch(compiler(), compiler)
+  assert (plan and plan['batch']) == expected
+  tried = [settings['batch'] for settings in compiler.tried[1:]]
+  assert len(tried) == len(set(tried)) <= most
+  assert all(b % 128 == 0 or b.bit_count() == 1 for b in tried)
 
 
-def test_the_largest_batch_is_found_from_a_small_one():
-  """Though most of what that needs is not for images."""
-  sizes = [*range(2048, 256, -64), *range(256, 24, -8)]
-  memory = Memory({b: 1.4 + 0.0287 * b for b in sizes})
-  known = [memory.point(32)]
-  assert memory.first(known=known, step=4).value == 448
-  assert memory.asked == [64, 448, 512]
+def test_memory_need_not_grow_with_the_batch():
+  """The compiler recomputes by itself: 896 images may not fit, and 1024 do."""
+
+  def attempt(batch):
+    fits = batch <= 640 or batch == 1024
+    return {'batch': batch, 'accumulate_steps': 1, 'fits': fits}
+
+  assert search.largest_batch(attempt(batch=32), attempt)['batch'] == 1024
 
 
-def test_what_is_known_is_not_asked_again():
-  memory = Memory(_F5)
-  known = [memory.point(value) for value in (0, 24, 40, 72)]
-  assert memory.first(known).value == 42
-  assert not {0, 24, 40, 72} & set(memory.asked)
-
-
-def test_the_answer_may_be_a_little_behind_for_less_work():
-  memory = Memory(_F5)
-  found = memory.first(known=[memory.point(0)], within=4)
-  assert found.fits and 0 <= found.value - 42 < 4
-  exact = Memory(_F5)
-  assert exact.first(known=[exact.point(0)]).value == 42
-  assert len(memory.asked) <= len(exact.asked)
-
-
-def test_nothing_may_fit():
-  memory = Memory({1: 40.0, 2: 30.0, 3: 20.0})
-  assert memory.first() is None
-  assert memory.asked[-1] == 3
-  before = list(memory.asked)
-  assert memory.first(known=[memory.point(3)]) is None
-  assert memory.asked == before
-
-
-def test_the_first_value_may_fit():
-  memory = Memory({1: 12.0, 2: 11.0, 3: 10.0})
-  assert memory.first().value == 1
+def test_batches_have_equal_parts():
+  compiler = Compiler(2.4)
+  first = compiler() | {'accumulate_steps': 3}
+  assert search.largest_batch(first, compiler)['batch'] == 768

@@ -2,9 +2,10 @@
 
 import pytest
 
-from experiments import configs, recipe
+from experiments import configs
 from experiments.planning import workload
 from nfnets.data import dataset
+from nfnets.errors import UserError
 
 
 def _config(name='digits', **settings):
@@ -73,7 +74,7 @@ def test_devices_and_batch_follow_from_each_other(
 def test_what_does_not_go_together_is_refused(
   settings, devices, batch, message
 ):
-  with pytest.raises(recipe.ConfigError, match=message):
+  with pytest.raises(UserError, match=message):
     workload.build(_config(**settings), devices, batch)
 
 
@@ -90,22 +91,16 @@ def test_programs_take_what_the_pipeline_gives(settings):
   config = _config(image_size=16, eval_image_size=16, **settings)
   work = workload.build(config, 2, 4)
   ours = config.experiment_kwargs.config
-  kwargs = {
-    'num_classes': 10,
-    'image_size': 16,
-    'transpose': ours.transpose,
-    'process_index': 0,
-    'process_count': 1,
-  }
-  train = dataset.fake_batches(
-    global_batch_size=4,
+  options = dataset.Options(
+    image_size=16,
+    batch_size=4,
     augment_name=ours.augment_name,
     augmentation_multiplicity=ours.augmentation_multiplicity,
-    **kwargs,
+    transpose=ours.transpose,
   )
-  evaluation = dataset.fake_batches(
-    global_batch_size=work.eval_batch, num_batches=1, **kwargs
-  )
+  train = dataset.fake_batches(options, 10)
+  options = dataset.Options(16, work.eval_batch, transpose=ours.transpose)
+  evaluation = dataset.fake_batches(options, 10, num_batches=1)
   for program, batches in (
     (work.update(), train),
     (work.evaluation(), evaluation),

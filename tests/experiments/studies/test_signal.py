@@ -8,31 +8,26 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from experiments.studies import signal_measure, signal_networks
+from experiments.studies import signal_measure
 from experiments.tools import study
 import nfnets
 from nfnets import weights
 
 
-def made_up(named, model, images, weights=None, seed=0):
-  """Rows of three blocks, without computing them."""
-  name = str(named)
-  return [
-    signal_measure.Row(name, 0, 0, 0, 0.1, 0.5, None, 1.0, None),
-    signal_measure.Row(name, 1, 1, 1, 0.2, 1.0, 1.0, 1.04, 1.0),
-    signal_measure.Row(name, 2, 1, 0, 0.0, math.inf, 0.9, None, None),
-    signal_measure.Row(name, 3, 2, 1, 0.2, 1.2, 0.9, 1.08, 1.0),
-  ]
-
-
 @pytest.fixture
 def calls(monkeypatch):
-  """Has networks measured by `made_up`; what it was called with."""
+  """Replaces measuring by four made-up rows; what it was called with."""
   calls = []
 
-  def measure(*args):
-    calls.append(args)
-    return made_up(*args)
+  def measure(named, *args):
+    calls.append((named, *args))
+    row, name = signal_measure.Row, str(named)
+    return [
+      row(name, 0, 0, 0, 0.1, 0.5, None, 1.0, None),
+      row(name, 1, 1, 1, 0.2, 1.0, 1.0, 1.04, 1.0),
+      row(name, 2, 1, 0, 0.0, math.inf, 0.9, None, None),
+      row(name, 3, 2, 1, 0.2, math.nan if args[3] else 1.2, 0.9, 1.08, 1.0),
+    ]
 
   monkeypatch.setattr(signal_measure, 'measure', measure)
   return calls
@@ -65,10 +60,19 @@ def test_a_picture_and_a_table_are_written(calls, run, tmp_path):
     'fixup_resnet50',  # Has no such part.
   ]
   assert rows[0]['res_avg_var'] == '' and rows[1]['res_avg_var'] == '1.0'
+  assert rows[2]['avg_var'] == ''  # It is not finite.
   sizes = [images.shape for _, _, images, _, _ in calls]
   assert sizes == [(32, s, s, 3) for s in (128, 32, 128)]
   images = np.asarray(calls[0][2])
   assert abs(images.mean()) < 0.01 and abs(images.std() - 1) < 0.01
+
+
+def test_a_signal_that_is_lost_is_a_failure(calls, run, tmp_path):
+  result = run('--models=nf_resnet50', '--seed=1')
+  assert result.status == 1
+  assert result.json['last_var'] == {'nf_resnet50': None}
+  assert 'error: not finite: last_var. ' in result.log
+  assert (tmp_path / 'signal.csv').exists()
 
 
 @pytest.mark.slow
@@ -92,7 +96,7 @@ def test_weights_say_whose_they_are(calls, run, tmp_path):
   assert run('--weights=w.npz', '--skip_gain=2').status == 0
   named, model, _, given, _ = calls[0]
   assert str(named) == 'nfnet_digits:skip_gain=2' and model.test_size == 32
-  assert given.params.keys() == params.keys()
+  assert given[0].keys() == params.keys()
   result = run('--weights=w.npz', '--models=nf_resnet50')
   assert result.status == 1
   assert 'w.npz: These weights are of nfnet_digits' in result.log
@@ -141,20 +145,19 @@ def test_what_cannot_be_done_is_said_in_a_line(
 )
 def test_what_is_no_network_says_so(text, message):
   with pytest.raises(ValueError, match='.') as error:
-    signal_networks.parse(text)
+    signal_measure.parse(text)
   assert message in str(error.value)
 
 
 def test_the_name_of_a_network_says_what_is_changed():
   text = 'nf_resnet50:weight_standardization=no:alpha=0.5:init=he'
-  named = signal_networks.parse(text)
+  named = signal_measure.parse(text)
   assert str(named) == text
-  assert named.changes == signal_networks.Changes(
-    weight_standardization=False, alpha=0.5, init='he'
-  )
+  assert named.get('weight_standardization') is False
+  assert (named.get('alpha'), named.get('init')) == (0.5, 2.0)
   # Options are for those that have such a part, and what a network says goes
   # first.
   options = {'alpha': '1', 'skip_gain': '0', 'se_factor': 'no', 'init': 'he'}
-  assert str(signal_networks.parse('resnet50', options)) == 'resnet50:init=he'
-  named = signal_networks.parse('nf_resnet50:alpha=0.5', options)
+  assert str(signal_measure.parse('resnet50', options)) == 'resnet50:init=he'
+  named = signal_measure.parse('nf_resnet50:alpha=0.5', options)
   assert str(named) == 'nf_resnet50:alpha=0.5:skip_gain=0'

@@ -1,20 +1,17 @@
 """The signals of small networks, beside what they must be."""
 
-import collections
 import math
 
 import golden_lib
-import haiku as hk
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import signal_variance
 import tiny_networks
 
-from experiments.studies import signal_measure, signal_networks, signal_rule
-from nfnets import zoo
-from nfnets.weights import shapes
+from experiments.studies import signal_measure
+from nfnets import network, zoo
+from nfnets.weights import matching
 
 _DEPTH = [3, 2, 0, 0]
 _IN_STAGE = np.array([1, 2, 3, 1, 2])  # Which of its stage's blocks it is.
@@ -30,7 +27,7 @@ def tiny():
 
 def make(text):
   """Returns a network of the zoo with _DEPTH blocks."""
-  named = signal_networks.parse(text)
+  named = signal_measure.parse(text)
   kwargs = {'variant': 'tiny'}
   if 'resnet' in named.name:
     kwargs['width'] = 2
@@ -53,8 +50,8 @@ def draw(model, change=None):
     kernel = stddev * rng.standard_normal(leaf.shape)
     return np.float32(kernel if change is None else change(kernel))
 
-  params, _ = shapes.of_model(model)
-  return signal_measure.Weights(golden_lib.with_leaves(params, value), {})
+  params, _ = matching.model_shapes(model)
+  return golden_lib.with_leaves(params, value), {}
 
 
 def measure(text, change=None, size=32):
@@ -133,15 +130,6 @@ def test_gamma_is_in_every_activation_of_a_branch():
 
 
 @pytest.mark.slow
-def test_gamma_is_in_every_kernel_of_timm():
-  # Four of the stem and four of the block come before the end of the branch.
-  name = 'timm/test_nfnet:activation=relu'
-  scaled = measure(name)['res_avg_var'][0]
-  plain = measure(f'{name}:scaled_activations=no')['res_avg_var'][0]
-  assert scaled / plain == pytest.approx(_RELU_GAMMA**16, rel=1e-3)
-
-
-@pytest.mark.slow
 def test_a_gate_has_a_factor_of_2():
   with_factor = measure('nfnet_f0')['res_avg_var'][0]
   without = measure('nfnet_f0:se_factor=no')['res_avg_var'][0]
@@ -176,7 +164,7 @@ def test_kernels_are_taken_as_they_are_drawn():
   [
     *('nf_regnet_b0:activation=tanh:alpha=1', 'resnet50_v1'),
     *('skipinit_resnet50:activation=silu', 'fixup_resnet50:init=he'),
-    'timm/test_nfnet:weight_standardization=no:se_factor=no:skip_gain=2',
+    'timm/test_nfnet:se_factor=no:skip_gain=2',
   ],
 )
 def test_networks_of_other_kinds_have_signals(text):
@@ -185,54 +173,20 @@ def test_networks_of_other_kinds_have_signals(text):
     assert np.isfinite(rows[name]).all() and (rows[name] > 0).all()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('text', ['nf_resnet50', 'resnet50'])
-def test_operation_by_operation_is_the_same(text, monkeypatch):
-  named, model = make(text)
-  images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
-  compiled = signal_measure.measure(named, model, images)
-  monkeypatch.setattr(signal_measure, '_MOST_COMPILED', 0)
-  rows = signal_measure.measure(named, model, images)
-  assert len(rows) == len(compiled) == 1 + sum(_DEPTH)
-  for one, other in zip(rows, compiled, strict=True):
-    assert one[:4] == other[:4]
-    for x, y in zip(one[4:], other[4:], strict=True):
-      assert x is y is None or x == pytest.approx(y, rel=1e-3, abs=1e-7)
-
-
-@pytest.mark.slow
-def test_new_weights_are_those_of_the_network():
-  named, model = make('nfnet_f0')
-  images, key = jnp.zeros((1, 16, 16, 3)), jax.random.key(3)
-
-  def forward(images):
-    return signal_networks.build(model, named.changes)(images, False)
-
-  expected = jax.jit(hk.transform(forward).init)(key, images)
-  params = signal_measure.new_params(forward, images, key)
-  jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), params, expected
-  )
-
-
 @pytest.mark.parametrize('name', ['nfnet_f0', 'nf_regnet_b0', 'timm/nfnet_l0'])
-def test_the_rule_is_the_one_that_the_networks_have(name):
-  # What is expected of a block is what the next one's beta undoes.
-  model = zoo.create_model(name, 0)
+def test_the_rule_is_the_one_that_the_networks_have(name, monkeypatch):
+  # What is expected after a block is what the next one's beta undoes.
+  betas, call_block = [], network.call_block
 
-  def describe():
-    net = signal_networks.build(model, signal_networks.Changes())
-    return signal_rule.describe(net)
+  def watch(block, *args, **kwargs):
+    betas.append(block.beta)
+    return call_block(block, *args, **kwargs)
 
-  blocks = hk.transform(describe).apply({}, None)
-  ones = {'skip_gain': np.ones(()), 'gain': np.ones(8)}
-  params = collections.defaultdict(lambda: ones)
-  expected = signal_rule.expect(
-    signal_networks.Named(name), model, blocks, params
-  )
-  for (variance, branch), block in zip(expected, blocks[1:], strict=False):
-    assert branch == pytest.approx(1)
-    assert variance == pytest.approx(block.beta**-2)
+  monkeypatch.setattr(network, 'call_block', watch)
+  rows = measure(name)
+  expected = np.float64(betas[1 - sum(_DEPTH) :]) ** -2
+  np.testing.assert_allclose(rows['expected_var'][:-1], expected, rtol=1e-6)
+  np.testing.assert_allclose(rows['expected_res_var'], 1, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -240,4 +194,4 @@ def test_the_activation_is_there_in_both_orders():
   for order in ('norm_act_conv', 'act_norm_conv'):
     name = f'resnet50:order={order}'
     linear = measure(f'{name}:activation=identity')['res_avg_var']
-    assert (abs(measure(name)['res_avg_var'] / linear - 1) > 1e-3).all()
+    assert (abs(measure(name)['res_avg_var'] / linear - 1) > 1e-4).all()

@@ -6,12 +6,9 @@ import re
 
 import pytest
 
-from experiments import recipe, trainer
-from experiments.studies import (
-  sweep_file,
-  sweep_trials,
-)
+from experiments import loop, train
 from experiments.tools import study
+from nfnets.errors import UserError
 
 _GRID = """
 config = 'digits'
@@ -49,15 +46,15 @@ def trained(monkeypatch):
   """Replaces training; the configs that were trained, in order."""
   configs = []
 
-  def run(config, mode, command, make_programs):
-    del mode, make_programs
+  def run(config, mode, command, make_steps):
+    del mode, make_steps
     configs.append((config, command))
     ours = config.experiment_kwargs.config
     if ours.optimizer.kwargs.clipping == math.inf and ours.lr > 0.2:
-      raise trainer.NonFiniteError
+      raise loop.NonFiniteError
     return {'test_top_1_acc': ours.lr + 0.01 * config.random_seed}
 
-  monkeypatch.setattr('experiments.experiment.run', run)
+  monkeypatch.setattr('experiments.train.train_and_evaluate', run)
   return configs
 
 
@@ -81,7 +78,7 @@ def test_every_point_of_a_grid_is_trained_with_every_seed(
   assert [seed for _, seed in seen] == sorted(seed for _, seed in seen)
   config, command = trained[0]
   assert config.experiment_kwargs.config.image_size == 16
-  assert config.experiment_kwargs.config.numbers_as_arguments
+  assert config.experiment_kwargs.config.traced_hyperparams
   assert config.checkpoint_dir == str(folder / 'lr=0.1,clipping=0.01,seed=0')
   assert '--lr=0.1 --optimizer.kwargs.clipping=0.01' in command
 
@@ -95,10 +92,12 @@ def test_every_point_of_a_grid_is_trained_with_every_seed(
   assert float(rows[2]['mean']) == pytest.approx(0.305)
   assert float(rows[2]['spread']) == pytest.approx(0.01 / 2**0.5)
   assert [row['diverged'] for row in rows] == ['0', '0', '0', '2']
-  assert rows[3]['seeds'] == '0' and rows[3]['mean'] == 'nan'
+  assert (rows[3]['seeds'], rows[3]['mean'], rows[3]['spread']) == ('0', '', '')
   assert len(_table(folder / 'trials.csv')) == 8
   assert (folder / 'sweep.png').read_bytes().startswith(b'\x89PNG')
-  assert '"trials": 8, "left": 0' in capsys.readouterr().out.splitlines()[-1]
+  out, err = capsys.readouterr()
+  assert '"trials": 8, "left": 0' in out.splitlines()[-1]
+  assert 'nan' not in err and 'None' not in err
 
 
 def test_nothing_is_trained_twice_and_new_seeds_and_values_are_added(
@@ -128,20 +127,25 @@ def test_a_sampler_chooses_points_that_every_seed_is_trained_with(
 
 
 def test_trials_are_taken_once_and_again_when_their_process_has_died(
-  write, tmp_path
+  write, trained, tmp_path, monkeypatch
 ):
-  tried = sweep_file.read(write(_GRID))
-  here, there, later = (sweep_trials.Trials(tried, tmp_path) for _ in range(3))
-  first, second = here.take(), there.take()
-  assert first.folder != second.folder
-  # As when the process is killed: the system gives its locks back.
-  here._held.release()
-  rest = []
-  while (trial := later.take()) is not None:
-    later.finish(trial, 0.5)
-    rest.append(trial.folder)
-  assert first.folder in rest and second.folder not in rest
-  assert len(rest) == 7 and later.num_left() == 1
+  args = (write(_GRID), f'--output={tmp_path}')
+  run = train.train_and_evaluate
+
+  def start_another(*_):
+    """A second process makes the rest while this one trains, and is killed."""
+    monkeypatch.setattr(train, 'train_and_evaluate', run)
+    assert _run(*args) == 0
+    raise SystemExit
+
+  monkeypatch.setattr(train, 'train_and_evaluate', start_another)
+  with pytest.raises(SystemExit):
+    _run(*args)
+  folder = str(tmp_path / 'lr=0.1,clipping=0.01,seed=0')
+  assert len(trained) == 7
+  assert folder not in [config.checkpoint_dir for config, _ in trained]
+  assert _run(*args) == 0
+  assert len(trained) == 8 and trained[-1][0].checkpoint_dir == folder
 
 
 def test_what_a_killed_process_had_finished_is_not_trained_again(
@@ -159,14 +163,14 @@ def test_what_a_killed_process_had_finished_is_not_trained_again(
   'change, message',
   [
     (("axes = {'lr'", "axes = {'lrr'"), r"no setting 'lrr'.*--lr"),
-    (("'lr': [0.1, 0.3]", "'lr': []"), "axis 'lr' is empty"),
-    (("'lr': [0.1, 0.3]", "'lr': 0.1"), "axis 'lr' is 0.1; it must be a list"),
+    (("'lr': [0.1, 0.3]", "'lr': []"), r"axis 'lr' is \[\]; it must be a list"),
     (("'lr': [0.1, 0.3]", "'lr': [0.1, 'x']"), "lr cannot be 'x'"),
     (('seeds = range(2)', ''), "'seeds' is missing"),
-    (('seeds = range(2)', 'seeds = []'), "'seeds' is empty"),
+    (('seeds = range(2)', 'seeds = []'), r"'seeds' is \[\]; it must be a list"),
     (('seeds = range(2)', 'seed = [1]'), "'seed' says nothing.*seeds"),
     (("'digits'", "'digit'"), "no config 'digit'.*digits"),
     (("config = 'digits'", 'config = '), 'line 2: invalid syntax'),
+    (("'lr': [0.1, 0.3]", "'lr': [0.1], 'a': 1.0"), "'a' is 1.0; it must be"),
     (("config = 'digits'", 'config = x'), "line 2: NameError: name 'x'"),
   ],
 )
@@ -182,19 +186,20 @@ def test_what_is_wrong_in_a_file_is_told_in_one_line(
 
 def test_a_file_or_folder_that_cannot_be_used_is_named(write, tmp_path, capsys):
   path = write(_GRID)
-  assert _run(str(tmp_path / 'none.py')) == 2
-  assert f'no file {tmp_path}/none.py' in capsys.readouterr().err
-  assert _run(path, f'--output={path}') == 1
-  assert f'--output={path}: File exists' in capsys.readouterr().err
-  assert _run(path, '--output=gs://bucket/x') == 2
-  assert 'gs://bucket/x' in capsys.readouterr().err
   (tmp_path / 'sweep.db').write_text('no database, but longer than a header')
-  assert _run(path, f'--output={tmp_path}') == 1
-  error = capsys.readouterr().err
-  assert re.fullmatch(
-    r'error: The storage .*sweep.db cannot be used: file is not a database.\n',
-    error,
-  )
+  for args, status, message in (
+    ([f'{tmp_path}/none.py'], 2, f'no file {tmp_path}/none.py'),
+    ([path, f'--output={path}'], 1, f'--output={path}: File exists'),
+    ([path, '--output=gs://bucket/x'], 2, 'gs://bucket/x'),
+    (
+      [path, f'--output={tmp_path}'],
+      1,
+      f'The storage {tmp_path}/sweep.db cannot be used: file is not a database',
+    ),
+  ):
+    assert _run(*args) == status
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1
 
 
 def test_another_sweep_is_not_mixed_in(write, trained, tmp_path, capsys):
@@ -210,9 +215,9 @@ def test_a_wrong_trial_ends_the_sweep_and_is_named(
   write, monkeypatch, tmp_path, capsys
 ):
   def run(*_):
-    raise recipe.ConfigError('image_size is 0; it must be positive.')
+    raise UserError('image_size is 0; it must be positive.', 2)
 
-  monkeypatch.setattr('experiments.experiment.run', run)
+  monkeypatch.setattr('experiments.train.train_and_evaluate', run)
   assert _run(write(_GRID), f'--output={tmp_path}') == 2
   error = capsys.readouterr().err.splitlines()[-1]
   assert error.startswith('error: lr=0.1,clipping=0.01,seed=0: image_size is 0')

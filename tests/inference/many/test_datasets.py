@@ -24,32 +24,40 @@ def digits(tmp_path_factory):
 
 
 @pytest.fixture
-def counting(network):
-  """Makes `network` tell digits, badly, by the sum of their pixels."""
-  network.num_classes, network.class_names = 10, None
+def classify_digits(run, digits, network):
+  """Returns a function that has digits classified: (rows, results, err).
+
+  The network tells them, badly, by the sum of their pixels.
+  """
 
   def preprocess(image):
     image = np.asarray(Image.open(io.BytesIO(image)).convert('RGB'))
     return np.full((2, 2, 3), image.astype(int).sum() // 3, np.float32)
 
-  def logits(images):
-    return np.float32(images[:, 0, 0, :1] % 10 == np.arange(10))
+  def run_command(order, *args, class_names=None):
+    network.num_classes, network.class_names = len(order), class_names
+    network.preprocess = preprocess
+    network.logits = lambda images: np.float32(
+      images[:, 0, 0, :1] % 10 == np.array(order)
+    )
+    options = f'--data_dir={digits}', '--json', '--batch_size=100', *args
+    status, out, err = run(classify.main, '--data=digits', *options)
+    assert status == 0
+    *rows, results = map(json.loads, out.splitlines())
+    return rows, results, err
 
-  network.preprocess, network.logits = preprocess, logits
-  return network
+  return run_command
 
 
-def test_examples_of_tfds_have_labels(run, digits, counting):
-  args = '--data=digits', f'--data_dir={digits}', '--json', '--batch_size=100'
-  status, out, _ = run(classify.main, *args)
-  *rows, results = map(json.loads, out.splitlines())
+def test_examples_of_tfds_have_labels(digits, classify_digits):
+  rows, results, err = classify_digits(range(10))
+  assert 'labels are matched by number' in err
   builder = dataset.load_builder('digits', str(digits))
   examples = [*tfds.as_numpy(builder.as_dataset('test'))]
   labels = np.array([example['label'] for example in examples])
   guesses = [int(example['image'].sum()) % 10 for example in examples]
-  assert status == 0 and len(rows) == len(labels)
-  assert [row['image'] for row in rows[:2]] == [
-    *('digits/test[0]', 'digits/test[1]')
+  assert [row['image'] for row in rows] == [
+    f'digits/test[{i}]' for i in range(len(labels))
   ]
   np.testing.assert_array_equal([row['true_label'] for row in rows], labels)
   np.testing.assert_array_equal([x['top'][0]['label'] for x in rows], guesses)
@@ -57,36 +65,50 @@ def test_examples_of_tfds_have_labels(run, digits, counting):
   assert results['accuracy'] == np.mean(labels == guesses)
 
 
+@pytest.mark.parametrize('how', ['names', 'labels'])
+def test_labels_are_those_of_the_names(classify_digits, tmp_path, how):
+  _, expected, _ = classify_digits(range(10))
+  # The same network, whose logits have another order, and one that never wins.
+  order = [*np.random.default_rng(0).permutation(10), -1]
+  names = [str(i) for i in order]
+  (tmp_path / 'labels.txt').write_text('\n'.join(names))
+  rows, results, err = (
+    classify_digits(order, class_names=tuple(names))
+    if how == 'names'
+    else classify_digits(order, f'--labels={tmp_path / "labels.txt"}')
+  )
+  assert 'labels are matched by name' in err and len(err.splitlines()) == 1
+  assert results['accuracy'] == expected['accuracy'] > 0
+  for row in rows:
+    assert names[row['true_label']] == row['true_name']
+    assert row['correct'] == (row['top'][0]['label'] == row['true_label'])
+
+
 def test_folders_with_classes_have_labels(run, tmp_path, network):
+  names = network.class_names = 'ant', 'cat', 'dog'
   rng = np.random.default_rng(0)
-  for split, count in (('train', 1), ('test', 4)):
-    for name in ('dog', 'ant', 'cat'):
-      folder = tmp_path / 'pets' / split / name
-      folder.mkdir(parents=True)
-      for i in range(count):
-        pixels = rng.integers(0, 256, (3, 3, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f'{i}.png')
-  data = f'--data={tmp_path / "pets"}'
-  output = tmp_path / 'x.npz'
+  for split in ('train', 'test'):
+    for i in range(9):
+      path = tmp_path / 'pets' / split / names[i % 3] / f'{i // 3}.png'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(rng.integers(0, 256, (3, 3, 3), np.uint8)).save(path)
+  data, output = f'--data={tmp_path / "pets"}', tmp_path / 'x.npz'
   assert run(embed.main, data, f'--output={output}')[0] == 0
-  with np.load(output, allow_pickle=False) as file:
-    paths, labels = list(file['paths']), list(file['labels'])
-  names = ('ant', 'cat', 'dog')
-  expected = [(name, i) for name in names for i in range(4)]
   folder = tmp_path / 'pets' / 'test'
-  assert paths == [str(folder / name / f'{i}.png') for name, i in expected]
-  assert labels == [names.index(name) for name, _ in expected]
+  with np.load(output, allow_pickle=False) as file:
+    assert file['labels'].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert [*file['paths']] == sorted(map(str, folder.glob('*/*')))
   _, out, _ = run(classify.main, data, '--threshold=1')
   assert out.startswith(f'{folder}/ant/0.png  (ant)\n\n')
   # Accuracy is that of the best class, whether it is told or not.
-  _, printed, _ = run(classify.main, data, '--json')
-  rows = [json.loads(line) for line in printed.splitlines()[:-1]]
+  *printed, _ = run(classify.main, data, '--json')[1].splitlines()
+  rows = map(json.loads, printed)
   right = [row['top'][0]['label'] == row['true_label'] for row in rows]
   assert json.loads(out.splitlines()[-1])['accuracy'] == np.mean(right)
 
 
 def test_other_numbers_of_classes_are_refused(run, digits, network):
-  args = '--data=digits', f'--data_dir={digits}'
-  status, out, err = run(classify.main, *args)
+  status, out, err = run(classify.main, '--data=digits', f'--data_dir={digits}')
   assert (status, out) == (1, '')
-  assert err == 'error: the dataset has 10 classes, and the network 3.\n'
+  assert err.startswith('error: digits has classes that the network does not ')
+  assert "'0' (number 0), '1' (number 1), '2' (number 2) and 7 more" in err

@@ -1,5 +1,6 @@
 """Which images files, folders, patterns and lists stand for."""
 
+import argparse
 import glob
 import io
 import os
@@ -8,58 +9,64 @@ import re
 from PIL import Image
 import pytest
 
+from nfnets.errors import ImageError, UserError
 from nfnets.inference import images
 from nfnets.inference.many import sources
 
 
 def find(*names):
-  """Returns all at once."""
-  return [*sources.find(*names)]
+  return [path for name in names for path in sources.find(name)]
 
 
-def test_folders_are_searched_to_the_bottom(tmp_path):
-  for name in (
-    'b.jpg',
-    'a.PNG',
-    'sub.jpg/deep/c.webp',
-    '.hidden.jpg',
-    '.git/d.jpg',
-    'notes.txt',
-    'paper.pdf',
-    'data.h5',
-    'film.mpg',
-  ):
+def open_source(*paths, list=None):
+  return sources.open_source(
+    argparse.Namespace(paths=paths, list=list, data=None)
+  )
+
+
+def names_of(*paths, list=None):
+  return [item.name for item in open_source(*paths, list=list).items()]
+
+
+TREE = (
+  *('a/x1.png', 'a/b/x2.png', 'a/b/c/x3.jpg', 'a-b/x4.png', 'a.jpg'),
+  *('a.b/notes.txt', 'b/x5.jpg', 'b/.hidden.jpg', 'b/x6.dat', '[odd].jpg'),
+  *('.git/x7.jpg', 'sub.gif/c.webp', 'film.mpg', 'phone.HEIC', 'logo.svg'),
+)
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+  """Makes files in the current folder whose order is not that of a walk."""
+  for name in TREE:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / name).write_bytes(b'')
-  (tmp_path / 'sub.jpg' / 'up').symlink_to(tmp_path)
-  (tmp_path / 'z.gif').symlink_to('b.jpg')
-  os.mkfifo(tmp_path / 'pipe.jpg')
-  found = find(str(tmp_path))
-  assert [os.path.relpath(path, tmp_path) for path in found] == [
-    'a.PNG',
-    'b.jpg',
-    'pipe.jpg',
-    'sub.jpg/deep/c.webp',
-    'z.gif',
-  ]
+    (tmp_path / name).touch()
+  monkeypatch.chdir(tmp_path)
+  return tmp_path
 
 
-def test_what_is_no_folder_stands_for_itself(tmp_path):
+def test_folders_are_searched_to_the_bottom_in_the_order_of_paths(tree):
+  (tree / 'b' / 'up').symlink_to(tree)
+  (tree / 'z.gif').symlink_to('a.jpg')
+  (tree / 'loop.gif').symlink_to('loop.gif')
+  os.mkfifo(tree / 'pipe.jpg')
+  unseen = ('.git', '.hid', '.txt', '.dat', '.mpg')
+  expected = [name for name in TREE if not any(x in name for x in unseen)]
+  expected += ['z.gif', 'loop.gif', 'pipe.jpg']
+  assert find('.') == sorted(f'./{name}' for name in expected)
+
+
+def test_other_names_stand_for_themselves(tmp_path):
   for name in ('none.jpg', '.hidden', 'notes.txt'):
     assert find(str(tmp_path / name)) == [str(tmp_path / name)]
   # Its reading will say that it is empty.
   assert find(str(tmp_path)) == [str(tmp_path)]
 
 
-def test_folders_that_cannot_be_listed_are_not_passed_over(
-  tmp_path, monkeypatch
-):
-  (tmp_path / 'secret').mkdir()
-  (tmp_path / 'a.jpg').touch()
-
+def test_folders_that_cannot_be_listed_are_not_passed_over(tree, monkeypatch):
   def forbid(function):
     def checked(path='.'):
-      if os.fspath(path).rstrip('/').endswith('secret'):
+      if os.fspath(path) == './a/b':
         raise PermissionError(13, 'Permission denied', path)
       return function(path)
 
@@ -67,83 +74,70 @@ def test_folders_that_cannot_be_listed_are_not_passed_over(
 
   monkeypatch.setattr(os, 'scandir', forbid(os.scandir))
   monkeypatch.setattr(os, 'listdir', forbid(os.listdir))
-  found = find(str(tmp_path))
-  assert found == [str(tmp_path / 'a.jpg'), str(tmp_path / 'secret')]
-  with pytest.raises(images.ImageError, match=re.escape('Permission denied')):
-    images.read_image(found[1])
+  assert './a/b' in find('.')
+  with pytest.raises(ImageError, match=re.escape('Permission denied')):
+    images.read_image('./a/b')
 
 
-@pytest.fixture
-def tree(tmp_path, monkeypatch):
-  """Makes files in the current folder whose order is not that of a walk."""
-  for name in (
-    'a/x1.png',
-    'a/b/x2.png',
-    'a/b/c/x3.jpg',
-    'a-b/x4.png',
-    'a.jpg',
-    'a.b/notes.txt',
-    'b/x5.jpg',
-    'b/.hidden.jpg',
-    'b/x6.dat',
-    '[odd].jpg',
-    '.git/x7.jpg',
-  ):
-    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / name).touch()
-  monkeypatch.chdir(tmp_path)
-
-
-def test_order_is_that_of_the_paths(tree):
-  found = find('.')
-  assert found == sorted(found) and len(found) == 7
+def test_what_systems_put_beside_pictures_is_left_out(tree):
+  everything = ('.',), ('a',), ('**/*.png',), ('*/*',), ('?*/**',)
+  before = [find(*arguments) for arguments in everything]
+  for folder in ('', 'a', 'a/b'):
+    for name in ('__MACOSX', '@eaDir', '$RECYCLE.BIN', 'lost+found'):
+      where = tree / folder / name / 'x2.png'
+      where.mkdir(parents=True)
+      (where / 'THUMB_M.png').touch()
+      (where.parent / 'y.png').touch()
+    (tree / folder / 'Thumbs.db').touch()
+  assert [find(*arguments) for arguments in everything] == before
+  assert find('a/*.db') == ['a/*.db']  # Without a match.
+  thumbnails = ['a/@eaDir/x2.png/THUMB_M.png', 'a/@eaDir/y.png']
+  assert find('*/@eaDir/*.png') == thumbnails  # Named explicitly.
+  (tree / 'list').write_text('a\n')
+  assert names_of(list='list') == before[1]
+  # What a shell makes of *, and a folder that is asked for by itself.
+  names = sorted(glob.glob('a/*'))
+  assert 'a/@eaDir' in names
+  assert names_of(*names) == find('a/b', 'a/x1.png')
+  assert names_of('a/@eaDir') == thumbnails
 
 
 @pytest.mark.parametrize(
   'pattern',
   [
-    '*.jpg',
-    '**/*.png',
-    'a/**/*',
-    '**/x[1-3].*',
-    'a*/*.png',
-    '?/b/*.png',
-    '**/b/**/*.jpg',
-    './*/x?.png',
-    '*/*.dat',
-    '.*/*.jpg',
+    *('*.jpg', '**/*.png', 'a/**/*', '**/x[1-3].*', 'a*/*.png', '?/b/*.png'),
+    *('**/b/**/*.jpg', '*/*.dat', '.*/*.jpg', '{}/**/*.png', '../*/a/*.png'),
   ],
 )
-def test_patterns_match_what_globs_of_python_do(tree, pattern):
+def test_patterns_match_as_globs_of_python_do(tree, pattern):
+  pattern = pattern.format(tree)
   expected = {
     path
     for path in glob.glob(pattern, recursive=True)
-    if os.path.isfile(path) and not path.endswith('.txt')
+    if os.path.isfile(path) and not path.endswith(('.txt', '.mpg'))
   }
   found = find(pattern)
-  assert expected and set(found) == expected
-  assert found == sorted(found)
+  assert expected and found == sorted(expected)
+
+
+def test_patterns_follow_only_the_links_that_they_name(tree):
+  (tree / 'link').symlink_to('b')
+  (tree / 'b' / 'up').symlink_to(tree)
+  assert find('link/*.jpg') == find('li*/*.jpg') == ['link/x5.jpg']
+  assert not any('link' in name or 'up' in name for name in find('**/*.jpg'))
 
 
 def test_folders_that_match_stand_for_their_images(tree):
   assert find('a*') == sorted(find('a', 'a-b', 'a.jpg'))
+  assert find('[odd].jpg') == ['[odd].jpg']  # A file comes first.
 
 
-def test_what_matches_nothing_is_told(tree):
+def test_patterns_without_a_match_and_wrong_ones_are_named(tree):
   assert find('*.webp') == ['*.webp']
-  with pytest.raises(images.ImageError, match='No such file.*, nor any that'):
+  with pytest.raises(ImageError, match='No such file.*, nor any that'):
     images.read_image('*.webp')
-
-
-def test_names_that_look_like_patterns_are_files_first(tree):
-  assert find('[odd].jpg') == ['[odd].jpg']
-
-
-def test_links_that_a_pattern_names_are_followed(tree, tmp_path):
-  (tmp_path / 'link').symlink_to('b')
-  assert find('link/*.jpg') == ['link/x5.jpg']
-  assert find('li*/*.jpg') == ['link/x5.jpg']
-  assert not any('link' in name for name in find('**/*.jpg'))
+  with pytest.raises(UserError, match=r'\*\*.jpg: '):
+    find('**.jpg')
 
 
 @pytest.mark.parametrize(
@@ -167,33 +161,17 @@ def test_lists_are_read_as_they_arrive(monkeypatch):
   reading, writing = os.pipe()
   with open(reading, 'rb') as file, open(writing, 'wb', 0) as pipe:
     monkeypatch.setattr('sys.stdin', file)
-    source = sources.of_paths([], sources.STDIN)
+    source = open_source(list=sources.STDIN)
     items = source.items()
     pipe.write(b'a.jpg\nb.jpg\n')
     assert next(items).name == 'a.jpg'
     assert source.count is None
 
 
-def test_lists_hold_folders_and_no_patterns(tree, tmp_path):
-  (tmp_path / 'list').write_text('a-b\n*.jpg\n')
-  source = sources.of_paths(['b'], 'list')
-  names = [item.name for item in source.items()]
-  assert names == ['b/x5.jpg', 'a-b/x4.png', '*.jpg']
-  assert source.count() == 3
-
-
-def test_folders_are_listed_when_their_turn_comes(tree, monkeypatch):
-  listed, scandir = [], os.scandir
-
-  def watch(path):
-    listed.append(path)
-    return scandir(path)
-
-  monkeypatch.setattr(os, 'scandir', watch)
-  names = sources.find('b', 'a')
-  assert not listed
-  next(names)
-  assert listed == ['b/']
+def test_lists_hold_folders_and_no_patterns(tree):
+  (tree / 'list').write_text('a-b\n*.jpg\n')
+  assert names_of('b', list='list') == ['b/x5.jpg', 'a-b/x4.png', '*.jpg']
+  assert open_source('b', list='list').count() == 3
 
 
 def test_an_image_can_come_from_standard_input(monkeypatch):
@@ -201,6 +179,6 @@ def test_an_image_can_come_from_standard_input(monkeypatch):
   Image.new('RGB', (3, 2), 'red').save(content, 'png')
   content.seek(0)
   monkeypatch.setattr('sys.stdin', io.TextIOWrapper(content))
-  [item] = sources.of_paths(['-']).items()
+  [item] = open_source('-').items()
   pixels, label = item.read(True)
   assert pixels.tolist() == [[[255, 0, 0]] * 3] * 2 and label is None

@@ -1,0 +1,88 @@
+"""Datasets by name: what is a folder, what a name of TFDS's, and what neither.
+
+Without TensorFlow, so that commands can answer a wrong name at once.
+"""
+
+import difflib
+import os
+import re
+
+from nfnets import paths
+from nfnets.errors import UserError
+
+# name[/config][:version]. TFDS knows more forms, but some of those download.
+_NAME = r'\w+(/[\w.\-]+)?(:[\d*]+\.[\d*]+\.[\d*]+)?'
+# What is a path, not a name.
+_FOLDER = re.compile(r'[/~]|\.{1,2}(/|$)')
+
+
+def is_name(name: str) -> bool:
+  """Return whether a name can be one of TFDS's, and not only a folder's."""
+  return not _FOLDER.match(name) and bool(re.fullmatch(_NAME, name))
+
+
+def check(name: str, data_dir: str | None = None) -> None:
+  """Raise UserError if there is no folder and no dataset of this name.
+
+  Args:
+    name: a folder of pictures here, or the name of a dataset of TFDS's.
+    data_dir: where TFDS has prepared it, or None.
+  """
+  if paths.is_remote(name):
+    return
+  if _FOLDER.match(name):
+    find_folder(name)
+    return
+  if os.path.isdir(name):
+    return
+  if not is_name(name):
+    raise UserError(
+      f'{name!r} is not the name of a dataset, nor a folder of this machine.'
+      f'{near(name)} Names read like mnist, my_dataset/config or '
+      'imagenet2012:5.1.0.'
+    )
+  import tensorflow_datasets as tfds  # Imports TensorFlow later.
+
+  if paths.is_remote(data_dir or ''):
+    return
+  base = re.split('[/:]', name)[0]
+  known = tfds.list_builders(with_community_datasets=False)
+  root = data_dir or os.fspath(tfds.core.constants.DATA_DIR)
+  if base in ('digits', *known) or os.path.isdir(os.path.join(root, base)):
+    return
+  close = difflib.get_close_matches(base, known)
+  hint = f' Did you mean {" or ".join(close)} of TFDS?' if close else ''
+  raise UserError(
+    f'Unknown dataset {name!r}: there is no folder of that name, TFDS has no '
+    f'such dataset, and there is none prepared in {root}.{near(name) or hint} '
+    'To try things out without any data of your own, use --config=digits.'
+  )
+
+
+def find_folder(name: str) -> str:
+  """Return the absolute path of a folder of pictures."""
+  root = os.path.abspath(paths.expand(name))
+  if not os.path.exists(root):
+    raise UserError(
+      f'There is no folder {root}.{near(name)} Expected is a folder of '
+      'pictures, DIR/CLASS/PICTURES, or the name of a TFDS dataset, as mnist.'
+    )
+  if not os.path.isdir(root):
+    raise UserError(
+      f'{root} is a file. Expected is a folder of pictures, '
+      'DIR/CLASS/PICTURES; archives have to be unpacked.'
+    )
+  return root
+
+
+def near(name: str) -> str:
+  """Return a sentence that names the folders with a similar name, or ''."""
+  parent, base = os.path.split(paths.expand(name).rstrip(os.sep))
+  try:
+    with os.scandir(parent or os.curdir) as entries:
+      folders = {x.name.lower(): x.name for x in entries if x.is_dir()}
+  except OSError:
+    return ''
+  close = difflib.get_close_matches(base.lower(), folders)
+  found = [os.path.join(parent or os.curdir, folders[x]) for x in close]
+  return f' Did you mean the folder {" or ".join(found)}?' if found else ''

@@ -1,0 +1,197 @@
+"""Warnings about a dataset and a result, for the report and the card."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from nfnets.inference import evaluation
+
+# Times as many examples in the largest class as in the smallest.
+_IMBALANCE = 5
+_FEW_PER_CLASS = 10
+_WIDE = 0.1  # The width of an interval, as a share.
+_SHOWN = 5  # Names in one warning.
+
+
+class Warned(NamedTuple):
+  """A warning.
+
+  Attributes:
+    text: One sentence or two, without the names that it is about.
+    names: Names of classes or files; the first few.
+    more: How many names there are beyond these.
+  """
+
+  text: str
+  names: tuple[str, ...] = ()
+  more: int = 0
+
+
+def _select(*candidates: tuple[object, str, Sequence[str]]) -> list[Warned]:
+  """Returns the candidates whose first value is true."""
+  return [
+    Warned(text, tuple(names[:_SHOWN]), max(0, len(names) - _SHOWN))
+    for is_so, text, names in candidates
+    if is_so
+  ]
+
+
+def check_class_counts(
+  found: evaluation.Evaluation, train: np.ndarray | None = None
+) -> list[Warned]:
+  """Warns of classes with few examples, and of unequal ones.
+
+  Args:
+    found: what was tested.
+    train: examples per class to train on, int [K]; None if they are not known.
+  """
+  names = found.names[: found.num_classes]
+  train = np.ones(len(names), int) if train is None else train
+  test = np.array([row['total'] for row in found.classes])
+  least = int(np.where(train > 0, train, train.max()).argmin())
+  most = int(train.argmax())
+
+  def where(mask: np.ndarray) -> list[str]:
+    return [names[i] for i in np.flatnonzero(mask)]
+
+  return _select(
+    (
+      empty := where(train == 0),
+      'There is nothing to learn these classes from:',
+      empty,
+    ),
+    (
+      train[most] >= _IMBALANCE * train[least] > 0,
+      f'The classes are unequal: {train[most]:,} training images of the '
+      f'largest and {train[least]:,} of the smallest. The accuracy overall '
+      'says little of the small ones; look at theirs. Largest and smallest:',
+      [names[most], names[least]],
+    ),
+    (
+      untested := where(test == 0),
+      'There is no test image of these classes, so nothing is known of them:',
+      untested,
+    ),
+    (
+      few := where((test > 0) & (test < _FEW_PER_CLASS)),
+      f'Fewer than {_FEW_PER_CLASS} test images are too few to tell how well '
+      'a class is recognized. So it is with:',
+      few,
+    ),
+  )
+
+
+def check_predictions(found: evaluation.Evaluation) -> list[Warned]:
+  """Warns of imprecise numbers, and of predictions that look wrong."""
+  total, accuracy = found.accuracy['total'], found.accuracy
+  largest = max(row['total'] for row in found.classes) / max(total, 1)
+  has_choice = found.num_classes > 1 and total
+  num_failed = int(np.sum(found.predicted < 0))
+  never = [
+    row['name']
+    for row in found.classes
+    if row['total'] and not row['predicted']
+  ]
+  return _select(
+    (
+      num_failed,
+      f"The network's output is not finite for {num_failed:,} of {total:,} "
+      'images, which count as mistakes. Training has diverged: try a lower '
+      'learning rate, or more clipping.',
+      (),
+    ),
+    (
+      accuracy['high'] - accuracy['low'] > _WIDE,
+      f'{total:,} test images are too few for a precise number: the accuracy '
+      f'is somewhere between {accuracy["low"]:.0%} and {accuracy["high"]:.0%}.',
+      (),
+    ),
+    (
+      has_choice and accuracy['high'] <= largest,
+      'The network does worse than one that always says the most frequent '
+      f'class, which is right for {largest:.1%}.',
+      (),
+    ),
+    (
+      has_choice and accuracy['low'] <= largest < accuracy['high'],
+      'The network may be no better than one that always says the most '
+      f'frequent class, which is right for {largest:.1%}.',
+      (),
+    ),
+    (
+      never,
+      'There are test images of these classes, but the network never says '
+      'that it sees one:',
+      never,
+    ),
+  )
+
+
+def check_files(
+  unreadable: Mapping[str, str],
+  duplicates: Sequence[tuple[str, str]] = (),
+  contradictions: Sequence[tuple[str, str]] = (),
+) -> list[Warned]:
+  """Warns of files that cannot be read, and of copies of a file.
+
+  Args:
+    unreadable: {path: why}; all are named.
+    duplicates: pairs of equal files in two splits.
+    contradictions: pairs of equal files in two classes.
+  """
+  number = len(unreadable)
+  images = 'One image' if number == 1 else f'{number:,} images'
+  paths = tuple(f'{path} ({why})' for path, why in unreadable.items())
+  warned = [Warned(f'{images} cannot be read, and are left out:', paths)]
+
+  def copies(pairs: Sequence[tuple[str, str]], where: str) -> tuple:
+    files = 'One file has' if len(pairs) == 1 else f'{len(pairs):,} files have'
+    names = [f'{first} = {second}' for first, second in pairs]
+    return names, f'{files} the same content in two {where}', names
+
+  return warned * bool(number) + _select(
+    copies(duplicates, 'splits, so it is in training as well as in the test:'),
+    copies(
+      contradictions,
+      'classes, so that one of the labels is wrong, or a picture shows both:',
+    ),
+  )
+
+
+def check_setup(
+  split: str,
+  sizes: np.ndarray,
+  image_size: int,
+  train_loss: Sequence[float] = (),
+) -> list[Warned]:
+  """Warns of small images, of validation images and of a failed training.
+
+  Args:
+    split: the name of the split that was tested.
+    sizes: (height, width) of some images, int [N, 2].
+    image_size: the side of the network's images, in pixels.
+    train_loss: of the steps of training.
+  """
+  side = int(np.median(sizes.min(axis=1))) if len(sizes) else image_size
+  return _select(
+    (
+      len(train_loss) and not np.isfinite(train_loss[-1]),
+      'The loss of training ended as a number that is not finite: training '
+      'has diverged. Try a lower learning rate, or more clipping.',
+      (),
+    ),
+    (
+      split == 'validation',
+      'These are validation images. Where they decided which step is the best, '
+      'or which settings are, the accuracy on new images is a little lower.',
+      (),
+    ),
+    (
+      2 * side <= image_size,
+      f'The images are small: half of them have a side of at most {side} '
+      f'pixels, and are enlarged to the {image_size} of the network. A smaller '
+      'size may be as accurate, and is faster.',
+      (),
+    ),
+  )

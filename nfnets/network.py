@@ -1,0 +1,394 @@
+"""What the networks share: stem, stages of residual blocks, head.
+
+A network's own file has its block, its constructor and what differs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import contextvars
+import functools
+import math
+from typing import Any
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from nfnets import base, conv
+
+_taps = contextvars.ContextVar('taps', default=None)
+
+
+class ResidualBlock(hk.Module):
+  """The parts that the residual blocks of all networks share.
+
+  A block has the convolutions `conv0` (1x1), `conv1` (3x3, with the stride),
+  perhaps `conv1b` (3x3), and `conv2` (1x1), perhaps a gate, and `conv_shortcut`
+  (1x1) where the shape changes. It maps (x [B, H, W, in_ch], is_training) to
+  its output and its residual branch, both [B, H', W', out_ch].
+  `width` is the number of channels between the convolutions; alpha scales the
+  branch and beta the activated input, in the networks that scale them.
+  """
+
+  conv1b = conv_shortcut = None
+  gate: Any = None  # Squeeze and excite, or something like it.
+  pools_shortcut = False  # Instead of a stride in its convolution.
+
+  def __init__(
+    self,
+    in_ch: int,
+    out_ch: int,
+    width: int,
+    which_conv: Callable[..., hk.Conv2D] = base.WSConv2D,
+    groups: int = 1,
+    two_convs: bool = False,
+    stride: int = 1,
+    alpha: float = 0.2,
+    beta: float = 1.0,
+    activation: base.Activation = jax.nn.relu,
+    stochdepth_rate: float = 0.0,
+    name: str | None = None,
+  ):
+    super().__init__(name=name)
+    self.in_ch, self.out_ch, self.stride = in_ch, out_ch, stride
+    self.activation, self.alpha, self.beta = activation, alpha, beta
+    self.stoch_depth = base.StochDepth(stochdepth_rate)
+    conv_3x3 = functools.partial(
+      which_conv, width, 3, feature_group_count=groups
+    )
+    self.conv0 = which_conv(width, 1, name='conv0')
+    self.conv1 = conv_3x3(stride=stride, name='conv1')
+    if two_convs:
+      self.conv1b = conv_3x3(name='conv1b')
+    self.conv2 = which_conv(out_ch, 1, name='conv2')
+    if stride > 1 or in_ch != out_ch:
+      step = 1 if self.pools_shortcut else stride
+      self.conv_shortcut = which_conv(
+        out_ch, 1, stride=step, name='conv_shortcut'
+      )
+
+  def shortcut(self, x: jax.Array, activated: jax.Array) -> jax.Array:
+    """Returns x or, where the shape changes, a projection of `activated`."""
+    if self.conv_shortcut is None:
+      return x
+    if self.pools_shortcut and self.stride > 1:
+      activated = base.avg_pool_2x2(activated)
+    return self.conv_shortcut(activated)
+
+  def add_branch(
+    self,
+    shortcut: jax.Array,
+    branch: jax.Array,
+    is_training: bool,
+    gain_init: hk.initializers.Initializer = jnp.zeros,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns shortcut + alpha * skip gain * branch, and the branch."""
+    out = self.stoch_depth(branch, is_training)
+    gain = hk.get_parameter('skip_gain', (), out.dtype, init=gain_init)
+    return shortcut + out * self.alpha * gain, branch
+
+  def count_flops(self, h: int, w: int) -> int:
+    """Returns the multiply-adds for one image [h, w]."""
+    width, size = self.conv0.output_channels, _strided(h, w, self.stride)
+    modules = self.conv1, self.conv1b, self.conv2
+    return (
+      _conv_flops(self.conv0, self.in_ch, h, w)
+      + sum(_conv_flops(module, width, *size) for module in modules)
+      + _conv_flops(self.conv_shortcut, self.in_ch, *size)
+      + (0 if self.gate is None else self.gate.count_flops())
+    )
+
+
+class Network(hk.Module):
+  """The order of computation of all networks here: stem, stages, head.
+
+  A subclass sets `stem` (convolutions, one after the other, with the activation
+  between them) and `stages` (lists of `ResidualBlock`), and `final_conv` if it
+  has one. `_after_stem` and `_before_pool` are for what else it does.
+
+  The arguments that all networks have:
+    num_classes: size of the logits; 0 leaves out the last layer, and them.
+    variant: a key of `variant_dict`.
+    alpha: scale of the residual branches.
+    stochdepth_rate: rate of stochastic depth of the last block; earlier blocks
+      get less, linearly.
+    drop_rate: dropout before the last layer; None is the variant's own, or 0.
+    activation: a key of `nonlinearities` or, for the baselines without scaled
+      activations, of `unscaled_nonlinearities`.
+    fc_init: initializer of the last layer's kernel; None is N(0, 0.01).
+    name: of the module.
+    remat: how many of the first blocks the backward pass computes again instead
+      of keeping what they computed, or True for all: less memory, more time.
+  """
+
+  variant_dict: Mapping[str, dict] = {}
+  final_conv: hk.Conv2D | None = None
+  pool_padding: Any = None  # That of a 3x3 max pool after the stem.
+  joins_columns = False  # Whether the stem may use `conv.space_to_depth`.
+
+  def __init__(
+    self,
+    num_classes: int,
+    variant: str,
+    activation: base.Activation,
+    drop_rate: float | None,
+    fc_init: hk.initializers.Initializer | None,
+    name: str,
+    remat: bool | int,
+  ):
+    """Builds the last layer.
+
+    Raises:
+      ValueError: for an unknown variant.
+    """
+    super().__init__(name=name)
+    if variant not in self.variant_dict:
+      raise ValueError(
+        f'No variant {variant!r}; there are {", ".join(self.variant_dict)}.'
+      )
+    self.variant, self.row = variant, self.variant_dict[variant]
+    row = self.row
+    self.train_imsize = row.get('train_imsize')
+    self.test_imsize = row.get('test_imsize')
+    self.depth_pattern, self.activation = row['depth'], activation
+    self.drop_rate = (
+      row.get('drop_rate', 0.0) if drop_rate is None else drop_rate
+    )
+    self.remat, self.fc = count_remat(remat), None
+    if num_classes:
+      fc_init = fc_init or hk.initializers.RandomNormal(stddev=0.01)
+      self.fc = hk.Linear(num_classes, w_init=fc_init, name='linear')
+
+  def __call__(
+    self,
+    x: jax.Array,
+    is_training: bool = True,
+    return_metrics: bool = False,
+  ) -> dict[str, jax.Array]:
+    """Computes logits, and what lies before them.
+
+    Args:
+      x: normalized images [B, H, W, 3].
+      is_training: whether dropout and stochastic depth act, and BatchNorm takes
+        the statistics of this batch into its averages, which it otherwise uses.
+      return_metrics: whether to add the signal metrics.
+
+    Returns:
+      `logits` [B, num_classes]; `pool` [B, C], before dropout; `features`, the
+      five maps at strides 2, 4, 8, 16 and 32 before their activation (after it
+      in post-activation networks); with `return_metrics`, scalars
+      `avg_sq_mean_{i}` and `avg_var_{i}`, where i = 0 is the stem after pooling
+      and i + 1 block i, and `res_avg_var_{i}`, the variance of block i's
+      residual branch.
+    """
+    out, stride_2 = self._run_stem(x, is_training)
+    features = [stride_2]
+    if self.pool_padding is not None:
+      out = base.max_pool_3x3(out, self.pool_padding)
+    metrics = base.signal_metrics(out, 0) if return_metrics else {}
+
+    index = 0
+    for blocks in self.stages:
+      for block in blocks:
+        out, branch = call_block(
+          block, out, is_training, remat=index < self.remat
+        )
+        if return_metrics:
+          metrics[f'res_avg_var_{index}'] = base.channel_variance(branch)
+          metrics.update(base.signal_metrics(out, index + 1))
+        index += 1
+      if blocks is self.stages[-1] and self.final_conv is not None:
+        out = self.final_conv(out)
+      out = _tap(out, len(features))
+      features.append(out)
+
+    pool = jnp.mean(self._before_pool(out, is_training), axis=(1, 2))
+    out = self._before_fc(pool, is_training)
+    outputs = {'pool': pool, 'features': features}
+    if self.fc is not None:
+      outputs['logits'] = self.fc(out)
+    return {**outputs, **metrics}
+
+  def count_flops(self, h: int, w: int) -> tuple[list[int], int]:
+    """Returns the multiply-adds for one image [h, w]: per part, and in all."""
+    counts, ch = [], 3
+    for module in self.stem:
+      h, w = _strided(h, w, module.stride[0])
+      counts.append(_conv_flops(module, ch, h, w))
+      ch = module.output_channels
+    if self.pool_padding is not None:
+      h, w = _strided(h, w, 2)
+    for block in sum(self.stages, []):
+      counts.append(block.count_flops(h, w))
+      h, w = _strided(h, w, block.stride)
+      ch = block.out_ch
+    if self.final_conv is not None:
+      counts.append(_conv_flops(self.final_conv, ch, h, w))
+      ch = self.final_conv.output_channels
+    if self.fc is not None:
+      counts.append(ch * self.fc.output_size)
+    return counts, sum(counts)
+
+  def _run_stem(
+    self, x: jax.Array, is_training: bool
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns the stem's output, and the map at stride 2."""
+    factor = 1
+    if self.joins_columns and not _taps.get():
+      strides = [module.stride[1] for module in self.stem]
+      factor = conv.stem_factor(x.shape[2], strides)
+    out, stride_2 = conv.space_to_depth(x, factor), None
+    for i, module in enumerate(self.stem):
+      if i == len(self.stem) - 1 and i > 0:  # This one has the second stride.
+        out = _tap(out, 0)
+        stride_2 = conv.depth_to_space(out, factor)
+      if i > 0:
+        out = self.activation(out)
+      out = module(out, factor=factor) if factor > 1 else module(out)
+      factor = max(factor // module.stride[1], 1)
+    out = self._after_stem(out, is_training)
+    if stride_2 is None:
+      stride_2 = out = _tap(out, 0)
+    return out, stride_2
+
+  def _after_stem(self, x: jax.Array, is_training: bool) -> jax.Array:
+    return x
+
+  def _before_pool(self, x: jax.Array, is_training: bool) -> jax.Array:
+    return self.activation(x)
+
+  def _before_fc(self, x: jax.Array, is_training: bool) -> jax.Array:
+    if is_training and self.drop_rate > 0:
+      x = hk.dropout(hk.next_rng_key(), self.drop_rate, x)
+    return x
+
+
+def build_stages(
+  make_block: Callable[..., ResidualBlock],
+  in_ch: int,
+  widths: Sequence[int],
+  depths: Sequence[int],
+  strides: Sequence[int] = (1, 2, 2, 2),
+  stochdepth_rate: float = 0.0,
+  alpha: float | None = None,
+  reaches_rate: bool = False,
+  first: Mapping[str, Any] | None = None,
+) -> list[list[ResidualBlock]]:
+  """Builds the blocks of all stages.
+
+  Args:
+    make_block: builds one from its channels, as arguments, and `stride`,
+      `stochdepth_rate` and, with `alpha`, `alpha` and `beta`.
+    in_ch: channels of the stem's output.
+    widths, depths: channels and number of blocks of each stage.
+    strides: of the first block of each stage.
+    stochdepth_rate: to which the rates of the blocks grow from 0, linearly.
+    alpha: scale of the residual branches, from which beta follows.
+    reaches_rate: whether the last block has it; else, one after the last would.
+    first: other arguments of the network's first block.
+  """
+  stages, index, kwargs = [], 0, dict(first or {})
+  variances = expected_variances(depths, alpha or 0.0)
+  steps = max(1, len(variances) - reaches_rate)
+  for out_ch, depth, stride in zip(widths, depths, strides, strict=True):
+    stages.append([])
+    for block_index in range(depth):
+      kwargs['stochdepth_rate'] = stochdepth_rate * index / steps
+      if alpha is not None:
+        kwargs |= {'alpha': alpha, 'beta': variances[index] ** -0.5}
+      stride = stride if block_index == 0 else 1
+      stages[-1].append(make_block(in_ch, out_ch, stride=stride, **kwargs))
+      in_ch, index, kwargs = out_ch, index + 1, {}
+  return stages
+
+
+def build_resnet(
+  which_conv: Callable[..., hk.Conv2D],
+  make_block: Callable[..., ResidualBlock],
+  width: float,
+  depths: Sequence[int],
+  **kwargs: Any,
+) -> tuple[list[hk.Conv2D], list[list[ResidualBlock]]]:
+  """Builds the stem and the stages of a ResNet; see `build_stages`."""
+  stem_ch = int(16 * width)
+  widths = [int(w * width) for w in (64, 128, 256, 512)]
+  stages = build_stages(make_block, stem_ch, widths, depths, **kwargs)
+  return [which_conv(stem_ch, 7, stride=2, name='initial_conv')], stages
+
+
+def expected_variances(depths: Sequence[int], alpha: float) -> list[float]:
+  """Returns the variance of each block's input, as the analysis expects it.
+
+  Each branch adds alpha^2 to the variance of its shortcut. A stage's first
+  block starts from the variance that the previous stage reached; its shortcut
+  is activated, which sets that back to 1 (NF-ResNets, section 3). `depths` are
+  the numbers of blocks in the stages.
+  """
+  variances, variance = [], 1.0
+  for depth in depths:
+    for block_index in range(depth):
+      variances.append(variance)
+      if block_index == 0:
+        variance = 1.0
+      variance += alpha**2
+  return variances
+
+
+def call_block(
+  block: Callable[..., tuple[jax.Array, jax.Array]],
+  x: jax.Array,
+  is_training: bool,
+  remat: bool,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns block(x, is_training).
+
+  With `remat`, the backward pass keeps nothing of the block but its input, and
+  computes the rest again, standardized kernels included (arXiv 1604.06174).
+  """
+  if not remat:
+    return block(x, is_training)
+  return hk.remat(lambda x: block(x, is_training))(x)
+
+
+def count_remat(remat: bool | int) -> float:
+  """Returns how many of the first blocks are computed again; True is all.
+
+  Raises:
+    ValueError: for anything but a bool or a number that is not negative.
+  """
+  if remat is True:
+    return math.inf
+  if not isinstance(remat, int) or remat < 0:
+    raise ValueError(f'remat is {remat!r}; it must be True, False or a number.')
+  return remat
+
+
+def tapped(
+  taps: Mapping[int, jax.Array],
+) -> contextlib.AbstractContextManager[None]:
+  """Adds arrays to feature maps of networks that are called in this context.
+
+  The derivative by an array of zeros is the derivative by the map.
+
+  Args:
+    taps: {index in `features`: [B, h, w, c]}.
+  """
+  return conv.setting(_taps, taps)
+
+
+def _tap(x: jax.Array, index: int) -> jax.Array:
+  taps = _taps.get() or {}
+  return x + taps[index] if index in taps else x
+
+
+def _conv_flops(module: hk.Conv2D | None, in_ch: int, h: int, w: int) -> int:
+  """Returns the multiply-adds of a convolution that gives one image [h, w]."""
+  if module is None:
+    return 0
+  kernel = math.prod(module.kernel_shape) * in_ch // module.feature_group_count
+  return h * w * kernel * module.output_channels
+
+
+def _strided(h: int, w: int, stride: int) -> tuple[int, int]:
+  """Returns the size of an image after SAME padding and a stride."""
+  return -(-h // stride), -(-w // stride)
