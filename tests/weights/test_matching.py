@@ -53,6 +53,13 @@ def test_models_are_recognized_with_their_number_of_classes(name, num_classes):
   assert matching.identify(params) == (name, num_classes, False)
 
 
+def test_shapes_are_the_callers_own():
+  model = nfnets.create_model('nfnet_digits', 10)
+  params, _ = matching.model_shapes(model)
+  del params['NFNet/~/linear'], params['NFNet/~/stem_conv0']['w']
+  assert matching.identify(shapes('nfnet_digits', 10)[0]).name == model.name
+
+
 def test_folded_weights_are_recognized():
   model = nfnets.create_model('nfnet_digits', 10)
   params = reference_params.reference_params(shapes('nfnet_digits', 10)[0])
