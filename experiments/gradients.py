@@ -1,9 +1,8 @@
-"""The gradient of a batch on one device, and the norms of its layers.
+"""Gradients of a batch on one device, and norms per layer.
 
-The gradient is computed at once or part by part, or it is the mean of each
-example's own gradient, clipped. `log_layers` reports each layer's norms: the
-numbers of all layers travel in one array each, and become curves of their own,
-with names that sort by depth, where they are written.
+The gradient is computed for the whole batch, in parts (`accumulate_steps`), or
+as the mean of clipped gradients per example (`clip_per_example`). `log_layers`
+reports the norms of each layer.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +26,7 @@ Gradient = Callable[
   [hk.Params, hk.State, Batch, jax.Array],
   tuple[hk.Params, tuple[hk.State, Metrics]],
 ]
-# The name of the layers' norms in the metrics of a step, and of their curves.
+# Key of the norms per layer in the metrics, and prefix of their curves.
 LAYERS, _PREFIX = 'layers', 'layers_'
 
 
@@ -37,14 +36,14 @@ def make_gradient(
   """Builds the mean gradient over a batch.
 
   Args:
-    loss_fn: of `step.make_loss`.
-    config: the experiment's. A batch is computed in `accumulate_steps` parts,
-      one after the other. With `clip_per_example` the mean is that of each
-      example's clipped gradient, `per_example.chunk` examples at a time.
+    loss_fn: what `step.make_loss` returns.
+    config: the experiment's. `accumulate_steps` parts of a batch are computed
+      one after another. With `clip_per_example`, each example's gradient is
+      clipped before averaging, `per_example.chunk` examples at a time.
 
   Returns:
-    A function that also returns the state after the last part, and the means of
-    the metrics, with `fraction_clipped` of examples' gradients.
+    A `Gradient`. It returns the state after the last part, and the mean
+    metrics; with `clip_per_example` also `fraction_clipped`.
   """
   grad_fn = jax.grad(loss_fn, has_aux=True)
   if config.clip_per_example:
@@ -53,7 +52,7 @@ def make_gradient(
   def gradient(params, state, batch, rng):
     parts = config.accumulate_steps
     if config.clip_per_example and config.per_example.chunk:
-      # Chunks divide the parts of accumulation, so they take their place.
+      # Chunks divide the parts of accumulation, and replace them.
       rows = config.per_example.chunk * config.augmentation_multiplicity
       parts = batch['labels'].shape[0] // rows
     if parts == 1:
@@ -83,11 +82,10 @@ def _split(batch: Batch, parts: int) -> Batch:
 def _clip_per_example(
   grad_fn: Callable, config: ml_collections.ConfigDict
 ) -> Gradient:
-  """Builds the mean of each example's clipped gradient, all at once.
+  """Build the mean of clipped gradients per example, for all at once.
 
-  The gradient of an example is that of the mean loss of its
-  `augmentation_multiplicity` rows, which are next to each other. With 'unit'
-  the layers are clipped that `nfnets.optim.sgd_agc` would clip.
+  An example's loss is the mean over its `augmentation_multiplicity` rows, which
+  are adjacent. 'unit' clips the same layers as `nfnets.optim.sgd_agc`.
   """
   settings = config.per_example
 
@@ -121,12 +119,12 @@ def _clip_per_example(
 def check(
   config: ml_collections.ConfigDict, state: hk.State, num_devices: int
 ) -> None:
-  """Raise UserError for settings of `clip_per_example` that do not fit.
+  """Raise UserError if `clip_per_example` does not fit the other settings.
 
   Args:
     config: the experiment's.
-    state: of the network, or its shapes.
-    num_devices: how many share a batch.
+    state: the network's state, or its shapes.
+    num_devices: the number of devices that share a batch.
   """
   settings = config.per_example
   part = config.train_batch_size // num_devices // config.accumulate_steps
@@ -139,24 +137,24 @@ def check(
     ),
     (
       jax.tree.leaves(state),
-      f'clip_per_example: {config.model} has BatchNorm, with which the loss of '
-      'an example depends on the others of its batch, so that none has a '
-      'gradient of its own; a network without it is nf_resnet50.',
+      f'clip_per_example: {config.model} has BatchNorm, so the loss of an '
+      'example depends on the rest of its batch, and there is no gradient per '
+      'example. Use a network without it, such as nf_resnet50.',
     ),
     (
       config.sam_rho,
-      f'clip_per_example: sam_rho is {config.sam_rho}, and the point that SAM '
-      'ascends to follows from many examples together; --sam_rho=0 is without.',
+      f'clip_per_example does not work with SAM (sam_rho is {config.sam_rho}), '
+      'whose ascent needs many examples; use --sam_rho=0.',
     ),
     (
       min(settings.clipping, settings.eps) <= 0,
-      f'per_example.clipping is {settings.clipping} and per_example.eps '
-      f'{settings.eps}; they must be positive.',
+      f'per_example.clipping is {settings.clipping} and per_example.eps is '
+      f'{settings.eps}; both must be positive.',
     ),
     (
       chunk < 1 or part % chunk,
-      f'per_example.chunk is {chunk}, which does not divide the {part} '
-      'examples that each device computes at a time; None is all.',
+      f'per_example.chunk is {chunk}; it must divide the {part} examples that '
+      'each device computes at a time. None: all of them.',
     ),
   ):
     if is_wrong:
@@ -166,16 +164,17 @@ def check(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Layers:
-  """Numbers of each layer that has a matrix or a kernel, from the input on.
+  """Norms of the L layers with a kernel, ordered by depth.
 
-  Units are what AGC clips: the weights that feed one output. Their ratio is the
-  norm of the gradient over that of the weights, which counts as `eps` at least.
+  A unit is the weights that feed one output. Its ratio is the norm of its
+  gradient over max(norm of its weights, eps), as in AGC.
 
   Attributes:
-    names: of the layers, below the network's own.
-    max_ratio: float32 [L], the highest ratio of a layer's units.
-    median_ratio: float32 [L].
-    fraction_clipped: float32 [L], of the units; None where nothing is clipped.
+    names: module names, without the network's.
+    max_ratio: float32 [L], the largest ratio of the units of each layer.
+    median_ratio: float32 [L], their median.
+    fraction_clipped: float32 [L], the fraction of units that AGC clips; None
+      without AGC.
   """
 
   names: tuple[str, ...] = dataclasses.field(metadata={'static': True})
@@ -184,7 +183,7 @@ class Layers:
   fraction_clipped: jax.Array | None
 
   def scalars(self) -> Iterator[tuple[str, float]]:
-    """Yields (name of a curve, its value)."""
+    """Yield (name of a curve, value); names sort by depth."""
     for field in ('max_ratio', 'median_ratio', 'fraction_clipped'):
       values = getattr(self, field)
       if values is not None:
@@ -198,18 +197,17 @@ def measure_layers(
   opt_state: optax.OptState,
   config: ml_collections.ConfigDict,
 ) -> Layers:
-  """Measures the layers in one update.
+  """Measure the norms per layer in one update.
 
   Args:
     params: before the update.
-    grads: of the loss, before they are clipped.
-    opt_state: the optimizer's, which may have the clipping in it.
+    grads: gradients of the loss, before clipping.
+    opt_state: the optimizer's; with `traced_hyperparams` it holds the clipping.
     config: the experiment's.
   """
   kwargs = config.optimizer.kwargs
   clipping, eps = None, 1e-3
-  # After the gradients of single examples are clipped, the clipping of their
-  # mean says nothing.
+  # With clipping per example, the optimizer does not clip.
   if config.optimizer.name == 'sgd_agc' and not config.clip_per_example:
     clipping = kwargs.get('clipping', 0.01)
     clipping = optax.tree.get(opt_state, 'clipping', clipping)
@@ -226,7 +224,7 @@ def measure_layers(
     )
     if sum(size > 1 for size in param.shape) > 1
   ]
-  # Paths come sorted, and their sort is kept where the depth is the same.
+  # A stable sort: layers of the same depth stay sorted by path.
   kernels.sort(key=lambda kernel: module_names.depth(kernel[0]))
   names, ratios, clipped = [], [], []
   for module, name, param, grad, clips in kernels:
@@ -238,7 +236,7 @@ def measure_layers(
       clipped.append(jnp.mean(clips * (ratio > clipping), dtype=jnp.float32))
     parts = module_names.parts(module)[1:] or [module]
     names.append('/'.join(parts if name == 'w' else [*parts, name]))
-  # Padded, to be sorted as one: compiling a sort per layer takes a minute.
+  # Padded, because compiling one sort per layer would take a minute.
   most = max(len(ratio) for ratio in ratios)
   padded = jnp.stack(
     [

@@ -1,7 +1,7 @@
-"""A config becomes model, optimizer, schedule, data and seed, here and once.
+"""Builds model, optimizer, schedule and data from a config, and checks it.
 
-Training, evaluation, the tools and the benchmarks all use the `Recipe` that
-`build` returns; what is wrong with the settings is found out on the way.
+Training, evaluation, tools and benchmarks use the `Recipe` that `build`
+returns.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ from nfnets import errors, optim, zoo
 from nfnets.data import builders, dataset
 from nfnets.weights import matching
 
-# Fake data: images of an epoch, and classes where num_classes is open.
+# Fake data: images per epoch, and classes if num_classes is None.
 _FAKE_EXAMPLES, _FAKE_CLASSES = 10_000, 10
-# Batches of fake data that an evaluation takes.
+# Batches of fake data in an evaluation.
 _FAKE_EVAL_BATCHES = 2
-# What a setting can call them by.
+# Initializers that settings can name.
 _INITIALIZERS = {'zeros': jnp.zeros, 'ones': jnp.ones}
-# The settings that `traced_hyperparams` passes to the compiled step, by their
-# names in the optimizer's state, where optax.inject_hyperparams keeps them.
+# Settings that `traced_hyperparams` passes to the compiled step, by their names
+# in the optimizer state of optax.inject_hyperparams.
 TRACED = {
   'peak': 'lr',
   'clipping': 'optimizer.kwargs.clipping',
@@ -40,17 +40,17 @@ _wrong = functools.partial(errors.UserError, status=2)
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """What the settings of an experiment mean.
+  """Everything that an experiment's settings define.
 
   Attributes:
     config: the settings, `experiment_kwargs.config` of JAXline's.
     model: the network.
     schedule: the learning rate by step, from 0.
-    optimizer: follows the schedule.
-    builder: TFDS's; None for fake data.
-    num_examples: of an epoch of training.
-    data_seed: decides on the order of the examples and on what happens to them.
-    privacy: the mechanism of private training; None without.
+    optimizer: the optimizer, with the schedule.
+    builder: the TFDS builder; None for fake data.
+    num_examples: number of examples in an epoch of training.
+    data_seed: seed of the order of the examples and of their augmentation.
+    privacy: the mechanism of private training; None if it is not private.
   """
 
   config: ml_collections.ConfigDict
@@ -64,34 +64,34 @@ class Recipe:
 
   @property
   def num_steps(self) -> int:
-    """How many updates `config.num_epochs` make; at least one."""
+    """Number of updates in `config.num_epochs`; at least one."""
     images = self.config.num_epochs * self.num_examples
-    # A whole number of steps need not be one of epochs.
+    # The tolerance: num_epochs may come from a whole number of steps.
     return max(1, int(images / self.config.train_batch_size + 1e-6))
 
   def num_eval_examples(self, split: str | None = None) -> int:
-    """Returns how many examples an evaluation counts; see `eval_batches`."""
+    """Return the number of examples in an evaluation; see `eval_batches`."""
     if self.builder is None:
       return _FAKE_EVAL_BATCHES * self.eval_batch_size
     return dataset.num_examples(self.builder, split or self.config.eval_subset)
 
   @property
   def test_split(self) -> str:
-    """What the test split is called where it comes from."""
+    """Name of the test split in its dataset."""
     if self.builder is None:
       return 'random images'
     return builders.find_split(self.builder, 'test').tfds_split
 
   @property
   def chooses_by_test(self) -> bool:
-    """Whether evaluation on the way is of the images of the test split."""
+    """Whether evaluations during training use the test split."""
     return self.builder is None or builders.is_test_split(
       self.builder, self.config.eval_subset
     )
 
   @property
   def batch_size(self) -> int:
-    """Examples of a batch, with what fills it where its size is random."""
+    """Examples per batch, including padding of Poisson samples."""
     if self.privacy is None:
       return self.config.train_batch_size
     parts = self.config.per_example.chunk or self.config.accumulate_steps
@@ -99,24 +99,24 @@ class Recipe:
 
   @property
   def eval_batch_size(self) -> int:
-    """The setting, and as many more as make the devices' shares equal."""
+    """The setting, rounded up to a multiple of the number of devices."""
     return _round_up(self.config.eval_batch_size, jax.device_count())
 
   @property
   def program_key(self) -> tuple[str, int]:
-    """Equal for recipes whose compiled steps are the same."""
+    """Key that is equal for recipes with the same compiled steps."""
     settings = dict(command_line.leaves(self.config))
     if self.config.traced_hyperparams:
       for name in traced_values(self.config):
         settings.pop(TRACED[name])
-      # The rate of the last layer is a multiple of the others'.
+      # lr_head / lr is a constant of the program.
       if self.config.lr_head:
         settings['lr'] = self.config.lr
     # Values may be lists.
     return repr(sorted(settings.items())), self.num_examples
 
   def num_eval_batches(self, split: str | None = None) -> int:
-    """Returns how many batches it takes; what the last lacks is masked."""
+    """Return the number of batches; padding of the last one is masked."""
     return -(-self.num_eval_examples(split) // self.eval_batch_size)
 
   def train_batches(
@@ -125,12 +125,12 @@ class Recipe:
     secret_key: np.ndarray | None = None,
     **processes: int,
   ):
-    """Returns the batches of training, without end; see `dataset`.
+    """Return endless training batches; see `dataset`.
 
     Args:
-      first_step: the step, from 0, that the first batch is for.
-      secret_key: `privacy.NoiseState`'s, where training is private.
-      **processes: `process_index` and `process_count`, if not JAX's own.
+      first_step: the step, from 0, of the first batch.
+      secret_key: that of `privacy.NoiseState`, in private training.
+      **processes: `process_index` and `process_count`, if not JAX's.
     """
     options = self._data_options(**(processes or _processes()))
     if self.privacy:
@@ -144,7 +144,7 @@ class Recipe:
     )
 
   def eval_batches(self, split: str | None = None):
-    """Returns batches with every example once; see `dataset`.
+    """Return batches that hold every example once; see `dataset`.
 
     Args:
       split: 'valid' or 'test'; `config.eval_subset` if None.
@@ -187,18 +187,17 @@ def build(
   num_devices: int | None = None,
   training_steps: int | None = None,
 ) -> Recipe:
-  """Builds all that the settings name; nothing is compiled or written.
+  """Build the recipe; compile and write nothing.
 
   Args:
-    config: the experiment's settings; see `configs.get_base`. Those that are
-      unset are set.
+    config: the experiment's settings; see `configs.get_base`. Unset settings
+      get their values.
     init_rng: the key that JAXline gives to the experiment.
-    num_devices: how many share a batch; None is those that there are.
-    training_steps: JAXline's; where num_epochs is None, it follows from these.
+    num_devices: the number of devices that share a batch. None: all devices.
+    training_steps: JAXline's; defines num_epochs if that is None.
 
   Raises:
-    UserError: for settings that are wrong, and if the dataset or weights that
-      tell the model cannot be used.
+    UserError: if settings are wrong, or the dataset or weights cannot be read.
   """
   defaults.set_model_defaults(config)
   num_devices = num_devices or jax.device_count()
@@ -217,7 +216,7 @@ def build(
   optimizer = create_optimizer(config, schedule)
   private = None
   if config.private.noise_multiplier or config.private.epsilon:
-    # An epoch of random images may be less than a batch.
+    # An epoch of fake data may be smaller than a batch.
     at_least = 0 if builder else config.train_batch_size
     private = privacy_lib.make(config, max(num_examples, at_least))
     optimizer = optax.chain(private.noise(), optimizer)
@@ -236,11 +235,11 @@ def build(
 def create_model(
   config: ml_collections.ConfigDict, num_classes: int | None = None
 ) -> nfnets.Model:
-  """Builds the network that the settings name.
+  """Build the network.
 
   Args:
     config: the experiment's.
-    num_classes: another number of classes than the config's, if not None.
+    num_classes: number of classes. None: `config.num_classes`.
   """
   kwargs = dict(config.model_kwargs)
   if kwargs.get('skipinit_gain') in _INITIALIZERS:
@@ -259,10 +258,10 @@ def create_model(
 def create_schedule(
   config: ml_collections.ConfigDict, steps_per_epoch: float
 ) -> optax.Schedule:
-  """Builds the learning rate schedule that the settings describe.
+  """Build the learning rate schedule.
 
   Returns:
-    A function from the step, and from another peak where one is given.
+    A function from the step and, optionally, another peak.
   """
   peak = _peak_learning_rate(config)
   if config.lr_schedule.name == 'constant':
@@ -287,11 +286,11 @@ def _peak_learning_rate(config: ml_collections.ConfigDict) -> float:
 
 
 def traced_values(config: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
-  """Returns {name: float32 scalar} of the `TRACED` that the settings have."""
+  """Return {name: float32 scalar} of the `TRACED` settings in a config."""
   kwargs = config.optimizer.kwargs
   values = {'peak': _peak_learning_rate(config)}
   values |= {name: kwargs[name] for name in TRACED if name in kwargs}
-  # Finite, as everything in a checkpoint is; no unit exceeds such a clipping.
+  # Checkpoints must be finite; a clipping this large clips nothing.
   most = np.finfo(np.float32).max
   return {k: np.asarray(min(v, most), np.float32) for k, v in values.items()}
 
@@ -299,13 +298,13 @@ def traced_values(config: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
 def create_optimizer(
   config: ml_collections.ConfigDict, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-  """Builds the optimizer that the settings name, for the layers they name."""
+  """Build the optimizer, restricted to `train_only` and scaled per layer."""
   kwargs = dict(config.optimizer.kwargs)
   if config.clip_layers:
     if config.optimizer.name != 'sgd_agc':
       raise _wrong(
         f'clip_layers is {config.clip_layers!r}, but the optimizer '
-        f'{config.optimizer.name!r} clips no layers; sgd_agc does.'
+        f'{config.optimizer.name!r} does not clip; use sgd_agc.'
       )
     params, _ = matching.model_shapes(create_model(config))
     with errors.prefix('clip_layers', status=2):
@@ -347,14 +346,14 @@ def _processes() -> dict[str, int]:
 
 
 def _train_split(config: ml_collections.ConfigDict) -> str:
-  # All that evaluation does not need.
+  # All examples that evaluation does not use.
   return 'train_and_valid' if config.eval_subset == 'test' else 'train'
 
 
 def _open_dataset(
   config: ml_collections.ConfigDict, training_steps: int | None
 ) -> tuple[Any, int]:
-  """Returns TFDS's builder, or None, and the number of training examples."""
+  """Return the TFDS builder, or None, and the number of training examples."""
   if config.fake_data:
     defaults.set_training_defaults(
       config, _FAKE_CLASSES, _FAKE_EXAMPLES, training_steps
@@ -362,15 +361,15 @@ def _open_dataset(
     return None, _FAKE_EXAMPLES
   if not config.which_dataset:
     raise _wrong(
-      'No dataset is named: --data=DIR is a folder of images, with a folder '
-      'for each class; --data=NAME is a dataset of TFDS.'
+      'There is no dataset: use --data=DIR for a folder of images with a '
+      'subfolder per class, or --data=NAME for a TFDS dataset.'
     )
   builder = dataset.load_builder(config.which_dataset, config.data_dir)
   num_classes = dataset.num_classes(builder)
   if config.num_classes not in (None, num_classes):
     raise _wrong(
       f'{config.which_dataset} has {num_classes} classes, but num_classes is '
-      f'{config.num_classes}; --num_classes=None takes those of the dataset.'
+      f'{config.num_classes}; use --num_classes=None.'
     )
   num_examples = dataset.num_examples(builder, _train_split(config))
   defaults.set_training_defaults(

@@ -16,7 +16,7 @@ class AdaptiveGradClipState(NamedTuple):
 
   Attributes:
     fraction_clipped: float32 scalar, the fraction of units that the last update
-      clipped. Find it in a composed state with `optax.tree.get`.
+      clipped. `optax.tree.get` finds it in the state of a chain.
 
   Example:
     >>> tx = optim.adaptive_grad_clip(0.01)
@@ -29,17 +29,17 @@ class AdaptiveGradClipState(NamedTuple):
 
 
 def norm(x: jax.Array, axis: int | Sequence[int] | None = None) -> jax.Array:
-  """Returns the L2 norm over some axes, which keep size 1.
+  """Return the L2 norm over some axes, which keep size 1.
 
-  Squares of large and of tiny numbers neither overflow nor vanish, and the
+  The squares of large or tiny numbers do not overflow or underflow, and the
   derivative at zero is zero.
 
   Args:
     x: any array.
-    axis: the axes to sum over; None is all.
+    axis: the axes to sum over. None: all axes.
 
   Returns:
-    The norm, float32, or float64 for such x.
+    The norm, float64 for float64 x and float32 otherwise.
   """
   x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0)
@@ -52,19 +52,21 @@ def norm(x: jax.Array, axis: int | Sequence[int] | None = None) -> jax.Array:
 
 
 def unitwise_norm(x: jax.Array, axis: Axis = None) -> jax.Array:
-  """Returns the norm of the weights that feed each output.
+  """Return the L2 norm of each unit: the weights that feed one output.
 
   Args:
-    x: any array; of rank up to 5, with the output axis last, if `axis` is None.
-    axis: the axes to sum over. None is all but the last, and all of them for
-      scalars and for arrays with at most one axis longer than 1.
+    x: any array. If `axis` is None, its rank is at most 5 and its last axis is
+      the output.
+    axis: the axes to sum over. None: all but the last axis; for scalars and
+      arrays with at most one axis longer than 1, all axes.
 
   Returns:
-    The L2 norm; the axes that it sums over keep size 1. float32, or float64 for
-    such x.
+    The norm, float64 for float64 x and float32 otherwise. The axes that it sums
+    over keep size 1.
 
   Raises:
-    ValueError: for a rank above 5 without `axis`, or an axis that x lacks.
+    ValueError: if the rank is above 5 and `axis` is None, or x has no such
+      axis.
 
   Example:
     >>> optim.unitwise_norm(jnp.ones((3, 3, 16, 8))).shape
@@ -73,8 +75,8 @@ def unitwise_norm(x: jax.Array, axis: Axis = None) -> jax.Array:
   if axis is None:
     if x.ndim > 5:
       raise ValueError(
-        f'No known meaning for a parameter of shape {x.shape}; `axis` says '
-        'which axes to sum over.'
+        f'The units of a parameter of shape {x.shape} are unknown: set `axis` '
+        'to the axes to sum over.'
       )
     if sum(size > 1 for size in x.shape) > 1:
       axis = tuple(range(x.ndim - 1))
@@ -86,13 +88,13 @@ def adaptive_grad_clip(
   eps: float = 1e-3,
   axis: Axis | Callable[[str, tuple[int, ...]], Axis] = None,
 ) -> optax.GradientTransformation:
-  """Clips each unit's gradient to a multiple of the unit's norm.
+  """Clip each unit's gradient to a multiple of the unit's norm.
 
-  Where the norm of the gradient of the weights that feed one output exceeds
-  clipping * max(norm of these weights, eps), it is scaled down to it (equation
-  3). Parameters are HWIO or IO kernels, or any array whose last axis is the
-  output; a vector is one unit. For other layouts, `axis` says which axes a
-  unit's norm sums over:
+  A unit is the weights that feed one output. A gradient whose norm is larger
+  than clipping * max(norm of the unit, eps) is scaled down to that norm
+  (equation 3). By default the last axis of a parameter is the output, as in
+  HWIO and IO kernels, and a vector is one unit. For other layouts, `axis` names
+  the axes that a unit's norm sums over:
 
     adaptive_grad_clip(0.01, axis=(1, 2, 3))  # OIHW kernels.
 
@@ -101,18 +103,17 @@ def adaptive_grad_clip(
         return 0
       return None  # The default rule.
 
-  Differs from `optax.adaptive_grad_clip` in that rank 3 keeps only the last
-  axis, and in that the state tells the fraction of units that were clipped.
+  `optax.adaptive_grad_clip` keeps the last two axes of parameters of rank 3,
+  and its state does not hold the fraction of clipped units.
 
   Args:
-    clipping: largest ratio of the two norms.
-    eps: lower bound on the norm of the weights, so that zero weights can move.
-    axis: see `unitwise_norm`; or a function from a parameter's path, such as
-      'layer_0/query/kernel', and its shape to that.
+    clipping: largest ratio of the norms of gradient and unit.
+    eps: lower bound on the weight norm, so that zero weights can move.
+    axis: see `unitwise_norm`; or a function that returns it from a parameter's
+      path, such as 'layer_0/query/kernel', and its shape.
 
   Returns:
-    An optax transformation. Its `update` needs `params` and raises ValueError
-    without.
+    An optax transformation. Its `update` raises ValueError without `params`.
 
   Example:
     >>> tx = optax.chain(optim.adaptive_grad_clip(0.01), optax.sgd(0.1))

@@ -1,4 +1,4 @@
-"""Layers by name: which are trained, or clipped, and how far each one moves."""
+"""Select layers by name, and train, freeze or scale them."""
 
 from collections.abc import Callable
 import fnmatch
@@ -13,24 +13,24 @@ Mask = Callable[[optax.Params], Any]
 
 
 def path(keys) -> tuple[str, str]:
-  """Returns (module, name) of a parameter in a tree of any depth."""
+  """Return (module, name) of a parameter in a tree of any depth."""
   names = [str(getattr(k, 'key', getattr(k, 'name', k))) for k in keys]
   return '/'.join(names[:-1]), names[-1]
 
 
 def choose(names: str) -> Mask:
-  """Returns a function from parameters to a tree of bools: the chosen ones.
+  """Return a function from parameters to a tree of bools: the chosen ones.
 
   Args:
-    names: parts of the path of a parameter, such as 'nf_block_3', 'conv1' or
-      'gain', with `*` and `?` as in file names, and with commas between them;
-      'last' is the last linear layer, 'stem' what comes before the blocks, and
-      'stage1' to 'stage4' are the blocks of a stage. A parameter is chosen
-      where any fits, unless one with `!` in front does; with these alone, all
-      others are.
+    names: patterns, separated by commas. A pattern is a part of a parameter's
+      path, such as 'nf_block_3', 'conv1' or 'gain', with `*` and `?` as in file
+      names; 'last' for the last linear layer; 'stem' for the layers before the
+      first block; or 'stage1' to 'stage4' for the blocks of a stage. A
+      parameter is chosen if a pattern matches it and no pattern with `!` in
+      front does. If all patterns have `!`, all other parameters are chosen.
 
   Returns:
-    A function that raises ValueError where one of them fits no parameter.
+    The function. It raises ValueError if a pattern matches no parameter.
 
   Example:
     >>> mask = optim.choose('last,gain')(params)
@@ -42,7 +42,7 @@ def choose(names: str) -> Mask:
     paths = [path(keys) for keys, _ in leaves]
     stages = module_names.stages(module for module, _ in paths)
     chosen = [all(pattern.startswith('!') for pattern in patterns)] * len(paths)
-    # What is left out comes last, wherever it stands.
+    # Exclusions apply last, wherever they stand.
     for pattern in sorted(patterns, key=lambda p: p.startswith('!')):
       name = pattern.removeprefix('!')
       found = [_fits(name, *p, stages) for p in paths]
@@ -51,7 +51,7 @@ def choose(names: str) -> Mask:
           module_names.layer(module) for module, _ in paths
         )
         raise ValueError(
-          f'{name!r} fits no parameter. There are the layers last, '
+          f'{name!r} matches no parameter. The layers are last, '
           f'{", ".join(layers)}, stem, '
           f'{", ".join(f"stage{n}" for n in sorted(set(stages.values())))}, '
           'and parts of these.'
@@ -67,7 +67,7 @@ def choose(names: str) -> Mask:
 
 
 def _fits(pattern: str, module: str, name: str, stages: dict[int, int]) -> bool:
-  """Tells whether a pattern of `choose` is about this parameter."""
+  """Return whether a pattern of `choose` matches a parameter."""
   if pattern == 'last':
     return module_names.is_last_layer(module)
   if pattern == 'stem':
@@ -81,14 +81,15 @@ def _fits(pattern: str, module: str, name: str, stages: dict[int, int]) -> bool:
 def train_only(
   optimizer: optax.GradientTransformation, mask: Mask
 ) -> optax.GradientTransformation:
-  """Has an optimizer change the chosen parameters alone.
+  """Update the chosen parameters only.
 
   Args:
-    optimizer: sees these alone, and keeps no state of the others.
-    mask: from parameters to a tree of bools.
+    optimizer: updates the chosen parameters, and keeps state for them only.
+    mask: a function from parameters to a tree of bools, such as `choose`
+      returns.
 
   Returns:
-    An optax transformation; its updates of the other parameters are zero.
+    An optax transformation. Its updates of the other parameters are zero.
 
   Example:
     >>> tx = optim.train_only(optax.sgd(0.1), optim.choose('last'))
@@ -99,9 +100,9 @@ def train_only(
 
 
 def stop_gradients(params: optax.Params, mask: Mask) -> optax.Params:
-  """Returns the parameters, of which only the chosen ones have a gradient.
+  """Return the parameters with gradients stopped at all but the chosen ones.
 
-  That of the others is zero, and is not computed.
+  The gradient of the others is zero, and XLA does not compute it.
 
   Example:
     >>> frozen = optim.stop_gradients(params, optim.choose('last'))
@@ -116,18 +117,18 @@ def stop_gradients(params: optax.Params, mask: Mask) -> optax.Params:
 def scale_layers(
   decay: float = 1.0, last: float = 1.0
 ) -> optax.GradientTransformation:
-  """Scales the updates of each layer by its depth.
+  """Scale the updates of each layer by its depth: layer-wise decay.
 
-  To be chained behind an optimizer, where it is a learning rate for each layer
-  (layer-wise decay, as of BEiT, arXiv 2106.08254, appendix).
+  Chain it after an optimizer, to give each layer its own learning rate (BEiT,
+  arXiv 2106.08254, appendix).
 
   Args:
-    decay: factor from a block to the one before it. The stem is one further
-      than the first block; what follows the last block is scaled by 1.
-    last: factor of the last linear layer, on top.
+    decay: factor from each block to the block before it. The stem comes before
+      the first block. Layers after the last block are scaled by 1.
+    last: additional factor of the last linear layer.
 
   Returns:
-    An optax transformation without a state.
+    An optax transformation without state.
 
   Example:
     >>> tx = optax.chain(optax.adamw(1e-3), optim.scale_layers(decay=0.8))

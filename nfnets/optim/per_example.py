@@ -16,27 +16,27 @@ def per_example_adaptive_grad_clip(
   mask: Mask | None = None,
   axis: agc.Axis | Callable[[str, tuple[int, ...]], agc.Axis] = None,
 ) -> optax.GradientTransformation:
-  """Clips each unit of each example's gradient, and takes the mean.
+  """Clip each unit of each example's gradient, and average over examples.
 
-  What `adaptive_grad_clip` does to the gradient of a batch, this does to that
-  of each example before they are averaged. As optax's transformations of the
-  kind (`optax.contrib.differentially_private_aggregate`) it comes first in a
-  chain, and takes what `jax.vmap(jax.grad(loss), (None, 0))` gives. By the norm
-  of all of a gradient, `optax.per_example_global_norm_clip` clips.
+  It does to each example's gradient what `adaptive_grad_clip` does to the
+  gradient of a batch. Put it first in a chain, and give it the gradients of
+  `jax.vmap(jax.grad(loss), (None, 0))`.
+  (`optax.per_example_global_norm_clip` clips by the norm of the whole
+  gradient instead.)
 
   Args:
-    clipping: of `adaptive_grad_clip`.
-    eps: of `adaptive_grad_clip`.
-    mask: from parameters to bools: which of them are clipped, such as
-      `clip_mask`; the others are only averaged. `optax.masked` would leave the
-      axis of the examples to these. None clips all.
-    axis: of `adaptive_grad_clip`; without the axis of the examples.
+    clipping: see `adaptive_grad_clip`.
+    eps: see `adaptive_grad_clip`.
+    mask: a function from parameters to a tree of bools, such as `clip_mask`:
+      those to clip. The others are only averaged. None: clip all. (Do not use
+      `optax.masked`: it would not average the others.)
+    axis: see `adaptive_grad_clip`; without the axis of the examples.
 
   Returns:
-    An optax transformation. Its `update` needs `params` and raises ValueError
-    without, or where an array is not of a parameter's shape with the examples
-    in front: [B, ...]. The updates that it gives have the parameters' shapes.
-    Its state is `AdaptiveGradClipState`, of all units of all examples.
+    An optax transformation from gradients [B, ...] to updates [...]. Its
+    `update` raises ValueError without `params`, and if a gradient does not have
+    a parameter's shape behind the axis of the examples. Its state is an
+    `AdaptiveGradClipState` of all units of all examples.
 
   Example:
     >>> each = jax.tree.map(lambda g: jnp.stack([g, g]), grads)  # [B, ...]
@@ -70,15 +70,15 @@ def per_example_adaptive_grad_clip(
 
 
 def _check_shapes(updates: optax.Updates, params: optax.Params) -> None:
-  """Raises ValueError unless each update has one axis more, of one size."""
+  """Raise ValueError unless all updates have the same leading axis."""
   size = jax.tree.leaves(updates)[0].shape[:1]
 
   def check(update, param):
     if update.shape != (*size, *param.shape):
       raise ValueError(
-        'per_example_adaptive_grad_clip takes the gradient of each example, '
-        f'[B, ...]: {list(update.shape)} is none of a parameter '
-        f'{list(param.shape)}.'
+        'per_example_adaptive_grad_clip needs the gradient of each example, '
+        f'[B, ...]: for a parameter of shape {list(param.shape)} it got '
+        f'{list(update.shape)}.'
       )
 
   jax.tree.map(check, updates, params)

@@ -1,4 +1,4 @@
-"""The optimizers of the papers, composed of optax's parts."""
+"""The optimizers of the papers, built from optax's transformations."""
 
 import inspect
 from typing import Any
@@ -12,9 +12,9 @@ from nfnets.optim.layers import Mask
 
 
 def decay_mask(params: optax.Params) -> Any:
-  """Returns a tree of bools: which parameters get weight decay.
+  """Return a tree of bools: the parameters with weight decay.
 
-  All but gains, biases, scales and offsets, which are known by their names.
+  These are all but gains, biases, scales and offsets, found by their names.
 
   Example:
     >>> decay = optax.add_decayed_weights(2e-5, optim.decay_mask)
@@ -29,10 +29,10 @@ def decay_mask(params: optax.Params) -> Any:
 
 
 def clip_mask(params: optax.Params) -> Any:
-  """Returns a tree of bools: which parameters are clipped by AGC.
+  """Return a tree of bools: the parameters that AGC clips.
 
-  All but the kernel of the last linear layer, `<network>/~/linear` (arXiv
-  2102.06171, section 4.1); those inside squeeze and excite are clipped.
+  These are all but the kernel of the last linear layer, `<network>/~/linear`
+  (arXiv 2102.06171, section 4.1).
 
   Example:
     >>> clip = optax.masked(optim.adaptive_grad_clip(0.01), optim.clip_mask)
@@ -45,16 +45,16 @@ def clip_mask(params: optax.Params) -> Any:
   return jax.tree_util.tree_map_with_path(clips, params)
 
 
-def clipped_layers(names: str, params: optax.Params) -> Mask:
-  """Returns a function from parameters to bools: which AGC is to clip.
+def clipped_layers(names: str | None, params: optax.Params) -> Mask:
+  """Return a function from parameters to a tree of bools: those to clip.
 
   Args:
-    names: as `choose` takes them; '' are those of the paper, `clip_mask`.
-    params: all of the network's, or their shapes. The function takes a part of
-      them, too, as an optimizer of some layers sees it.
+    names: patterns, as for `choose`. '' or None: the paper's, `clip_mask`.
+    params: all parameters of the network, or their shapes. The function also
+      accepts a part of them, as an optimizer of some layers sees it.
 
   Raises:
-    ValueError: if one of the names fits no parameter.
+    ValueError: if a pattern matches no parameter.
 
   Example:
     >>> mask = optim.clipped_layers('final_conv', params)
@@ -78,20 +78,20 @@ def sgd_agc(
   mask: Mask = decay_mask,
   clipping_mask: Mask = clip_mask,
 ) -> optax.GradientTransformation:
-  """SGD with adaptive gradient clipping, as NFNets were trained.
+  """Return SGD with adaptive gradient clipping, as the paper trains NFNets.
 
-  Clips the raw gradient, adds weight_decay * parameter, takes the sum into the
-  momentum, and multiplies by minus the learning rate.
+  It clips the gradient, adds weight_decay * parameter, applies momentum to the
+  sum, and multiplies by minus the learning rate.
 
   Args:
     learning_rate: the rate, or a schedule.
     momentum: decay of the momentum trace.
-    nesterov: whether the momentum is Nesterov's.
+    nesterov: whether to use Nesterov's momentum.
     weight_decay: coefficient of the (coupled) decay.
-    clipping: of `adaptive_grad_clip`.
-    eps: of `adaptive_grad_clip`.
-    mask: from parameters to bools: which of them decay.
-    clipping_mask: which of them are clipped.
+    clipping: see `adaptive_grad_clip`.
+    eps: see `adaptive_grad_clip`.
+    mask: a function from parameters to a tree of bools: those that decay.
+    clipping_mask: the same, for the parameters to clip.
 
   Returns:
     An optax transformation whose `update` needs `params`.
@@ -111,14 +111,14 @@ def sgd_agc(
 def make_optimizer(
   name: str, learning_rate: optax.ScalarOrSchedule, **kwargs
 ) -> optax.GradientTransformation:
-  """Builds an optimizer by name, with the decay mask of the papers.
+  """Build an optimizer by name, with the weight decay mask of the papers.
 
   Args:
     name: 'sgd_agc', or any optimizer of optax, such as 'sgd' or 'adamw'.
     learning_rate: the rate, or a schedule.
-    **kwargs: the optimizer's other arguments. `weight_decay` may be given to
-      all: where optax's optimizer has none, it is added to the gradient first,
-      as SGD in the papers has it.
+    **kwargs: other arguments of the optimizer. All accept `weight_decay`: if
+      optax's optimizer has no such argument, it is added to the gradient
+      before the optimizer, as for SGD in the papers.
 
   Returns:
     An optax transformation whose `update` needs `params`.
@@ -133,8 +133,8 @@ def make_optimizer(
   parameters = inspect.signature(make).parameters if callable(make) else {}
   if 'learning_rate' not in parameters:
     raise ValueError(
-      f"No optimizer {name!r}: it is 'sgd_agc' or one of optax's, such as "
-      "'sgd', 'adamw' or 'lamb'."
+      f"There is no optimizer {name!r}: use 'sgd_agc' or one of optax's, such "
+      "as 'sgd', 'adamw' or 'lamb'."
     )
   decay = None
   if 'weight_decay' not in parameters and 'weight_decay' in kwargs:
@@ -145,7 +145,7 @@ def make_optimizer(
   unknown = sorted(set(kwargs) - set(parameters))
   if unknown:
     raise ValueError(
-      f'Optimizer {name!r} has no argument {", ".join(unknown)}; it has '
+      f'Optimizer {name!r} has no argument {", ".join(unknown)}; it accepts '
       f'{", ".join(parameters)}.'
     )
   optimizer = make(learning_rate, **kwargs)

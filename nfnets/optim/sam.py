@@ -12,18 +12,18 @@ from nfnets.optim import agc
 def sam_ascent(
   params: optax.Params, gradient: optax.Updates, rho: float = 0.05
 ) -> optax.Params:
-  """Returns the worse point nearby: params + rho * g / ||g|| (equation 2).
+  """Return params + rho * g / ||g||, where the loss is higher (equation 2).
 
   Args:
     params: tree of arrays.
     gradient: g, a tree of the same shapes. It may come from a part of the
       batch, and differ between devices (section 4.1, "m-sharpness"). If it is
-      zero, the parameters are returned.
+      zero, the function returns `params`.
     rho: length of the step.
 
   Returns:
-    A tree with the shapes and dtypes of `params`. The descent gradient is the
-    one of the whole batch at this point, averaged over devices.
+    A tree with the shapes and dtypes of `params`. Compute the gradient for the
+    descent step there, on the whole batch, averaged over devices.
 
   Example:
     >>> worse = optim.sam_ascent(layers, grads, rho=0.05)
@@ -39,21 +39,21 @@ def sam_ascent(
 def sam_descent(
   base: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-  """The base optimizer, with the state of `sam`.
+  """Return the base optimizer with the state of `sam`.
 
-  For training steps that take both gradients themselves, as they do to get more
-  than a gradient out of the descent:
+  For training steps that compute both gradients themselves:
 
     worse = sam_ascent(params, ascent_gradient, rho)
     loss, grads = jax.value_and_grad(loss_fn)(worse, batch)
     updates, state = sam_descent(base).update(grads, state, params)
 
   Args:
-    base: takes the gradient of the worse point, but the parameters where the
-      step starts: weight decay and the limit of AGC are of these.
+    base: the optimizer of the descent step. Its `update` gets the gradient at
+      the point of `sam_ascent` and the parameters before it, for weight decay
+      and AGC.
 
   Returns:
-    An optax transformation whose `update` passes everything on to `base`.
+    An optax transformation whose `update` calls that of `base`.
 
   Example:
     >>> tx = optim.sam_descent(optax.sgd(0.1))
@@ -82,11 +82,11 @@ def sam_descent(
 def sam(
   base: optax.GradientTransformation, rho: float = 0.05
 ) -> optax.GradientTransformationExtraArgs:
-  """Takes the base optimizer's step with the gradient of a worse point nearby.
+  """Return SAM: the base optimizer, with the gradient at the ascended point.
 
-  `sam_ascent` and `sam_descent` in one `update`, which takes the ascent
-  gradient as `updates` and the extra argument `grad_fn`, a function of (params,
-  number of the ascent step: 0) that returns the descent gradient:
+  `update` does `sam_ascent` and `sam_descent`. Its `updates` are the ascent
+  gradient, and its extra argument `grad_fn` is a function of (params, 0) that
+  returns the descent gradient:
 
     tx = sam(optax.sgd(0.1), rho=0.05)
     ascent = jax.grad(loss)(params, part_of_batch)

@@ -7,24 +7,24 @@ import optax
 def warmup_cosine(
   peak: float, warmup_steps: float, total_steps: float, end: float = 0.0
 ) -> optax.Schedule:
-  """Rises linearly from 0, then falls along half a cosine.
+  """Return linear warm-up from 0, followed by half a cosine.
 
-  `optax.warmup_cosine_decay_schedule` is the same function, but computes the
-  rise as a difference from the peak, which in float32 is up to 3e-5 off in the
-  first steps; the published one is a product.
+  `optax.warmup_cosine_decay_schedule` is the same function, but its warm-up is
+  a difference from the peak, which in float32 is up to 3e-5 off in the first
+  steps. The published warm-up is a product.
 
   Args:
     peak: the rate after the warm-up.
-    warmup_steps: length of the warm-up; need not be whole.
-    total_steps: the step at which `end` is reached; the rate stays there.
+    warmup_steps: length of the warm-up; may be fractional.
+    total_steps: the step at which the rate reaches `end`, and stays there.
     end: the last rate.
 
   Returns:
-    A function from the step, from 0, to the rate; as a second argument it takes
-    another peak, which may be an array.
+    A function from the step (from 0) to the rate. An optional second argument
+    replaces `peak`, and may be an array.
 
   Raises:
-    ValueError: if the warm-up is not shorter than the whole.
+    ValueError: if the warm-up is not shorter than `total_steps`.
 
   Example:
     >>> schedule = optim.warmup_cosine(0.4, warmup_steps=10, total_steps=100)
@@ -33,7 +33,8 @@ def warmup_cosine(
   """
   if not 0 <= warmup_steps < total_steps:
     raise ValueError(
-      f'A warm-up of {warmup_steps} steps does not fit into {total_steps}.'
+      f'A warm-up of {warmup_steps} steps is not shorter than the '
+      f'{total_steps} steps of training.'
     )
 
   def schedule(step, peak=peak):

@@ -234,7 +234,7 @@ def test_the_command_is_a_program(run_process, straight, tmp_path):
     ((*_SMALL, '--train_batch_size=3'), 2, '4 devices do not divide'),
     ((*_SMALL, '--eval_subset=x'), 2, "eval_subset is 'x'"),
     ((*_SMALL, '--model=f0'), 2, "No model 'f0'"),
-    ((*_SMALL, '--optimizer.name=x'), 2, "No optimizer 'x'"),
+    ((*_SMALL, '--optimizer.name=x'), 2, "no optimizer 'x'"),
     ((*_SMALL, '--train_preproc=x'), 2, 'training preprocessing'),
     ((*_SMALL, '--augment_name=mixap'), 2, "did you mean 'mixup'?"),
     ((*_SMALL, '--accumulate_steps=3'), 2, 'does not divide the 4'),

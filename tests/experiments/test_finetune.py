@@ -94,9 +94,9 @@ def test_layers_can_learn_at_rates_of_their_own():
 @pytest.mark.parametrize(
   'settings, message',
   [
-    ({'train_only': 'conv9'}, "train_only: 'conv9' fits no parameter"),
+    ({'train_only': 'conv9'}, "train_only: 'conv9' matches no parameter"),
     ({'model': ''}, 'Neither weights nor a model is named'),
-    ({'which_dataset': '', 'fake_data': False}, 'No dataset is named'),
+    ({'which_dataset': '', 'fake_data': False}, 'There is no dataset'),
     ({'layer_decay': 0.0}, 'layer_decay is 0.0; it must be positive'),
     ({'num_epochs': -1.0}, 'num_epochs is -1.0; it must be positive'),
   ],

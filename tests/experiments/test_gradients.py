@@ -258,7 +258,7 @@ def test_parts_draw_anew():
   [
     ({'clip_per_example': 'layer'}, "is 'layer'; it must be 'unit', 'norm'"),
     ({'sam_rho': 0.05}, 'sam_rho is 0.05, and the point'),
-    ({'per_example.chunk': 3}, 'chunk is 3, which does not divide the 8 ex'),
+    ({'per_example.chunk': 3}, 'chunk is 3; it must divide the 8 examples'),
     ({'per_example.chunk': -1}, 'chunk is -1'),
     ({'per_example.clipping': 0.0}, 'clipping is 0.0 and'),
   ],

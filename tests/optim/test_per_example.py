@@ -87,10 +87,10 @@ def test_gradients_of_a_batch_are_refused():
   tx = optim.per_example_adaptive_grad_clip()
   params = {'a': jnp.ones((2, 3)), 'b': jnp.ones(3)}
   state = tx.init(params)
-  with pytest.raises(ValueError, match=r'\[2, 3\] is none of .* \[2, 3\]'):
+  with pytest.raises(ValueError, match=r'shape \[2, 3\] it got \[2, 3\]'):
     tx.update(params, state, params)
   unequal = {'a': jnp.ones((4, 2, 3)), 'b': jnp.ones((5, 3))}
-  with pytest.raises(ValueError, match=r'\[5, 3\] is none of .* \[3\]'):
+  with pytest.raises(ValueError, match=r'shape \[3\] it got \[5, 3\]'):
     tx.update(unequal, state, params)
   with pytest.raises(ValueError, match='needs params'):
     tx.update(unequal, state)

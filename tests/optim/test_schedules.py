@@ -43,5 +43,5 @@ def test_without_warmup_the_rate_starts_at_its_peak():
 
 @pytest.mark.parametrize(('warmup', 'total'), [(10, 10), (11, 10), (-1, 10)])
 def test_warmup_that_does_not_fit_is_refused(warmup, total):
-  with pytest.raises(ValueError, match=f'warm-up of {warmup} .* into {total}'):
+  with pytest.raises(ValueError, match=f'warm-up of {warmup} .* {total} steps'):
     optim.warmup_cosine(0.1, warmup, total)
