@@ -1,32 +1,29 @@
-"""What one accelerator makes of NFNet-F0, in eight minutes.
+"""Measures NFNet-F0 on one accelerator in eight minutes.
 
 python benchmarks/accelerator.py [--timm_python=/path/to/python] [--minutes=8]
 
-Measures, in bfloat16 on the first device that JAX finds,
+It has these parts, in bfloat16 on the first device of JAX:
 
-  steps     the fastest of some matrix products, which the shares of the peak
-            are of; then F0's whole training step (forward, backward, AGC,
-            optimizer and average; 192 px) and its inference (256 px): images
-            per second, share of the peak and memory, for batches of 32 to 512
-  timm      timm's dm_nfnet_f0 by PyTorch: training step (SGD with momentum,
-            timm's AGC and average of the weights) and inference, channels
-            last, autocast to bfloat16 and torch.compile; three batches
-  lowering  the training step with grouped convolutions as `nfnets.conv` has
-            them on accelerators ('plain') and, group by group, on CPUs
-            ('split')
-  input     images per second that the input pipeline makes for the F0 recipe
-            on this machine's CPU
+  steps     the fastest matrix product, as the peak; F0's whole training step
+            (forward, backward, AGC, optimizer and average; 192 px) and its
+            inference (256 px): images per second, share of the peak and memory
+            for batches of 32 to 512
+  timm      timm's dm_nfnet_f0 in PyTorch: training step (SGD with momentum,
+            timm's AGC and weight average) and inference, channels last,
+            autocast to bfloat16 and torch.compile; three batches
+  lowering  the training step with 'plain' grouped convolutions (the form on
+            accelerators) and 'split' ones (the form on CPUs)
+  input     images per second of the input pipeline with the F0 recipe, on the
+            CPUs of this machine
 
-each part in a process of its own. A part that its share of the time does not
-suffice for ends with what it has, and `left_out` names it. Multiply-adds count
-as two operations; a training step counts as three forward passes. Memory is
-what the program plans for, with its arguments; PyTorch's is what it had
-allocated at most. Times are medians of several runs. On a CPU everything is
-made small, to see that it runs. The last line of standard output is JSON.
+Each part is a process with a share of the time. `left_out` names the parts that
+are incomplete or missing. A multiply-add counts as two operations, a training
+step as three forward passes. Memory is the compiler's plan, arguments included;
+for PyTorch it is the peak allocation. Times are medians. On a CPU, all sizes
+are small, as a test. The last line of standard output is JSON.
 """
 
 from concurrent import futures
-import contextlib
 import functools
 import json
 import os
@@ -38,7 +35,6 @@ import time
 
 import timing
 
-_FOLDER = pathlib.Path(__file__).parent
 # Each part, and its share of the time.
 _PARTS = {'steps': 4, 'timm': 4, 'lowering': 2, 'input': 1}
 _FULL = {
@@ -57,18 +53,8 @@ _SMALL = {
 }
 
 
-def _device() -> None:
-  import jax
-
-  timing.emit(
-    platform=jax.default_backend(),
-    device=jax.devices()[0].device_kind,
-    jax=jax.__version__,
-  )
-
-
-def _networks(sizes: dict, part: str) -> None:
-  """Measures whole networks: the parts 'steps' and 'lowering'."""
+def _networks(part: str) -> None:
+  """Measure whole networks: the parts 'steps' and 'lowering'."""
   import haiku as hk
   import jax
   import jax.numpy as jnp
@@ -78,6 +64,10 @@ def _networks(sizes: dict, part: str) -> None:
   import nfnets
   from nfnets import conv
 
+  platform = jax.default_backend()
+  sizes = _SMALL if platform == 'cpu' else _FULL
+  kind = jax.devices()[0].device_kind
+  timing.emit(platform=platform, device=kind, jax=jax.__version__)
   model, key, peak = nfnets.create_model('nfnet_f0'), jax.random.key(0), 0.0
   for n in sizes['matmul']:
     x = jax.random.normal(key, (n, n), jnp.bfloat16)
@@ -93,7 +83,7 @@ def _networks(sizes: dict, part: str) -> None:
     )
     state = []
 
-    def run(count):  # Each call goes on from the last one's state.
+    def run(count):  # A call continues from the state of the call before.
       if not state:
         state.append(init())
       for _ in range(count):
@@ -116,10 +106,9 @@ def _networks(sizes: dict, part: str) -> None:
 
   @functools.cache
   def multiply_adds(size):
-    def count():
-      return nfnets.nfnet.NFNet(1000, variant='F0').count_flops(size, size)[1]
-
-    return hk.transform(count).apply({}, None)
+    net = nfnets.nfnet.NFNet
+    count = hk.transform(lambda: net(1000).count_flops(size, size)[1])
+    return count.apply({}, None)
 
   def measure(what, batch, prepare, **facts):
     size = sizes[what]
@@ -151,7 +140,7 @@ def _networks(sizes: dict, part: str) -> None:
         measure('train', sizes['batches'][0], prepare, lowering=name)
     return
   programs = [(b, f) for b in sizes['batches'] for f in (train, infer)]
-  # All are compiled at once, which is what takes the time.
+  # Compilation takes most of the time, so it runs in parallel.
   with futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
     prepared = [pool.submit(make, batch) for batch, make in programs]
     futures.wait(prepared)
@@ -159,13 +148,13 @@ def _networks(sizes: dict, part: str) -> None:
     measure(make.__name__, batch, future.result)
 
 
-def _timm(sizes: dict) -> None:
+def _timm() -> None:
   import timm
   import timm.utils
   import torch
 
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  is_cuda = device == 'cuda'
+  is_cuda = torch.cuda.is_available()
+  device, sizes = ('cuda', _FULL) if is_cuda else ('cpu', _SMALL)
 
   def prepare(what, batch, size):
     torch.compiler.reset()
@@ -219,61 +208,45 @@ def _timm(sizes: dict) -> None:
       except torch.OutOfMemoryError:
         facts['fits'] = False
       timing.emit(**facts)
-      run = None  # Its memory is free for the next.
+      run = None  # Frees its memory.
 
 
 def _run_part(command: list[str], seconds: float) -> tuple[list[dict], str]:
-  """Runs a part for so long; returns its results, and why it ended early."""
-  with tempfile.TemporaryFile('w+') as output:
-    why = ''
-    try:
-      status = subprocess.run(command, stdout=output, timeout=seconds)
-      if status.returncode:
-        why = f'exit status {status.returncode}'
-    except subprocess.TimeoutExpired:
-      why = 'out of time'
-    output.seek(0)
-    results = []
-    for line in output:
-      with contextlib.suppress(ValueError):
-        results.append(json.loads(line))
-  return results, why
+  """Run a part; return its results, and why it ended early or ''."""
+  try:
+    done = subprocess.run(command, stdout=subprocess.PIPE, timeout=seconds)
+    output = done.stdout
+    why = f'exit status {done.returncode}' if done.returncode else ''
+  except subprocess.TimeoutExpired as error:
+    output, why = error.stdout or b'', 'out of time'
+  lines = [line for line in output.splitlines() if line.endswith(b'}')]
+  return [json.loads(line) for line in lines], why
 
 
 def main() -> None:
-  """Runs the benchmark."""
+  """Run the benchmark."""
   args = timing.arguments(
     *(__doc__,),
     **{'timm_python': None, 'minutes': 8.0, 'parts': ','.join(_PARTS)},
-    **{'part': None, 'sizes': '{}'},
+    part=None,
   )
   if args.part:
-    {
-      'device': lambda _: _device(),
-      'timm': _timm,
-      'steps': functools.partial(_networks, part='steps'),
-      'lowering': functools.partial(_networks, part='lowering'),
-    }[args.part](json.loads(args.sizes))
-    return
-  names, left_out = args.parts.split(','), {}
+    return _timm() if args.part == 'timm' else _networks(args.part)
+  names, results, left_out = args.parts.split(','), {}, {}
   deadline = time.monotonic() + 60 * args.minutes
-  own = [sys.executable, __file__]
-  (results,), _ = _run_part([*own, '--part=device'], 120)
-  sizes = json.dumps(_SMALL if results['platform'] == 'cpu' else _FULL)
-  # A part that is stopped may still be writing.
+  # A stopped part may still be writing.
   with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-    pipeline = [sys.executable, str(_FOLDER / 'input_pipeline.py')]
-    pipeline += ['--tasks=mixing', '--repeats=1', '--images=512']
-    for name in names:
-      command = [*own, f'--part={name}', f'--sizes={sizes}']
+    for i, name in enumerate(names):
+      python = args.timm_python if name == 'timm' else sys.executable
+      if not python:
+        left_out[name] = 'no --timm_python'
+        continue
+      command = [python, __file__, f'--part={name}']
       if name == 'input':
-        command = [*pipeline, f'--data_dir={folder}']
-      elif name == 'timm':
-        command[0] = args.timm_python
-        if not args.timm_python:
-          left_out[name] = 'no --timm_python'
-          continue
-      share = _PARTS[name] / sum(_PARTS[n] for n in names[names.index(name) :])
+        script = pathlib.Path(__file__).with_name('input_pipeline.py')
+        command = [python, str(script), f'--data_dir={folder}']
+        command += ['--tasks=mixing', '--repeats=1', '--images=512']
+      share = _PARTS[name] / sum(_PARTS[n] for n in names[i:])
       seconds = share * (deadline - time.monotonic())
       results[name], why = _run_part(command, seconds)
       for result in results[name]:
