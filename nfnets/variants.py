@@ -191,22 +191,16 @@ def _timm_table() -> dict[str, dict]:
     'std': np.full(3, 127.5, np.float32),
   }
 
-  # Three quarters of these widths, as those of the published NF-RegNets.
-  for n, (depth, width, train, test) in enumerate(
-    [
-      ([1, 3, 6, 6], [48, 104, 208, 440], 192, 256),
-      ([2, 4, 7, 7], [48, 104, 208, 440], 256, 288),
-      ([2, 4, 8, 8], [56, 112, 232, 488], 240, 272),
-      ([2, 5, 9, 9], [56, 128, 248, 528], 288, 320),
-      ([2, 6, 11, 11], [64, 144, 288, 616], 320, 384),
-      ([3, 7, 14, 14], [80, 168, 336, 704], 384, 456),
-    ]
-  ):
-    widths = [multiple_of_8(0.75 * w) for w in width]
-    row = {**_REGNET, 'depth': depth, 'width': widths}
+  # timm's widths are three quarters of the published ones.
+  sizes = [(192, 256), (256, 288), (240, 272), (288, 320), (320, 384)]
+  for n, size in enumerate([*sizes, (384, 456)]):
+    published = nf_regnet_params[f'B{n}']
+    widths = [multiple_of_8(0.75 * w) for w in published['width']]
+    row = {**_REGNET, 'depth': published['depth'], 'width': widths}
     row['stem'] = [(widths[0], 3, 2)]
-    row['final_ch'] = multiple_of_8(0.75 * (1280 * width[-1] // 440))
-    table[f'nf_regnet_b{n}'] = _sized(row, 1, train, test)
+    final_ch = 1280 * published['width'][-1] // 440
+    row['final_ch'] = multiple_of_8(0.75 * final_ch)
+    table[f'nf_regnet_b{n}'] = _sized(row, 1, *size)
 
   for name, gate in (
     ('nf_resnet', {}),
