@@ -104,7 +104,7 @@ def path(name: Name) -> Any:
   if scheme[1] != 'gs':
     raise UserError(
       f'{text}: {scheme[1]}:// is not known here. Use a local path or '
-      'gs://BUCKET/NAME, or mount the storage.',
+      'gs://BUCKET/NAME; other storage must be mounted.',
       2,
     )
   if not _BUCKET.match(text):
@@ -117,7 +117,7 @@ def path(name: Name) -> Any:
   if missing:
     raise UserError(
       f'{text}: gs:// needs packages that are not installed: '
-      f'{", ".join(missing)}. Run pip install ".[train]" in the folder of this '
+      f'{", ".join(missing)}; pip install ".[train]" in the folder of this '
       'project.',
       2,
     )

@@ -111,7 +111,7 @@ def _create(
     # Raise errors that do not depend on the arguments.
     matching.model_shapes(plain)
     raise ValueError(
-      f'The metadata have arguments that {name} does not accept: '
+      f'The metadata have arguments that {name} does not take: '
       f'{ascii(kwargs)[:200]}. {messages.one_line(error)}'
     ) from error
   return model
