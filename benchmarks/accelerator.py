@@ -1,46 +1,36 @@
-"""What one accelerator makes of NFNet-F0, in eight minutes.
+"""Measures NFNet-F0 on one accelerator, and timm's in PyTorch.
 
-python benchmarks/accelerator.py [--timm_python=/path/to/python] [--minutes=8]
+python benchmarks/accelerator.py [--timm_python=/path/to/python]
 
-Measures, in bfloat16 on the first device that JAX finds,
+Measures in bfloat16 on the first device of JAX:
 
-  steps     the fastest of some matrix products, which the shares of the peak
-            are of; then F0's whole training step (forward, backward, AGC,
-            optimizer and average; 192 px) and its inference (256 px): images
-            per second, share of the peak and memory, for batches of 32 to 512
-  timm      timm's dm_nfnet_f0 by PyTorch: training step (SGD with momentum,
-            timm's AGC and average of the weights) and inference, channels
-            last, autocast to bfloat16 and torch.compile; three batches
-  lowering  the training step with grouped convolutions as `nfnets.conv` has
-            them on accelerators ('plain') and, group by group, on CPUs
-            ('split')
-  input     images per second that the input pipeline makes for the F0 recipe
-            on this machine's CPU
+  the fastest matrix product, as the peak
+  train   F0's whole training step: forward, backward, AGC, optimizer and
+          average; 192 px
+  infer   F0's inference, 256 px
 
-each part in a process of its own. A part that its share of the time does not
-suffice for ends with what it has, and `left_out` names it. Multiply-adds count
-as two operations; a training step counts as three forward passes. Memory is
-what the program plans for, with its arguments; PyTorch's is what it had
-allocated at most. Times are medians of several runs. On a CPU everything is
-made small, to see that it runs. The last line of standard output is JSON.
+for batches of 32 to 512, and prints images per second, share of the peak and
+memory. The training step is measured with 'plain' grouped convolutions (the
+form on accelerators) and, for one batch, with 'split' ones (the form on CPUs).
+--timm_python, the Python of an environment with timm and PyTorch, adds timm's
+dm_nfnet_f0: training step (SGD with momentum, timm's AGC and weight average)
+and inference, channels last, autocast to bfloat16 and torch.compile; three
+batches.
+
+A multiply-add counts as two operations, a training step as three forward
+passes. Memory is the compiler's plan, arguments included; for PyTorch it is the
+peak allocation. Times are medians. Each result is printed when it is complete.
+On a CPU, all sizes are small, as a test. The last line of standard output is
+JSON.
 """
 
 from concurrent import futures
-import contextlib
-import functools
 import json
 import os
-import pathlib
 import subprocess
-import sys
-import tempfile
-import time
 
 import timing
 
-_FOLDER = pathlib.Path(__file__).parent
-# Each part, and its share of the time.
-_PARTS = {'steps': 4, 'timm': 4, 'lowering': 2, 'input': 1}
 _FULL = {
   'batches': (128, 32, 256, 64, 512),
   'train': 192,  # Pixels.
@@ -57,18 +47,8 @@ _SMALL = {
 }
 
 
-def _device() -> None:
-  import jax
-
-  timing.emit(
-    platform=jax.default_backend(),
-    device=jax.devices()[0].device_kind,
-    jax=jax.__version__,
-  )
-
-
-def _networks(sizes: dict, part: str) -> None:
-  """Measures whole networks: the parts 'steps' and 'lowering'."""
+def _measure_networks() -> list[dict]:
+  """Measure the networks here."""
   import haiku as hk
   import jax
   import jax.numpy as jnp
@@ -76,24 +56,27 @@ def _networks(sizes: dict, part: str) -> None:
 
   from experiments import configs
   import nfnets
-  from nfnets import conv
+  from nfnets import conv, nfnet
 
+  sizes = _SMALL if jax.default_backend() == 'cpu' else _FULL
   model, key, peak = nfnets.create_model('nfnet_f0'), jax.random.key(0), 0.0
   for n in sizes['matmul']:
     x = jax.random.normal(key, (n, n), jnp.bfloat16)
     run = timing.loop(jax.jit(jnp.matmul).lower(x, x).compile(), x, x)
     seconds = timing.median_seconds(run, sizes['seconds'] / 4)
     peak = max(peak, 2 * n**3 / seconds)
-  timing.emit(peak_tflops=round(peak / 1e12, 3))
+  device = jax.devices()[0].device_kind
+  results = [{'device': device, 'peak_tflops': round(peak / 1e12, 3)}]
 
-  def train(batch):
+  def train(batch, lowering='auto'):
     config = configs.load('f0').experiment_kwargs.config
-    _, compiled, (init, *rest) = training_step.compile_step(
-      config, batch, sizes['train']
-    )
+    with conv.lowering(lowering):
+      _, compiled, (init, *rest) = training_step.compile_step(
+        config, batch, sizes['train']
+      )
     state = []
 
-    def run(count):  # Each call goes on from the last one's state.
+    def run(count):  # A call continues from the state of the call before.
       if not state:
         state.append(init())
       for _ in range(count):
@@ -114,58 +97,48 @@ def _networks(sizes: dict, part: str) -> None:
     compiled = jax.jit(logits).lower(params, images).compile()
     return compiled, timing.loop(compiled, params, images)
 
-  @functools.cache
-  def multiply_adds(size):
-    def count():
-      return nfnets.nfnet.NFNet(1000, variant='F0').count_flops(size, size)[1]
-
-    return hk.transform(count).apply({}, None)
-
-  def measure(what, batch, prepare, **facts):
-    size = sizes[what]
-    facts |= {'what': what, 'batch': batch, 'image_size': size}
-    operations = 2 * batch * multiply_adds(size) * (3 if what == 'train' else 1)
+  multiply_adds = hk.transform(lambda n: nfnet.NFNet(1000).count_flops(n, n)[1])
+  programs = [(f, (b,)) for b in sizes['batches'] for f in (train, infer)]
+  programs.append((train, (sizes['batches'][0], 'split')))
+  # Compilation takes most of the time, so it runs in parallel.
+  with futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
+    prepared = [pool.submit(make, *args) for make, args in programs]
+  for (make, args), future in zip(programs, prepared, strict=True):
+    what, size = make.__name__, sizes[make.__name__]
+    result = {'what': what, 'batch': args[0], 'image_size': size}
+    result |= {'lowering': args[1]} if args[1:] else {}
     try:
-      compiled, run = prepare()
+      compiled, run = future.result()
       seconds = timing.median_seconds(run, sizes['seconds'])
+      memory = compiled.memory_analysis()
+      used = memory.argument_size_in_bytes + memory.output_size_in_bytes
+      used += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+      rate = args[0] / seconds
+      operations = (
+        2 * multiply_adds.apply({}, None, size) * (3 if what == 'train' else 1)
+      )
+      result |= {
+        'images_per_second': round(rate, 2),
+        'share_of_peak': round(operations * rate / peak, 4),
+        'gib': round(used / 2**30, 3),
+      }
     except Exception as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
-      timing.emit(**facts, fits=False)
-      return
-    memory = compiled.memory_analysis()
-    size = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    size += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    timing.emit(
-      **facts,
-      fits=True,
-      images_per_second=round(batch / seconds, 2),
-      share_of_peak=round(operations / seconds / peak, 4),
-      gib=round(size / 2**30, 3),
-    )
-
-  if part == 'lowering':
-    for name in ('plain', 'split'):
-      with conv.lowering(name):
-        prepare = functools.partial(train, sizes['batches'][0])
-        measure('train', sizes['batches'][0], prepare, lowering=name)
-    return
-  programs = [(b, f) for b in sizes['batches'] for f in (train, infer)]
-  # All are compiled at once, which is what takes the time.
-  with futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
-    prepared = [pool.submit(make, batch) for batch, make in programs]
-    futures.wait(prepared)
-  for (batch, make), future in zip(programs, prepared, strict=True):
-    measure(make.__name__, batch, future.result)
+      result['fits'] = False
+    results.append(result)
+    timing.say(json.dumps(result))
+  return results
 
 
-def _timm(sizes: dict) -> None:
+def _measure_timm() -> list[dict]:
+  """Measure timm's network; runs in timm's Python."""
   import timm
   import timm.utils
   import torch
 
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  is_cuda = device == 'cuda'
+  is_cuda = torch.cuda.is_available()
+  device, sizes = ('cuda', _FULL) if is_cuda else ('cpu', _SMALL)
 
   def prepare(what, batch, size):
     torch.compiler.reset()
@@ -203,84 +176,38 @@ def _timm(sizes: dict) -> None:
 
     return run
 
+  results = []
   for batch in sizes['batches'][:3]:
     for what in ('train', 'infer'):
-      facts = {'what': what, 'batch': batch, 'image_size': sizes[what]}
-      facts |= {'compiled': is_cuda, 'torch': torch.__version__}
+      result = {'what': what, 'batch': batch, 'image_size': sizes[what]}
       if is_cuda:
         torch.cuda.reset_peak_memory_stats()
       try:
         run = prepare(what, batch, sizes[what])
         seconds = timing.median_seconds(run, sizes['seconds'])
-        facts |= {'fits': True, 'images_per_second': round(batch / seconds, 2)}
+        result['images_per_second'] = round(batch / seconds, 2)
         if is_cuda:
           gib = torch.cuda.max_memory_allocated() / 2**30
-          facts['gib'] = round(gib, 3)
+          result['gib'] = round(gib, 3)
       except torch.OutOfMemoryError:
-        facts['fits'] = False
-      timing.emit(**facts)
-      run = None  # Its memory is free for the next.
-
-
-def _run_part(command: list[str], seconds: float) -> tuple[list[dict], str]:
-  """Runs a part for so long; returns its results, and why it ended early."""
-  with tempfile.TemporaryFile('w+') as output:
-    why = ''
-    try:
-      status = subprocess.run(command, stdout=output, timeout=seconds)
-      if status.returncode:
-        why = f'exit status {status.returncode}'
-    except subprocess.TimeoutExpired:
-      why = 'out of time'
-    output.seek(0)
-    results = []
-    for line in output:
-      with contextlib.suppress(ValueError):
-        results.append(json.loads(line))
-  return results, why
+        result['fits'] = False
+      results.append(result)
+      timing.say(json.dumps(result))
+      run = None  # Frees its memory.
+  return results
 
 
 def main() -> None:
-  """Runs the benchmark."""
-  args = timing.arguments(
-    *(__doc__,),
-    **{'timm_python': None, 'minutes': 8.0, 'parts': ','.join(_PARTS)},
-    **{'part': None, 'sizes': '{}'},
-  )
-  if args.part:
-    {
-      'device': lambda _: _device(),
-      'timm': _timm,
-      'steps': functools.partial(_networks, part='steps'),
-      'lowering': functools.partial(_networks, part='lowering'),
-    }[args.part](json.loads(args.sizes))
-    return
-  names, left_out = args.parts.split(','), {}
-  deadline = time.monotonic() + 60 * args.minutes
-  own = [sys.executable, __file__]
-  (results,), _ = _run_part([*own, '--part=device'], 120)
-  sizes = json.dumps(_SMALL if results['platform'] == 'cpu' else _FULL)
-  # A part that is stopped may still be writing.
-  with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-    pipeline = [sys.executable, str(_FOLDER / 'input_pipeline.py')]
-    pipeline += ['--tasks=mixing', '--repeats=1', '--images=512']
-    for name in names:
-      command = [*own, f'--part={name}', f'--sizes={sizes}']
-      if name == 'input':
-        command = [*pipeline, f'--data_dir={folder}']
-      elif name == 'timm':
-        command[0] = args.timm_python
-        if not args.timm_python:
-          left_out[name] = 'no --timm_python'
-          continue
-      share = _PARTS[name] / sum(_PARTS[n] for n in names[names.index(name) :])
-      seconds = share * (deadline - time.monotonic())
-      results[name], why = _run_part(command, seconds)
-      for result in results[name]:
-        timing.say(f'{name} {json.dumps(result)}')
-      if why:
-        left_out[name] = f'ended early: {why}'
-  timing.emit(**results, left_out=left_out)
+  """Run the benchmark."""
+  args = timing.arguments(__doc__, timm_python=None, serve_timm=False)
+  if args.serve_timm:
+    return timing.emit(timm=_measure_timm())
+  results = {}
+  if args.timm_python:  # Before JAX allocates the memory.
+    command = [args.timm_python, __file__, '--serve_timm']
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    results = json.loads(done.stdout.splitlines()[-1])
+  timing.emit(**results, networks=_measure_networks())
 
 
 if __name__ == '__main__':

@@ -1,13 +1,12 @@
-"""Compares the runtimes and precisions with JAX in float32, family by family.
+"""Compares runtimes and precisions with JAX in float32, for each family.
 
 python benchmarks/agreement.py [--weights=digits.npz]
 
-Networks of every family, with random weights in which no block does nothing,
-or trained ones in their own size, get random crops of two photographs
-(scikit-learn's). Prints, for each runtime and precision, the largest difference
-of a logit, as a part of the largest logit of that image, and the share of
-images with the same most probable class. The last line of standard output is
-JSON.
+The inputs are random crops of two photographs (from scikit-learn). The networks
+have random weights without zero gains, or --weights at their image size. Prints
+for each runtime and precision the largest logit difference / largest logit of
+that image, and the share of images with the same most probable class. The last
+line of standard output is JSON.
 """
 
 import os
@@ -32,7 +31,7 @@ _WAYS = (
 
 
 def _crops(count: int, size: int) -> np.ndarray:
-  """Returns crops of photographs, uint8 [count, size, size, 3]."""
+  """Return crops of photographs, uint8 [count, size, size, 3]."""
   rng = np.random.default_rng(0)
   photos = datasets.load_sample_images().images
   crops = []
@@ -46,7 +45,7 @@ def _crops(count: int, size: int) -> np.ndarray:
 
 
 def main() -> None:
-  """Runs the comparison."""
+  """Run the comparison."""
   args = timing.arguments(
     __doc__, networks=_NAMES, image_size=160, images=64, weights=None
   )
@@ -57,7 +56,7 @@ def main() -> None:
 
   results = {}
   with tempfile.TemporaryDirectory() as folder:
-    os.environ['XDG_CACHE_HOME'] = folder  # Graphs that nobody needs again.
+    os.environ['XDG_CACHE_HOME'] = folder  # The graphs are not needed again.
     for name in [args.weights] if args.weights else args.networks.split(','):
       path, size = name, None
       if not args.weights:
@@ -73,7 +72,7 @@ def main() -> None:
           precision='float32' if on_jax else precision,
         )
         dtype = precision if on_jax else 'float32'
-        if dtype == 'bfloat16':  # Kernels are standardized before.
+        if dtype == 'bfloat16':  # Standardize kernels in float32.
           params = weights.fold_weights(params, model)
           params = jax.tree.map(lambda x: x.astype('bfloat16'), params)
         if batches is None:

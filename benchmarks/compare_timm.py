@@ -1,19 +1,17 @@
-"""Compares the outputs of timm's normalizer-free networks, here and in timm.
+"""Compares timm's normalizer-free networks here with the same ones in timm.
 
 python benchmarks/compare_timm.py --timm_python=/path/to/python
 
-needs the Python of an environment that has timm and PyTorch. Every network gets
-the same random weights and images there and here. Prints how far logits, pooled
-features and the five feature maps are from timm's: relative L2 distances in
-float32, for the maps the largest. The published networks, timm's `dm_nfnet_*`,
-run with GELU and kernels as timm has them (see tests/timm_lib.py). The last
-line of standard output is JSON.
+--timm_python is the Python of an environment with timm and PyTorch. Both sides
+get the same random weights and images. Prints relative L2 distances in float32
+of the logits, the pooled features and the worst of the five feature maps. The
+published networks, timm's `dm_nfnet_*`, run with timm's GELU and kernels (see
+tests/timm_lib.py). The last line of standard output is JSON.
 
---golden writes what the tests compare with: the keys and shapes of all state
-dicts; the sizes of images for training and test, the part that is cropped, and
-what the red channel is normalized by; every fifth of the logits, every twelfth
-of the pooled features, and every 32nd of the means of the channels in the
-feature maps, one after the other.
+--golden writes the reference of the tests: keys and shapes of all state dicts;
+training and test size, crop, and normalization of the red channel; every fifth
+logit, every twelfth pooled feature, and every 32nd channel mean of the feature
+maps.
 """
 
 import contextlib
@@ -68,7 +66,7 @@ np.savez(path, keys=list(shapes), **out)
 
 
 def _distance(actual, expected) -> float:
-  """Returns ||actual - expected|| / ||expected||."""
+  """Return ||actual - expected|| / ||expected||."""
   actual, expected = (np.asarray(x, np.float64) for x in (actual, expected))
   if actual.shape != expected.shape:
     raise ValueError(f'{actual.shape} instead of {expected.shape}')
@@ -76,7 +74,7 @@ def _distance(actual, expected) -> float:
 
 
 def _ours(name: str, shapes: dict[str, list[int]], size: int) -> dict:
-  """Returns our outputs of the network that timm calls `name`."""
+  """Return the outputs of timm's network `name` in this project."""
   import reference_params
   import timm_lib
 
@@ -92,13 +90,13 @@ def _ours(name: str, shapes: dict[str, list[int]], size: int) -> dict:
 
 
 def main() -> None:
-  """Runs the comparison."""
+  """Run the comparison."""
   args = timing.arguments(
     __doc__, timm_python=None, models='*', size=64, golden=None
   )
   names = fnmatch.filter(timm_weights.NETWORKS, args.models)
   if not (names and args.timm_python):
-    sys.exit('--timm_python is missing, or no network has that name.')
+    sys.exit('--timm_python is missing, or --models matches no network.')
   distances, golden, shapes, settings = {}, {}, {}, {}
   for name in names:
     with tempfile.TemporaryDirectory() as folder:

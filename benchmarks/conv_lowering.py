@@ -1,11 +1,10 @@
-"""Times NFNet-F0 with `nfnets.conv`'s lowering beside XLA's own convolution.
+"""Compares NFNet-F0 with `nfnets.conv`'s lowering and with XLA's convolution.
 
 python benchmarks/conv_lowering.py [--timm_python=/path/to/python]
 
-Prints the seconds of forward and backward pass ('train') and of inference,
-float32, for both forms in turn and, with the Python of an environment that has
-timm and PyTorch, for its `dm_nfnet_f0`. The last line of standard output is
-JSON.
+Prints the seconds of forward and backward pass ('train') and of inference in
+float32. --timm_python, the Python of an environment with timm and PyTorch, adds
+timm's `dm_nfnet_f0`. The last line of standard output is JSON.
 """
 
 import sys
@@ -14,10 +13,9 @@ import timing
 
 
 def _serve(form: str) -> None:
-  """Serves F0 in one form."""
+  """Serve F0 in one form."""
   if form == 'timm':
-    timing.serve_timm('float32')
-    return
+    return timing.serve_timm('float32')
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -47,14 +45,13 @@ def _serve(form: str) -> None:
 
 
 def main() -> None:
-  """Runs the benchmark."""
+  """Run the benchmark."""
   sizes = {'train_size': 192, 'test_size': 256}
   args = timing.arguments(
     __doc__, batch=8, **sizes, repeats=5, timm_python=None, serve=None
   )
   if args.serve:
-    _serve(args.serve)
-    return
+    return _serve(args.serve)
   pythons = {'plain': sys.executable, 'split': sys.executable}
   if args.timm_python:
     pythons['timm'] = args.timm_python

@@ -1,25 +1,24 @@
-"""Which optimizer and rate to fine-tune with: digits, few images per class.
+"""Compares optimizers and learning rates for fine-tuning on few images.
 
 python benchmarks/finetuning.py [--output=finetuning.json] [--seeds=3]
 
-A small network is trained on the digits 0 to 4, and then fine-tuned on folders
-of 5, 25 and 100 images per class of
+Trains a small network on the digits 0 to 4. Then fine-tunes it on 5, 25 and 100
+images per class of
 
   other        the digits 5 to 9
   inverted     0 to 4 with black and white exchanged
-  rotated      0 to 4, turned by 90 degrees
-  recoloured   0 to 4 in two random colours each
+  rotated      0 to 4, rotated by 90 degrees
+  recoloured   0 to 4 in two random colours
 
-with SGD, SGD with AGC, AdamW and AdamW with AGC, at several learning rates, and
-trained from scratch on the same images for three times the steps. Everything
-else is as --config=finetune has it: batches, schedule, steps. The accuracy is
-that of the last weights on the test images of those classes, about 180. Prints
-a table in Markdown of the mean over the seeds, each of which is other images
-and another last layer, and of the standard deviation; the last line of standard
-output is JSON.
+with SGD, SGD with AGC, AdamW and AdamW with AGC at several learning rates. Also
+trains from scratch on the same images with three times as many steps. The other
+settings are those of --config=finetune. The accuracy is that of the last
+weights on about 180 test images. Prints a Markdown table with mean and standard
+deviation over the seeds, which change the images and the last layer. The last
+line of standard output is JSON.
 
-Two processes share the work, of one thread each. In each there is one program
-for all rates and clippings of an optimizer, because these are its arguments.
+Each process has one thread. The learning rate and the clipping are arguments of
+the compiled step, so each optimizer compiles once per process.
 """
 
 import collections
@@ -41,7 +40,7 @@ _STEPS, _SCRATCH_STEPS = 300, 900
 _SHOTS = (5, 25, 100)
 _TARGETS = 'other,inverted,rotated,recoloured'
 _NEVER = float('inf')
-# Optimizer, clipping and learning rates by their names in the tables.
+# {name in the table: (optimizer, clipping, learning rates)}.
 _SGD_RATES, _ADAM_RATES = (0.02, 0.1, 0.4), (1e-3, 3e-3, 1e-2)
 _METHODS = {
   'SGD': ('sgd', _NEVER, _SGD_RATES),
@@ -57,7 +56,7 @@ _FROM_SCRATCH = {
 
 
 def _write_folders(folder: pathlib.Path, target: str, shots: int, seed: int):
-  """Writes PNGs as folder/{train,test}/CLASS/NUMBER.png."""
+  """Write PNGs as folder/{train,test}/CLASS/NUMBER.png."""
   import numpy as np
   from PIL import Image
   from sklearn import datasets
@@ -93,7 +92,7 @@ def _write_folders(folder: pathlib.Path, target: str, shots: int, seed: int):
 
 
 def _make_programs():
-  """Returns a function: (recipe, optimizer) -> (init, step, evaluate)."""
+  """Return a function: (recipe, optimizer) -> (init, step, evaluate)."""
   import jax
   import optax
 
@@ -138,14 +137,14 @@ def _make_programs():
 
 
 def _train(programs, folder: pathlib.Path, steps: int, seed: int, runs):
-  """Yields how training on the images of a folder went, and the parameters.
+  """Train on the images of a folder; yield results and parameters of each run.
 
   Args:
-    programs: of `_make_programs`.
-    folder: of `_write_folders`.
-    steps: of each run.
-    seed: of the recipe.
-    runs: (optimizer, clipping, rate, weights to start from or None) of each.
+    programs: result of `_make_programs`.
+    folder: result of `_write_folders`.
+    steps: number of steps of each run.
+    seed: seed of the recipe.
+    runs: (optimizer, clipping, rate, initial weights or None) of each run.
   """
   import jax
 
@@ -161,7 +160,7 @@ def _train(programs, folder: pathlib.Path, steps: int, seed: int, runs):
     eval_batch_size=200,
     eval_subset='test',
     which_dataset=str(folder),
-    lr=1.0,  # The schedule's, which others are multiples of.
+    lr=1.0,  # The programs multiply the schedule by the rate.
   )
   key = jax.random.PRNGKey(seed)
   built = recipe.build(config, key, training_steps=steps)
@@ -186,7 +185,7 @@ def _train(programs, folder: pathlib.Path, steps: int, seed: int, runs):
 
 
 def _measure(target: str, seed: int) -> tuple[float, list[dict]]:
-  """Makes all runs with one choice of images of one target."""
+  """Make all runs with one target and one seed."""
   from nfnets import module_names
 
   rows, programs = [], _make_programs()
@@ -222,7 +221,7 @@ def _measure(target: str, seed: int) -> tuple[float, list[dict]]:
 
 
 def _table(rows: list[dict]) -> str:
-  """Returns a table, methods and rates by shots, of the mean of the targets."""
+  """Return a Markdown table of accuracies, averaged over the targets."""
   keys = ('start', 'method', 'rate')
   lines = ['| | rate | ' + ' | '.join(map(str, _SHOTS)) + ' | clipped |']
   lines.append('|---|---|' + '---|' * (len(_SHOTS) + 1))
@@ -244,7 +243,7 @@ def _table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-  """Runs the benchmark."""
+  """Run the benchmark."""
   args = timing.arguments(
     __doc__, output=None, seeds=3, processes=os.cpu_count(), targets=_TARGETS
   )

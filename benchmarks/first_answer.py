@@ -2,13 +2,12 @@
 
 python benchmarks/first_answer.py [--timm_python=/path/to/python]
 
-`python -m nfnets.classify cat.jpg --weights=W`, of NFNet-F0 with random
-weights, on each runtime: the first time, with an empty cache, and the second
-time; and a script of timm's that does the same, in the Python of an environment
-that has timm and PyTorch. They take turns; the time is from the start of the
-process to the first line that it prints. The first turn, which reads files from
-the disk, does not count. The last line of standard output is JSON: medians, in
-seconds.
+Runs `python -m nfnets.classify cat.jpg --weights=W` with NFNet-F0 and random
+weights on each runtime: the first time, with an empty cache, and the second
+time. --timm_python, the Python of an environment with timm and PyTorch, adds an
+equivalent script of timm's. The calls take turns, after a warm-up turn that
+reads the files from the disk. A time ends with the first line of output. The
+last line of standard output is JSON: medians, in seconds.
 """
 
 import functools
@@ -39,7 +38,7 @@ for p, label in zip(*probabilities.topk(5)):
 
 
 def _first_line(command: list[str], cache: pathlib.Path) -> float:
-  """Returns how long a command takes to its first line."""
+  """Return the seconds until a command prints its first line."""
   env = {**os.environ, 'XDG_CACHE_HOME': str(cache)}
   start = time.perf_counter()
   with subprocess.Popen(
@@ -54,7 +53,7 @@ def _first_line(command: list[str], cache: pathlib.Path) -> float:
 
 
 def main() -> None:
-  """Runs the benchmark."""
+  """Run the benchmark."""
   args = timing.arguments(
     *(__doc__,),
     **{'runtimes': 'auto', 'precision': 'float32'},

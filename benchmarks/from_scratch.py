@@ -1,16 +1,15 @@
-"""What a small network learns from scratch, beside HOG features.
+"""Compares a small network trained from scratch with HOG features.
 
 python benchmarks/from_scratch.py [--fonts=/usr/share/fonts] [--output=FILE]
 
-Renders the letters A to Z in the fonts of this machine, moved, turned and
-scaled at random. A fifth of the fonts is for the test alone. For each number of
-training pictures, `nfnet_tiny` is trained by the command for people's own
-pictures, at its defaults, and logistic regression on HOG features (Dalal and
-Triggs, 2005: cells of 8 pixels, 9 orientations, blocks of 2 x 2 cells) gets the
-same pictures. Prints a table in Markdown, and JSON as the last line.
+Renders the letters A to Z in the fonts of this machine with random shift,
+rotation and scale. A fifth of the fonts is for the test only. Trains
+`nfnet_tiny` with the defaults of --config=finetune, and logistic regression on
+HOG features (Dalal and Triggs, 2005: cells of 8 pixels, 9 orientations, blocks
+of 2 x 2 cells), for each number of training images. Prints a Markdown table.
+The last line of standard output is JSON.
 """
 
-import argparse
 import json
 import pathlib
 import string
@@ -22,16 +21,14 @@ import time
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from sklearn import linear_model, pipeline, preprocessing
+import timing
 
-_SIDE, _TESTS = 32, 2000  # Pixels; pictures of the test.
+_SIDE, _TESTS = 32, 2000  # Pixels; number of test images.
 _CELL, _BINS = 8, 9
-_EXPERIMENT = (
-  pathlib.Path(__file__).parents[1] / 'experiments' / 'experiment.py'
-)
 
 
 def find_fonts(folder: str) -> list[pathlib.Path]:
-  """Returns the fonts that draw 26 letters, no two of them alike."""
+  """Return the fonts with 26 different letters, without duplicate fonts."""
   found, seen = [], set()
   for file in sorted(pathlib.Path(folder).rglob('*.[to]tf')):
     try:
@@ -47,7 +44,7 @@ def find_fonts(folder: str) -> list[pathlib.Path]:
 
 
 def render(font: pathlib.Path, letter: str, rng) -> Image.Image:
-  """Draws a letter in grey on grey."""
+  """Draw a letter in grey on grey."""
   dark, light = sorted(int(x) for x in rng.integers(0, 256, 2))
   if light - dark < 64:
     dark, light = 32, 224
@@ -70,7 +67,7 @@ def render(font: pathlib.Path, letter: str, rng) -> Image.Image:
 
 
 def write(folder: pathlib.Path, fonts: list[pathlib.Path], num: int, seed: int):
-  """Writes folder/LETTER/NUMBER.png, of each letter as many."""
+  """Write `num` images as folder/LETTER/NUMBER.png."""
   rng = np.random.default_rng(seed)
   for i in range(num):
     letter = string.ascii_uppercase[i % 26]
@@ -80,14 +77,14 @@ def write(folder: pathlib.Path, fonts: list[pathlib.Path], num: int, seed: int):
 
 
 def read(folder: pathlib.Path) -> tuple[np.ndarray, list[str]]:
-  """Returns HOG features [N, F] and labels."""
+  """Return HOG features [N, F] and labels."""
   files = sorted(folder.glob('*/*.png'))
   features = [hog(np.asarray(Image.open(file), np.float64)) for file in files]
   return np.stack(features), [file.parent.name for file in files]
 
 
 def hog(image: np.ndarray) -> np.ndarray:
-  """Returns the histograms of oriented gradients of a picture [H, W]."""
+  """Return the histograms of oriented gradients of an image [H, W]."""
   dy, dx = np.gradient(image)
   angles = np.arctan2(dy, dx) % np.pi / np.pi * _BINS - 0.5
   low = np.floor(angles).astype(int)
@@ -103,9 +100,10 @@ def hog(image: np.ndarray) -> np.ndarray:
 
 
 def train(folder: pathlib.Path, run: pathlib.Path) -> float:
-  """Returns the accuracy of `nfnet_tiny`."""
+  """Return the accuracy of `nfnet_tiny`."""
   command = [
-    *(sys.executable, str(_EXPERIMENT), '--config=finetune'),
+    *(sys.executable, str(timing.ROOT / 'experiments/experiment.py')),
+    '--config=finetune',
     *('--model=nfnet_tiny', f'--data={folder}', f'--checkpoint_dir={run}'),
     *(f'--image_size={_SIDE}', '--train_preproc=shift_3', '--report=False'),
   ]
@@ -114,17 +112,17 @@ def train(folder: pathlib.Path, run: pathlib.Path) -> float:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--fonts', default='/usr/share/fonts')
-  parser.add_argument('--pictures', default='100,1000,10000')
-  parser.add_argument('--output', default='from_scratch.json')
-  args = parser.parse_args()
+  args = timing.arguments(
+    __doc__,
+    fonts='/usr/share/fonts',
+    pictures='100,1000,10000',
+    output='from_scratch.json',
+  )
   fonts = find_fonts(args.fonts)
   np.random.default_rng(0).shuffle(fonts)
   for_test = len(fonts) // 5
   rows = []
-  print('| training pictures | nfnet_tiny | HOG | time of each |')
-  print('|---|---|---|---|')
+  print('| training images | nfnet_tiny | HOG | time |\n|---|---|---|---|')
   for num in map(int, args.pictures.split(',')):
     with tempfile.TemporaryDirectory() as temporary:
       folder = pathlib.Path(temporary) / 'letters'
@@ -148,7 +146,7 @@ def main() -> None:
     )
   results = {'fonts': len(fonts), 'for_test': for_test, 'rows': rows}
   pathlib.Path(args.output).write_text(json.dumps(results))
-  print(json.dumps(results))
+  timing.emit(**results)
 
 
 if __name__ == '__main__':

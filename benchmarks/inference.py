@@ -1,13 +1,13 @@
-"""Times a forward pass of NFNet-F0 on each runtime, beside timm's.
+"""Times a forward pass of NFNet-F0 on each runtime, and in timm.
 
 python benchmarks/inference.py [--timm_python=/path/to/python]
 
-Prints the seconds of one batch on all cores: of JAX with weights as they are,
-with folded ones, and with folded ones that are constants of the program
-('frozen', `nfnets.weights.freeze`); of ONNX Runtime and OpenVINO where they are
-installed, by `nfnets.load`; and of timm's `dm_nfnet_f0` in the Python of an
-environment that has timm and PyTorch (eager, channels last). They take turns,
-each in a process of its own. The last line of standard output is JSON.
+Prints the seconds of one batch on all cores: JAX with plain weights, with
+folded weights, and with folded weights as constants of the program ('frozen',
+`nfnets.weights.freeze`), and ONNX Runtime and OpenVINO, if installed.
+--timm_python, the Python of an environment with timm and PyTorch, adds timm's
+`dm_nfnet_f0` (eager, channels last). Each form has a process, and they take
+turns. The last line of standard output is JSON.
 """
 
 import functools
@@ -22,12 +22,11 @@ _FORMS = ('jax', 'folded', 'frozen', 'onnxruntime', 'openvino')
 
 
 def _serve(form: str, path: str) -> None:
-  """Serves F0 in one form, such as openvino-bfloat16."""
+  """Serve F0 in one form, such as openvino-bfloat16."""
   name, _, precision = form.partition('-')
   precision = precision or 'float32'
   if name == 'timm':
-    timing.serve_timm(precision)
-    return
+    return timing.serve_timm(precision)
   import numpy as np
 
   import nfnets
@@ -50,15 +49,14 @@ def _serve(form: str, path: str) -> None:
 
 
 def main() -> None:
-  """Runs the benchmark."""
+  """Run the benchmark."""
   args = timing.arguments(
     *(__doc__,),
     **{'batches': '1,8', 'image_size': 256, 'repeats': 15},
     **{'timm_python': None, 'serve': None, 'weights': None},
   )
   if args.serve:
-    _serve(args.serve, args.weights)
-    return
+    return _serve(args.serve, args.weights)
   pythons = {
     form: sys.executable
     for form in (*_FORMS, 'openvino-bfloat16')

@@ -1,41 +1,40 @@
-"""Times the input pipeline beside timm's, its stages, and from a bucket.
+"""Times the input pipeline and its stages, timm's pipeline, and a bucket.
 
 python benchmarks/input_pipeline.py [--timm_python=/path/to/python]
     [--images=1024] [--repeats=5] [--data_dir=DIR] [--tasks=folder,crop_flip]
     [--bucket --latency=0.03]
 
-Prints images per second, CPU milliseconds per image (user and system) and the
-most memory held, all of a process with its workers, of
+Prints images per second, CPU milliseconds per image (user and system) and peak
+memory of a process with its workers for these tasks:
 
   randaugment  the NFNet-F0 recipe without mixing: crop_flip to 192 px, then
-               RandAugment with 4 layers of magnitude 5; uint8 comes out
-  timm         the same by timm and PyTorch's DataLoader, a worker per core,
-               from the same JPEGs in folders: rand-m5-n4, collated to uint8
-  timm_p1      timm, rand-m5-n4-p1.0: timm alone leaves out each layer half of
-               the time, here it leaves out none, as in `randaugment`
-  mixing       the whole recipe, in which every image is made from two
+               RandAugment with 4 layers of magnitude 5; uint8
+  timm         the same in timm and PyTorch's DataLoader, one worker per core,
+               from the same JPEGs in folders: rand-m5-n4, uint8
+  timm_p1      rand-m5-n4-p1.0: every layer is applied, as in `randaugment`;
+               rand-m5-n4 skips each layer with probability 1/2
+  mixing       the whole recipe, which mixes each image from two
   eval         crop_resize to 256 px; float32
   crop_flip    training without RandAugment; float32
-  folder       the same from the JPEGs in folders, instead of TFDS's records
+  folder       the same from JPEGs in folders instead of TFDS records
   resize, decode, read
-               ever less of crop_flip: without the flip, without resizing,
-               without decoding
+               parts of crop_flip: without the flip, without resizing, without
+               decoding
 
-Differences between those are what the stages cost. timm is measured only with
-the Python of an environment that has timm and PyTorch.
+The differences are the costs of the stages. timm needs --timm_python, the
+Python of an environment with timm and PyTorch.
 
-With --bucket each task, crop_flip and randaugment unless --tasks says more, is
-measured from the disk and from a bucket in turn: the emulated store
-(tests/emulated_store.py) on this machine, whose answers wait for --latency
-seconds. Prints the ratios of the turns and, as `open`, the seconds until the
-records can be read, the first time, which makes the index, and the next.
+With --bucket, each task (crop_flip and randaugment by default) reads from the
+disk and from an emulated bucket on this machine (tests/emulated_store.py) with
+--latency seconds per response. Prints the ratios, and the seconds to open the
+records the first time, which writes the index, and the next time.
 
-The JPEGs are drawn, 500 x 375 pixels and about 94 kB each, and made into a
-dataset by TFDS's own ImageNet builder, once, in DIR or else a temporary folder.
-Every measurement is a process of its own that loads 512 images to warm up and
-then is timed for --images; the processes take turns. Medians are printed.
-Memory is the peak of the process, and what its workers do not share with it,
-sampled at batches. Linux only. The last line of standard output is JSON.
+The JPEGs are drawn, 500 x 375 pixels and about 94 kB. TFDS's ImageNet builder
+makes a dataset of them in DIR or a temporary folder. Each measurement is a
+process that loads 512 images as a warm-up and then --images. The processes take
+turns, and medians are printed. Memory is the peak of the process plus the
+private memory of its workers. Linux only. The last line of standard output is
+JSON.
 """
 
 from collections.abc import Iterator
@@ -56,7 +55,7 @@ import timing
 
 _BATCH, _WARM_UP = 64, 512
 _TRAIN_SIZE, _EVAL_SIZE = 192, 256
-# The augment_name of each way to train.
+# The augment_name of the training tasks.
 _AUGMENT = {
   'randaugment': 'randaugment_405',
   'mixing': 'cutmix_mixup_0.4_randaugment_405',
@@ -68,7 +67,7 @@ _TIMM = {'timm': 'rand-m5-n4', 'timm_p1': 'rand-m5-n4-p1.0'}
 
 
 def _make_data(data_dir: pathlib.Path, num_images: int) -> None:
-  """Makes the JPEGs, as a TFDS dataset and in folders, unless they exist."""
+  """Make the JPEGs in folders and as a TFDS dataset, unless they exist."""
   import tiny_imagenet
 
   timing.draw_jpegs(data_dir / 'drawn', num_images + 10)
@@ -110,7 +109,7 @@ def _our_batches(name: str, data_dir: str) -> Iterator:
       if name == 'resize':
         return tf.image.resize(crop, size, 'bicubic')
       first = crop[0, 0, 0]
-    # Something to batch, for which the rest cannot be left out.
+    # A result that depends on all computations, so that none is skipped.
     return tf.fill([*size, 3], tf.cast(first, tf.float32))
 
   process = preprocess.train_preprocessing
@@ -134,7 +133,7 @@ def _timm_batches(name: str, data_dir: str) -> Iterator:
     interpolation='bicubic',
     auto_augment=_TIMM[name],
     color_jitter=None,
-    use_prefetcher=True,  # Which leaves images uint8.
+    use_prefetcher=True,  # Images stay uint8.
   )
   loader = torch.utils.data.DataLoader(
     timm.data.ImageDataset(
@@ -150,12 +149,12 @@ def _timm_batches(name: str, data_dir: str) -> Iterator:
 
 
 def _used() -> tuple[float, int]:
-  """Returns CPU seconds and the workers' own KiB, of this process and them."""
+  """Return CPU seconds of process and workers, and the workers' private KiB."""
   ticks = kib = 0
   workers = [str(child.pid) for child in multiprocessing.active_children()]
   for process in ('self', *workers):
     folder = pathlib.Path('/proc', process)
-    # What follows the name, which may hold spaces.
+    # The fields after the name, which may contain spaces.
     fields = (folder / 'stat').read_text().rpartition(')')[2].split()
     ticks += int(fields[11]) + int(fields[12])
     lines = (folder / 'smaps_rollup').read_text().splitlines()
@@ -165,7 +164,7 @@ def _used() -> tuple[float, int]:
 
 
 def _open(data_dir: str) -> None:
-  """Prints how long it takes until the records can be read."""
+  """Print the seconds to open the records."""
   from nfnets.data import dataset, records
 
   start = time.perf_counter()
@@ -175,11 +174,11 @@ def _open(data_dir: str) -> None:
 
 
 def _measure(name: str, data_dir: str, num_images: int) -> None:
-  """Loads images and prints what that took."""
+  """Load images and print time and memory."""
   load = _timm_batches if name in _TIMM else _our_batches
   batches, kib = load(name, data_dir), 0
   for i, _ in enumerate(itertools.islice(batches, _WARM_UP // _BATCH)):
-    if i < _WARM_UP // _BATCH // 2:  # Takes long enough to read ahead.
+    if i < _WARM_UP // _BATCH // 2:  # The measurement takes time.
       kib = max(kib, _used()[1])
   (cpu, _), start = _used(), time.perf_counter()
   for _ in itertools.islice(batches, num_images // _BATCH):
@@ -195,25 +194,22 @@ def _measure(name: str, data_dir: str, num_images: int) -> None:
 
 
 def main() -> None:
-  """Runs the benchmark."""
+  """Run the benchmark."""
   args = timing.arguments(
     *(__doc__,),
     **{'images': 1024, 'repeats': 5, 'data_dir': None, 'tasks': None},
     **{'bucket': False, 'latency': 0.03, 'timm_python': None, 'task': None},
   )
   if args.images < 1 or args.images % _BATCH:
-    sys.exit(f'--images has to be a multiple of {_BATCH}')
-  # More than are loaded, so that reading ahead never comes to an end.
+    sys.exit(f'--images must be a multiple of {_BATCH}')
+  # More than the process loads, so that it always reads ahead.
   num_images = args.images + 2 * _WARM_UP
   if args.task == 'make':
-    _make_data(pathlib.Path(args.data_dir), num_images)
-    return
+    return _make_data(pathlib.Path(args.data_dir), num_images)
   if args.task == 'open':
-    _open(args.data_dir)
-    return
+    return _open(args.data_dir)
   if args.task:
-    _measure(args.task, args.data_dir, args.images)
-    return
+    return _measure(args.task, args.data_dir, args.images)
   results = {}
   with contextlib.ExitStack() as stack:
     temporary = stack.enter_context(tempfile.TemporaryDirectory())
@@ -225,7 +221,7 @@ def main() -> None:
       command = [python, __file__, f'--task={task}', *options]
       return timing.run_json(command, env={**os.environ, **dict(environment)})
 
-    timing.say(f'Makes {num_images} JPEGs unless they are there.')
+    timing.say(f'Making {num_images} JPEGs, unless they exist.')
     run('make')
     tasks = [*(_TIMM if args.timm_python else ()), *_OURS]
     places = {'': (data_dir, {})}
@@ -235,7 +231,7 @@ def main() -> None:
       tasks = ['crop_flip', 'randaugment']
       dataset = data_dir / 'imagenet2012'
       for index in dataset.rglob('*.record_index.npz'):
-        index.unlink()  # It is made once more, here and in the bucket.
+        index.unlink()  # Measured: both places write it again.
       store = stack.enter_context(
         emulated_store.start(args.latency, dataset.parent)
       )
@@ -247,7 +243,7 @@ def main() -> None:
         }
     tasks = args.tasks.split(',') if args.tasks else tasks
     runs = {f'{t} {p}'.strip(): (t, *places[p]) for t in tasks for p in places}
-    # In turn, so that all see the same noise.
+    # The tasks alternate, so that all see the same noise.
     turns = [
       {name: run(*what) for name, what in runs.items()}
       for _ in range(args.repeats)

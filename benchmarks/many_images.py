@@ -1,22 +1,22 @@
-"""Times classifying a folder of JPEGs beside timm and the runtimes alone.
+"""Times classifying a folder of JPEGs, and compares with timm.
 
 python benchmarks/many_images.py [--timm_python=/path/to/python]
     [--images=1000] [--repeats=1] [--ways=openvino-bfloat16,timm-bfloat16]
 
-NFNet-F0 at 256 pixels with random weights; JPEGs that are drawn, 500 x 375
-pixels and about 94 kB each. Prints images per second of
+Runs NFNet-F0 at 256 pixels with random weights on drawn JPEGs of 500 x 375
+pixels and about 94 kB. Prints the images per second of
 
   RUNTIME-PRECISION          python -m nfnets.classify FOLDER --output=FILE
-  RUNTIME-PRECISION alone    the same network on images in memory, with as many
-                             calls at the same time
-  timm-PRECISION             timm as its own script for inference has it: its
-                             transforms in a DataLoader with processes, channels
-                             last, autocast for bfloat16; in the best of some
-                             batch sizes and numbers of workers
+  RUNTIME-PRECISION alone    the network on images in memory, with as many
+                             concurrent calls
+  timm-PRECISION             timm like its inference script: transforms in a
+                             DataLoader with processes, channels last, autocast
+                             for bfloat16; the best of four batch sizes and
+                             numbers of workers
 
-and the seconds that pass before that rate: starting, reading the weights,
-compiling, the first batch. The ways take turns, each a process of its own. What
-is not installed is left out. The last line of standard output is JSON.
+and the seconds before this rate is reached: start, reading the weights,
+compilation, first batch. Each way is a process, and they take turns. Runtimes
+that are not installed are omitted. The last line of standard output is JSON.
 """
 
 from concurrent import futures
@@ -35,13 +35,13 @@ _WAYS = (
   *('jax-float32', 'onnxruntime-float32', 'openvino-float32'),
   *('timm-float32', 'jax-bfloat16', 'openvino-bfloat16', 'timm-bfloat16'),
 )
-# Batch size and workers; which is best depends on the machine.
+# Batch sizes and workers. The best ones depend on the machine.
 _TIMM = ((8, 1), (16, 1), (32, 1), (16, 2))
-_TRIAL = 64  # Images, to find the best of them.
+_TRIAL = 64  # Images to find the best ones.
 
 
 def _time_alone(way: str, path: str, batch: int, count: int) -> None:
-  """Runs a network on images in memory; prints how fast that was."""
+  """Run a network on images in memory, and print its speed."""
   import numpy as np
 
   from nfnets.inference import networks
@@ -64,7 +64,7 @@ def _time_alone(way: str, path: str, batch: int, count: int) -> None:
 
 
 def _time_timm(way: str, folder: str, batch: int, workers: int) -> None:
-  """Classifies a folder with timm; prints how fast that was."""
+  """Classify a folder with timm, and print its speed."""
   import timm.data
   import torch
 
@@ -97,7 +97,7 @@ def _time_timm(way: str, folder: str, batch: int, workers: int) -> None:
 
 @functools.cache
 def _best_timm(python: str, way: str, folder: pathlib.Path) -> list[str]:
-  """Returns the options of timm's best batch size and number of workers."""
+  """Return the options with timm's best batch size and number of workers."""
   choices = [[f'--batch={batch}', f'--workers={n}'] for batch, n in _TIMM]
   rates = [
     timing.run_json(
@@ -110,7 +110,7 @@ def _best_timm(python: str, way: str, folder: pathlib.Path) -> list[str]:
 
 
 def main() -> None:
-  """Runs the benchmark."""
+  """Run the benchmark."""
   args = timing.arguments(
     *(__doc__,),
     **{'images': 1000, 'repeats': 1, 'batch': 8, 'data_dir': None},
@@ -155,7 +155,7 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as temporary:
     folder = pathlib.Path(args.data_dir or temporary)
     jpegs, weights = folder / f'jpegs_{args.images}', folder / 'f0.safetensors'
-    timing.say(f'Makes {args.images} JPEGs and weights unless they are there.')
+    timing.say(f'Making {args.images} JPEGs and weights, unless they exist.')
     for count in (args.images, min(_TRIAL, args.images)):
       timing.draw_jpegs(folder / f'jpegs_{count}', count)
     if not weights.exists():
@@ -171,7 +171,7 @@ def main() -> None:
       )
     ]
     ways = args.ways.split(',') if args.ways else ways
-    # In turn, so that all see the same noise.
+    # The ways alternate, so that all see the same noise.
     turns = [{way: measure(way) for way in ways} for _ in range(args.repeats)]
   results = {
     way: {

@@ -1,7 +1,7 @@
-"""How the benchmarks time calls, take turns, run processes and print.
+"""Helpers of the benchmarks: arguments, processes, timing in turns, output.
 
-It needs the standard library alone, because timm's Python has neither JAX nor
-this project; what is imported inside of a function is there when it is called.
+The module imports only the standard library, because timm's Python has neither
+JAX nor this project.
 """
 
 import argparse
@@ -16,13 +16,13 @@ import time
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# For a clone that is not installed, and for what the tests draw.
+# For a clone that is not installed, and for the tests' images.
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 _REPEATS = 5
 
 
 def arguments(doc: str, **defaults: Any) -> argparse.Namespace:
-  """Returns the options of the command line, {name: default}."""
+  """Parse the command line with the options {name: default}."""
   parser = argparse.ArgumentParser(
     description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -37,23 +37,23 @@ def arguments(doc: str, **defaults: Any) -> argparse.Namespace:
 
 
 def say(text: str) -> None:
-  """Prints a line for people."""
+  """Print a line to standard error."""
   print(text, file=sys.stderr, flush=True)
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> None:
-  """Prints a line for each row, with the name of each number."""
+  """Print a line for each row, with the names of its numbers."""
   for name, row in rows.items():
     say(f'{name:28}' + '  '.join(f'{k} {x:.4g}' for k, x in row.items()))
 
 
 def emit(**result: Any) -> None:
-  """Prints a result as a line of JSON."""
+  """Print a result as a line of JSON."""
   print(json.dumps(result), flush=True)
 
 
 def run_json(command: Iterable[Any], **kwargs: Any) -> dict[str, Any]:
-  """Runs a command; returns its last line of JSON, or ends the program."""
+  """Run a command and return its last line, JSON; exit if it fails."""
   command = [*map(str, command)]
   result = subprocess.run(command, capture_output=True, text=True, **kwargs)
   if result.returncode:
@@ -65,9 +65,10 @@ def run_json(command: Iterable[Any], **kwargs: Any) -> dict[str, Any]:
 def medians(
   calls: Mapping[str, Callable[[], float]], repeats: int
 ) -> dict[str, float]:
-  """Returns the median of what each call measures.
+  """Return the median result of each call.
 
-  They take turns, so that all see the same noise. The first turn warms up.
+  The calls alternate, so that all see the same noise. The first turn is a
+  warm-up.
   """
   turns = [
     {name: call() for name, call in calls.items()} for _ in range(1 + repeats)
@@ -80,15 +81,15 @@ def medians(
 def take_turns(
   commands: Mapping[str, Iterable[Any]], requests: Iterable[str], repeats: int
 ) -> dict[str, dict[str, float]]:
-  """Times requests of processes that `serve`, in turns.
+  """Time requests to processes that call `serve`, in turns.
 
   Args:
-    commands: {name: command} of the processes, which all run to the end.
-    requests: such as 'infer 8 256'.
-    repeats: how many turns are timed.
+    commands: {name: command} of the processes.
+    requests: requests such as 'infer 8 256'.
+    repeats: number of timed turns.
 
   Returns:
-    {request: {name: median of the seconds}}.
+    {request: {name: median seconds}}.
   """
   pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
   workers = {
@@ -113,7 +114,7 @@ def take_turns(
 
 
 def serve(prepare: Callable[..., Callable[[], object]]) -> None:
-  """Times prepare(what, batch, size)() for the requests on standard input."""
+  """Time prepare(what, batch, size)() for the requests on standard input."""
   calls = {}
   for line in sys.stdin:
     what, batch, size = line.split()
@@ -126,7 +127,7 @@ def serve(prepare: Callable[..., Callable[[], object]]) -> None:
 
 
 def serve_timm(dtype: str) -> None:
-  """Serves timm's NFNet-F0 in eager PyTorch on a CPU, channels last."""
+  """Serve timm's NFNet-F0 in eager PyTorch on a CPU, channels last."""
   import timm
   import torch
 
@@ -153,13 +154,13 @@ def serve_timm(dtype: str) -> None:
 
 
 def median_seconds(run: Callable[[int], None], group: float) -> float:
-  """Returns the median time of a call, of several groups of calls.
+  """Return the median time of a call over several groups of calls.
 
   Args:
-    run: makes that many calls and waits for the last one.
-    group: how many seconds a group takes, about.
+    run: makes a number of calls and waits for the last one.
+    group: approximate duration of a group, in seconds.
   """
-  run(2)  # Compiles what is left to compile, and warms up.
+  run(2)  # Warm-up.
   start = time.perf_counter()
   run(1)
   count = max(1, int(group / (time.perf_counter() - start)))
@@ -172,7 +173,7 @@ def median_seconds(run: Callable[[int], None], group: float) -> float:
 
 
 def loop(fn: Callable[..., Any], *args: Any) -> Callable[[int], None]:
-  """Returns a function that calls a compiled one so many times."""
+  """Return a function that calls a compiled function N times."""
   import jax
 
   def run(count):
@@ -184,7 +185,7 @@ def loop(fn: Callable[..., Any], *args: Any) -> Callable[[int], None]:
 
 
 def draw_jpegs(folder: pathlib.Path, count: int) -> None:
-  """Draws JPEGs of 500 x 375 pixels and about 94 kB, unless they are there."""
+  """Draw JPEGs of 500 x 375 pixels and about 94 kB, unless they exist."""
   import tensorflow as tf
   import tiny_imagenet
 
@@ -197,9 +198,9 @@ def draw_jpegs(folder: pathlib.Path, count: int) -> None:
 
 
 def random_network(name: str = 'nfnet_f0') -> tuple[Any, Any, Any]:
-  """Returns a model, and weights with which every block does something.
+  """Return a model, and random parameters and state without zero gains.
 
-  A block that does nothing, as a new network's, might be computed faster.
+  Branches with a zero gain, as in a new network, may run faster.
   """
   import jax
   import numpy as np
@@ -220,7 +221,7 @@ def random_network(name: str = 'nfnet_f0') -> tuple[Any, Any, Any]:
 
 
 def save_random_network(path: pathlib.Path, name: str = 'nfnet_f0') -> Any:
-  """Writes such weights to a file; returns the model and the weights."""
+  """Write the weights of `random_network` to a file; return the network."""
   from nfnets import weights
 
   model, params, state = random_network(name)

@@ -1,21 +1,19 @@
-"""Time and memory of a training step with SAM, accumulation and others.
+"""Measures time and memory of a training step with different settings.
 
 python benchmarks/training_step.py [--config=f0] [--batch=10] [--image_size=0]
     [--settings=plain,sam,accumulate,remat,norm:8] [--memory_only]
 
-Makes whole training steps (forward, backward, optimizer and average) of one
-recipe on random images, in float32, with each setting in turn, and prints the
-median seconds and the memory of each. SAM ascends on a fifth of the batch,
-`accumulate` computes the batch in two parts, and `norm:8` or `unit:8` clips
-each example's gradient, eight examples at once. An image size of 0 is the
-recipe's.
+Runs whole training steps (forward, backward, optimizer and average) of a recipe
+on random images in float32, with the settings in turn, and prints median
+seconds and memory. `sam` ascends on a fifth of the batch, `accumulate` splits
+the batch in two, and `norm:8` or `unit:8` clips per-example gradients, eight
+examples at a time. An image size of 0 is the recipe's.
 
-`kept_gib` is what the forward pass keeps for the backward pass, as JAX writes
-the program: activations and standardized kernels. `temporary_gib` is the
-temporary memory that XLA plans for the step on this machine. Neither counts
-what stays from step to step: parameters, optimizer state and average. With
---memory_only nothing runs. XLA's CPU backend plans for speed, and merges what
-remat computes twice; to see the effect on a CPU, set
+`kept_gib` is the memory of the activations and standardized kernels that JAX
+stores for the backward pass. `temporary_gib` is the temporary memory in XLA's
+plan of the step. Both exclude parameters, optimizer state and average. With
+--memory_only nothing runs. XLA's CPU backend merges recomputation, which undoes
+remat. To see the effect of remat on a CPU, set
 XLA_FLAGS="--xla_cpu_enable_concurrency_optimized_scheduler=false
 --xla_disable_hlo_passes=cse". The last line of standard output is JSON.
 """
@@ -40,9 +38,9 @@ _SETTINGS = {
 
 
 def compile_step(config, batch_size: int, size: int):
-  """Returns a recipe's model, its compiled step, and arguments of the step.
+  """Return a recipe's model, its compiled step, and the step's arguments.
 
-  The first argument, the train state, is a function that makes one.
+  The first argument is a function that makes a train state.
   """
   key, rng = jax.random.PRNGKey(0), np.random.default_rng(0)
   config.update(fake_data=True, train_batch_size=batch_size)
@@ -64,7 +62,7 @@ def compile_step(config, batch_size: int, size: int):
 
 
 def _prepare(args, name: str):
-  """Returns the memory of a step, and a function that times one."""
+  """Return the memory of a step, and a function that times it."""
   config = configs.load(args.config).experiment_kwargs.config
   config.update(bfloat16=False, transpose=False)
   by, _, chunk = name.partition(':')

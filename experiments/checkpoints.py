@@ -1,12 +1,12 @@
-"""JAXline's checkpointer, and checkpoints as files.
+"""A JAXline checkpointer that writes files with Orbax.
 
-A run has two series, `latest` and `best`. A series is a folder with a folder
-per step, which appears whole or not at all: on a disk because it is renamed at
-the end, and in a bucket, where nothing can be renamed, because Orbax writes
-`_COMMITTED` last.
+A run has two series, `latest` and `best`. A series is a folder with one folder
+per step. Checkpoints are atomic: on a disk Orbax renames the folder at the end,
+and in a bucket it writes `_COMMITTED` last.
 
-Orbax's CheckpointManager does not do: in a bucket it needs google-cloud-storage
-to list steps, and takes a store that does not answer for an empty one.
+Orbax's CheckpointManager is not suitable for buckets: it needs
+google-cloud-storage to list steps, and treats a server that does not respond as
+an empty bucket.
 """
 
 from collections.abc import Callable
@@ -33,12 +33,12 @@ from nfnets.errors import UserError
 
 _POLL_SECONDS = 1.0
 _RETRY_SECONDS = 15.0
-# How long training waits for the checkpoint before to be written.
+# How long training waits for the previous checkpoint.
 _PATIENCE_SECONDS = 60.0
 _SHOWN_DIFFERENCES = 5
 _COMMITTED = 'commit_success.txt'
-# How TensorStore and TensorFlow speak of a store that does not answer, or
-# answers with an error other than that there is no such file, or less of it.
+# TensorStore's and TensorFlow's messages about servers that do not respond, or
+# respond with an error other than 404 (missing) and 416 (range).
 _STORE_FAILED = re.compile(
   'curl|retry attempts failed|(response.code=?)[ \'"]*(?!404|416)[45]',
   re.IGNORECASE,
@@ -46,7 +46,7 @@ _STORE_FAILED = re.compile(
 
 
 def latest_step(folder: paths.Name) -> int | None:
-  """Return the last step of a series; None without any."""
+  """Return the last step of a series, or None."""
   with errors.prefix(f'Could not look for checkpoints in {folder}'):
     return max(_steps(folder), default=None)
 
@@ -59,13 +59,13 @@ def _steps(folder: paths.Name) -> list[int]:
 
 
 def write(folder: Any, step: int, tree: Any, keep: int) -> None:
-  """Write a step, unless it exists, and remove all but the last `keep`."""
+  """Write a step unless it exists, and keep the last `keep` steps."""
   is_remote = paths.is_remote(folder)
   if not is_remote:
     folder.mkdir(parents=True, exist_ok=True)
     needed = sum(x.nbytes for x in jax.tree.leaves(tree))
     disk = shutil.disk_usage(folder)
-    if disk.total and disk.free < needed:  # Orbax would fail half-way.
+    if disk.total and disk.free < needed:  # Orbax would leave a partial step.
       raise UserError(
         f'The disk of {folder} is full: a checkpoint takes '
         f'{needed / 2**20:.1f} MiB, and {disk.free / 2**20:.1f} MiB are free.'
@@ -75,10 +75,10 @@ def write(folder: Any, step: int, tree: Any, keep: int) -> None:
     return  # The end of training coincides with a periodic save.
   with messages.log_waiting(f'writing {folder / str(step)}'):
     found = paths.names(folder) if is_remote else os.listdir(folder)
-    # Orbax refuses empty folders of this step, which may be left in a bucket.
+    # Orbax fails if a bucket has an empty folder of this step.
     started = {name.partition('/')[0] for name in found} | {str(step)}
     for name in started - {*map(str, done)}:
-      if name.partition('.')[0].isdigit():  # A killed run left it unfinished.
+      if name.partition('.')[0].isdigit():  # Left by a killed run.
         paths.remove(folder / name)
     with _checkpointer() as checkpointer:
       checkpointer.save(
@@ -89,13 +89,13 @@ def write(folder: Any, step: int, tree: Any, keep: int) -> None:
         ),
       )
     for old in sorted([*done, step])[:-keep]:
-      # It must be no checkpoint any more when something of it is missing.
+      # Remove the mark first: a partial folder must not count as a checkpoint.
       paths.remove(folder / str(old) / _COMMITTED)
       paths.remove(folder / str(old))
 
 
 def _checkpointer() -> ocp.Checkpointer:
-  """Have Orbax wait for no other process: each reads, and one writes."""
+  """Return a checkpointer that does not synchronize with other processes."""
   index = jax.process_index()
   only_this = ocp.options.MultiprocessingOptions(
     primary_host=index,
@@ -112,7 +112,7 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def best(folder: paths.Name) -> tuple[float, int] | None:
-  """Return the best value of the metric, and its step; None without any."""
+  """Return the best value of the metric and its step, or None."""
   series, key = paths.absolute(folder) / 'best', 'best_eval_metric_value'
   step = latest_step(series)
   if step is None:
@@ -127,11 +127,11 @@ def read(
   """Read and check the checkpoint of one step.
 
   Args:
-    path: its folder, from the root.
-    choose: takes the tree of shapes and dtypes that there is, of dicts and
-      lists, and returns the part of it to read, with the containers to have.
+    path: absolute path of its folder.
+    choose: a function from the stored tree of shapes and dtypes (dicts and
+      lists) to the part to read, with the containers of the result.
   """
-  # Reading in parallel, Orbax prints a traceback for every array.
+  # Orbax prints a traceback for each array that it cannot read.
   with (
     messages.log_waiting(f'reading {path}'),
     contextlib.redirect_stderr(io.StringIO()),
@@ -154,7 +154,7 @@ def read(
       for name, checksum in _checksums(tree).items():
         if expected.get(name) != checksum:
           raise ValueError(f'{name} has changed since writing')
-    except UserError:  # `choose` has the whole message.
+    except UserError:  # From `choose`.
       raise
     except Exception as error:
       reason = messages.one_line(error)
@@ -165,14 +165,14 @@ def read(
           paths.names(path)
       raise UserError(
         f'The checkpoint {path} is damaged: {reason}\n'
-        'Delete that folder to go on from the checkpoint before it, if there '
+        'Delete that folder to continue from the previous checkpoint, if there '
         'is one.'
       ) from error
   return tree
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
-  """Return {name: leaf}, with names that lists and tuples do not change."""
+  """Return {name: leaf}, with the same names for lists and tuples."""
   return {
     jax.tree_util.keystr(path, simple=True, separator='.'): leaf
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -180,7 +180,7 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def _checksums(tree: Any) -> dict[str, int]:
-  """Return the CRC-32 of each array; Orbax would not notice a flipped bit."""
+  """Return the CRC-32 of each array; Orbax does not detect flipped bits."""
   with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     leaves = _named_leaves(tree)
     sums = pool.map(
@@ -191,7 +191,7 @@ def _checksums(tree: Any) -> dict[str, int]:
 
 
 def _check_same(path: paths.Name, found: Any, wanted: Any) -> None:
-  """Raise UserError if a checkpoint has other shapes or dtypes."""
+  """Raise UserError if shapes or dtypes of a checkpoint differ."""
   found, wanted = (
     {k: f'{v.dtype}{list(v.shape)}' for k, v in _named_leaves(tree).items()}
     for tree in (found, wanted)
@@ -214,7 +214,7 @@ def _check_same(path: paths.Name, found: Any, wanted: Any) -> None:
 
 
 class OrbaxCheckpointer:
-  """A `jaxline.utils.Checkpointer` that keeps its checkpoints in files."""
+  """A `jaxline.utils.Checkpointer` that writes files."""
 
   def __init__(
     self,
@@ -223,14 +223,14 @@ class OrbaxCheckpointer:
     check_training: Callable[[], None] | None = None,
     on_best: Callable[[types.SimpleNamespace], None] | None = None,
   ):
-    """Opens the folder `config.checkpoint_dir`, or makes it in training.
+    """Open the folder `config.checkpoint_dir`; training creates it.
 
     Args:
-      config: JAXline's.
-      mode: JAXline's mode: 'train', or one that evaluates.
-      check_training: is called while waiting for a checkpoint, and raises if
-        training has ended. None if it happens in another program.
-      on_best: is called with the state when the best one so far is saved.
+      config: JAXline's config.
+      mode: JAXline's mode: 'train' or an evaluation mode.
+      check_training: called while waiting for a checkpoint. It raises if
+        training has ended. None if training runs in another program.
+      on_best: called with the state when a new best state is saved.
     """
     self._root = paths.absolute(config.checkpoint_dir)
     self._is_training = mode == 'train'
@@ -238,7 +238,7 @@ class OrbaxCheckpointer:
     self._check_training = check_training
     self._on_best = on_best
     self._states: dict[str, types.SimpleNamespace] = {}
-    # The thread that writes a checkpoint, and why the last one is missing.
+    # The writer's thread, and the error of the last checkpoint.
     self._writer = threading.Thread()
     self._failure: UserError | None = None
     self._last_path: str | None = None
@@ -247,7 +247,7 @@ class OrbaxCheckpointer:
         paths.make_folder(self._root / 'latest')
 
   def check_folder(self) -> None:
-    """Raise UserError if there is nothing to evaluate or wait for."""
+    """Raise UserError if the folder does not exist."""
     with errors.prefix(f'Could not look for checkpoints in {self._root}'):
       if not paths.is_dir(self._root):
         raise _no_checkpoint(self._root)
@@ -256,17 +256,17 @@ class OrbaxCheckpointer:
     return self._states.setdefault(ckpt_series, types.SimpleNamespace())
 
   def save(self, ckpt_series: str) -> None:
-    """Copy the state to the host and begin to write it.
+    """Copy the state to the host and start to write it.
 
-    If that fails, or the checkpoint before is still being written, training
-    goes on; `wait_for_checkpointing_to_finish` tries again.
+    If that fails, or the previous checkpoint is not finished, training
+    continues, and `wait_for_checkpointing_to_finish` tries again.
     """
     state, self._series = self.get_experiment_state(ckpt_series), ckpt_series
     if self._is_written(_PATIENCE_SECONDS):
       self._start_writing()
     else:
       where = f'Step {int(state.global_step)} is not written to {self._root}'
-      reason = f'/{ckpt_series}: the one before still is, and takes long.'
+      reason = f'/{ckpt_series}: the previous checkpoint is not finished.'
       self._note_failure(UserError(where + reason))
     if not self._is_training:
       self.wait_for_checkpointing_to_finish()
@@ -297,9 +297,9 @@ class OrbaxCheckpointer:
     logging.info('%s step %d of %s', doing, step, folder)
 
   def restore_path(self, ckpt_series: str) -> str | None:
-    """Return where the last checkpoint is.
+    """Return the path of the last checkpoint.
 
-    Evaluation waits `eval_wait_minutes` for one that it has not seen yet.
+    Evaluation waits up to `eval_wait_minutes` for a new one.
     """
     folder = self._root / ckpt_series
     step = latest_step(folder) if self._is_training else self._wait(folder)
@@ -308,7 +308,7 @@ class OrbaxCheckpointer:
     return self._last_path
 
   def wait_for_checkpointing_to_finish(self) -> None:
-    """Return when all is written; training retries for `save_retry_minutes`."""
+    """Wait for the writer; training retries for `save_retry_minutes`."""
     minutes = self._config.save_retry_minutes
     deadline = time.monotonic() + 60 * minutes
     while self._is_written() and self._failure is not None:
@@ -319,18 +319,18 @@ class OrbaxCheckpointer:
       self._start_writing()
 
   def close(self) -> None:
-    """Finish writing, unless that takes long."""
+    """Wait for the writer for a minute."""
     self._is_written(_PATIENCE_SECONDS)
 
   def _start_writing(self) -> None:
-    """Copy what a checkpoint holds to NumPy arrays, and begin to write it."""
+    """Copy the state to NumPy arrays, and start the writer."""
     state = self.get_experiment_state(self._series)
     folder, step = self._root / self._series, int(state.global_step)
     tree = {}
     for name, value in vars(state).items():
       if name == 'experiment_module':
         value = value.snapshot_state()
-      elif isinstance(value, jax.Array):  # The key, one for each device.
+      elif isinstance(value, jax.Array):  # The keys of the devices.
         value = jaxline_compat.get_first(value)
       if value is not None and not isinstance(value, str):
         tree[name] = jax.tree.map(np.asarray, value)
@@ -338,7 +338,7 @@ class OrbaxCheckpointer:
     def write_it():
       try:
         write(folder, step, tree, self._config.max_checkpoints_to_keep)
-      except Exception as error:  # TensorFlow has kinds of its own.
+      except Exception as error:  # Including TensorFlow's own classes.
         if not isinstance(error, UserError):
           where = f'Could not write a checkpoint to {folder}'
           error = UserError(f'{where}: {messages.one_line(error)}')
@@ -356,10 +356,10 @@ class OrbaxCheckpointer:
   def _note_failure(self, error: UserError) -> None:
     self._failure = error
     if self._is_training:
-      logging.error('%s\nNothing is lost yet: it will be tried again.', error)
+      logging.error('%s\nNothing is lost. It will be tried again.', error)
 
   def _wait(self, folder: Any) -> int:
-    """Wait for a step other than that of `_last_path`."""
+    """Wait for a step that differs from `_last_path`."""
     minutes, start = self._config.eval_wait_minutes, time.time()
     is_logged = False
     new = '' if self._last_path is None else 'new '

@@ -1,5 +1,4 @@
-"""What a run needs of its machines: the other processes, signals to end, and a
-folder of compiled programs."""
+"""Processes of a run, signals to stop, and the cache of compiled programs."""
 
 import atexit
 from collections.abc import Iterator
@@ -21,16 +20,16 @@ from jax.experimental import multihost_utils
 from nfnets import messages, paths
 from nfnets.errors import UserError
 
-# Seconds after which a host that is not heard of counts as lost.
+# Seconds without a heartbeat after which a host is lost.
 _HEARTBEAT_TIMEOUT = 60
-# Seconds that processes wait for each other, at the start and at the end, where
-# process 0 may still be writing the last checkpoint.
+# Seconds that processes wait for each other at the start, and at the end, where
+# process 0 may be writing the last checkpoint.
 _JOIN_TIMEOUT = 300
 _LEAVE_TIMEOUT = 3600
-# What the first line of an error says where a connection has broken.
+# Words in messages about broken connections.
 _BROKEN = ('Gloo', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'CoordinationService')
 _ADVICE = 'Start all of them again to go on from the last checkpoint.'
-# Those that print the last line if this process is aborted.
+# They print the last line if this process is aborted.
 _children: list[subprocess.Popen] = []
 # The limit for compiled programs. The environment takes 2.5 GB.
 _MAX_CACHE_BYTES = 4 * 2**30
@@ -40,18 +39,18 @@ def join(**flags: Any) -> None:
   """Connect the processes of a run, if there are several.
 
   Args:
-    **flags: `coordinator_address`, `num_processes` and `process_id`; None where
-      the cluster says it.
+    **flags: `coordinator_address`, `num_processes` and `process_id`. None: set
+      by the cluster.
 
   Raises:
-    UserError: if neither the flags nor the cluster say which.
+    UserError: if flags are missing and the cluster does not set them.
   """
   given = {k: v for k, v in flags.items() if v is not None}
-  # It would take SIGTERM to itself.
+  # It would handle SIGTERM itself.
   jax.config.update('jax_enable_preemption_service', False)
-  # The runtime aborts a process, with a stack as last words, when another is
-  # lost. This child prints one line more. It reads until this process ends,
-  # from a pipe that nothing inherits, in a session that Ctrl-C does not reach.
+  # If a process is lost, the runtime aborts the others and prints a stack. This
+  # child then prints one more line. It reads a pipe until this process ends, in
+  # a session that Ctrl-C does not reach.
   child = subprocess.Popen(
     [
       *('sh', '-c', 'read _; echo "$0" >&2'),
@@ -64,11 +63,11 @@ def join(**flags: Any) -> None:
   )
   _children.append(child)
   atexit.register(child.kill)
-  # Before that, because others may be lost while this one waits for them.
+  # Runs before the kill, because others may be lost during the shutdown.
   atexit.register(jax.distributed.shutdown)
   try:
     with warnings.catch_warnings():
-      # In a Kubernetes pod, of a package that this run may well not need.
+      # In Kubernetes, it warns about a package that is rarely needed.
       warnings.simplefilter('ignore')
       jax.distributed.initialize(
         **given,
@@ -77,20 +76,20 @@ def join(**flags: Any) -> None:
         shutdown_timeout_seconds=_LEAVE_TIMEOUT,
       )
   except (RuntimeError, ValueError) as error:
-    # Without an address there is no cluster, and without flags either this
-    # is a single process. Anything else must not train as one by mistake.
+    # Without flags and without a cluster, this is a single process. In any
+    # other case, continuing as a single process would be wrong.
     if given or 'coordinator_address' not in str(error):
       flags_text = ', '.join(f'--{key}={value}' for key, value in given.items())
       raise UserError(
         f'{flags_text or "The cluster"}: {error} Several processes need '
         '--coordinator_address=HOST:PORT, --num_processes and --process_id '
-        '(from 0), where the cluster does not tell them by itself.',
+        '(from 0), unless the cluster sets them.',
         2,
       ) from error
     _children.pop().kill()
     return
-  # Gloo, which connects CPUs, does so at the first collective operation, and
-  # waits for 30 s: fewer than may lie between two ends of a compilation.
+  # Gloo (CPUs) connects at the first collective operation with a timeout of 30
+  # s. Compilation times may differ by more, so connect before it.
   try:
     multihost_utils.sync_global_devices('joined')
   except jax.errors.JaxRuntimeError as error:
@@ -98,7 +97,7 @@ def join(**flags: Any) -> None:
 
 
 def describe_failure(error: Exception) -> str:
-  """Describe what may be the end of another process; else log it in full."""
+  """Describe the loss of another process; log other errors in full."""
   name = f'process {jax.process_index()} of {jax.process_count()}'
   reason = messages.one_line(error)
   if isinstance(error, jax.errors.JaxRuntimeError) and any(
@@ -109,35 +108,35 @@ def describe_failure(error: Exception) -> str:
       f'({reason})'
     )
   logging.error('%s', error, exc_info=error)
-  return f'{name} cannot go on: {reason}'
+  return f'{name} cannot continue: {reason}'
 
 
 def fail(error: Any, status: int) -> int:
-  """Print an error; return the status, or with others end right here."""
+  """Print an error; return the status, or exit if there are other processes."""
   print(f'error: {error}', file=sys.stderr, flush=True)
   if jax.distributed.is_initialized():
     for child in _children:
       child.kill()
-    # An orderly end would wait for the other processes, which wait for this
-    # one; without it they notice within two minutes, and end too.
+    # A normal exit would wait for the other processes, which wait for this one.
+    # They notice this exit within two minutes and stop.
     os._exit(status)
   return status
 
 
 class StoppedError(Exception):
-  """The work was left because the program shall end."""
+  """Work was interrupted because the program was asked to stop."""
 
 
 class Notice:
-  """Whether the program has been asked to end; a context manager.
+  """Context manager that records requests to stop the program.
 
-  Inside the context, a first SIGTERM or SIGINT is noted, and a second one ends
-  the program at once, with the status that shells give it, 143 or 130. What
-  comes within a second counts once: `timeout` sends each signal twice. Clusters
-  send SIGTERM before they stop a machine.
+  The first SIGTERM or SIGINT is recorded. A second one ends the program at once
+  with the usual status, 143 or 130. Signals within a second count once, because
+  `timeout` sends each signal twice. Clusters send SIGTERM before they stop a
+  machine.
 
   Attributes:
-    is_interrupt: whether the first was SIGINT, which Ctrl-C sends.
+    is_interrupt: whether the first signal was SIGINT (Ctrl-C).
   """
 
   def __init__(self):
@@ -149,16 +148,16 @@ class Notice:
     return self._event.is_set()
 
   def until_set(self, batches: Iterator[Any]) -> Iterator[Any]:
-    """Yield batches of `dataset` until a signal comes.
+    """Yield batches until a signal arrives.
 
-    Also while it waits for one: a read from a store that fails may last longer
-    than a machine that is taken away has left.
+    A signal also ends the wait for a batch, because retries of a failing read
+    may take longer than the notice period of a machine.
 
     Raises:
-      StoppedError: a signal has come.
+      StoppedError: if a signal arrived.
       UserError: as `batches`.
     """
-    if hasattr(batches, 'stop'):  # Not those that nobody reads.
+    if hasattr(batches, 'stop'):  # Random batches have none.
       self._readers.append(batches)
     try:
       if self.is_set():
@@ -176,16 +175,15 @@ class Notice:
         self._readers.remove(batches)
 
   def __enter__(self) -> 'Notice':
-    # Python's handlers run in the main thread and between two of its
-    # instructions, and compiling a step is one instruction. The number of the
-    # signal is written to this pipe at once.
+    # Python runs signal handlers between instructions of the main thread, and
+    # compiling a step is one instruction. The pipe gets the signal at once.
     self._reader, self._writer = os.pipe()
     os.set_blocking(self._writer, False)
     self._previous_fd = signal.set_wakeup_fd(self._writer)
     self._previous = {
       number: signal.signal(number, lambda *_: None)
       for number in (signal.SIGTERM, signal.SIGINT)
-      # A shell ignores SIGINT for what it runs in the background.
+      # Shells ignore SIGINT in background commands.
       if signal.getsignal(number) != signal.SIG_IGN
     }
     self._thread = threading.Thread(target=self._listen, daemon=True)
@@ -214,7 +212,7 @@ class Notice:
       self.is_interrupt = number == signal.SIGINT
       self._event.set()
       logging.info(
-        '%s: ending after this step. A second one ends the program at once.',
+        '%s: stopping after this step. A second one stops the program at once.',
         'Ctrl-C' if self.is_interrupt else 'SIGTERM',
       )
       for reader in list(self._readers):
@@ -222,12 +220,12 @@ class Notice:
 
 
 def keep_compiled_programs() -> None:
-  """Turn on JAX's persistent cache, in a private folder of bounded size.
+  """Enable JAX's persistent cache in a private folder of limited size.
 
-  It is in the user's cache folder. Where it cannot be used there is a warning
-  and no cache: what is in it is run, so it must not be written to by anybody
-  else. A folder that JAX_COMPILATION_CACHE_DIR names is taken as it is, and not
-  bounded: other programs may share it, and JAX cannot bound what they wrote.
+  The folder is in the user's cache folder. Others must not write to it, because
+  its content is executed. If it is not usable, this logs a warning. A folder in
+  JAX_COMPILATION_CACHE_DIR is used as it is, without a limit, because other
+  programs may share it.
   """
   if jax.config.jax_compilation_cache_dir:
     return
@@ -239,8 +237,8 @@ def keep_compiled_programs() -> None:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
       raise PermissionError(f'{folder} is not a folder of yours')
     folder.chmod(0o700)
-    # A program is written first, and then when it was used; JAX needs both of
-    # all, and a killed process may have left the first alone.
+    # JAX needs two files per program, and a killed process may have written
+    # only the first.
     with filelock.FileLock(folder / '.lockfile', timeout=10):
       for program in folder.glob('*-cache'):
         used = program.name.removesuffix('-cache') + '-atime'

@@ -1,8 +1,8 @@
-"""Differentially private training: noise, sampling, and what they spend.
+"""Differentially private training: noise, sampling and privacy accounting.
 
-Abadi et al. (arXiv 1607.00133), and De et al. (arXiv 2204.13650): each example
-is in each batch by a draw of its own, its gradient is clipped to a norm, and
-Gaussian noise is added to their sum. See docs/private.md.
+Abadi et al. (arXiv 1607.00133) and De et al. (arXiv 2204.13650). Batches are
+Poisson samples, per-example gradients are clipped by their norm, and the sum
+gets Gaussian noise. See docs/private.md.
 """
 
 import bisect
@@ -23,14 +23,14 @@ from nfnets.data import augmentation
 from nfnets.data.batches import Poisson
 from nfnets.errors import UserError
 
-# The step of privacy losses. They are rounded up, so that epsilon is a bound. A
+# Resolution of the privacy losses, which are rounded up: epsilon is a bound. A
 # tenth of it makes epsilon 0.3 % lower over 70,000 updates and takes ten times
 # as long.
 _RESOLUTION = 1e-3
-# With less, epsilon is in the thousands, and takes gigabytes to compute.
+# With less noise, epsilon is in the thousands and needs gigabytes to compute.
 _LEAST_NOISE = 0.1
-# A batch has room for its mean and so many standard deviations more. What does
-# not fit is left out, which the analysis counts.
+# Maximum batch size: the mean plus this many standard deviations. The analysis
+# includes the truncation.
 _DEVIATIONS = 5
 
 
@@ -38,9 +38,9 @@ class NoiseState(NamedTuple):
   """State of `Privacy.noise`.
 
   Attributes:
-    secret_key: uint32 [4], two words for the noise of all updates and two for
-      their samples. A checkpoint is the only file that has it.
-    updates_noised: int32 scalar, the number of updates.
+    secret_key: uint32 [4], two words for the noise and two for the sampling.
+      Only checkpoints store it.
+    updates_noised: int32 scalar, number of updates.
   """
 
   secret_key: jax.Array
@@ -52,14 +52,14 @@ class Privacy:
   """The mechanism of private training.
 
   Attributes:
-    noise_multiplier: standard deviation of the noise in the sum of a batch's
-      clipped gradients, in units of the norm that they are clipped to.
-    delta: the probability that epsilon's bound may fail by.
-    budget: the largest epsilon; infinite for none.
-    clipping: the norm that examples' gradients are clipped to.
-    batch_size: expected examples of an update, over all devices.
-    num_examples: of an epoch.
-    key: what noise and samples follow from, in tests; None is a secret.
+    noise_multiplier: standard deviation of the noise in the sum of the clipped
+      gradients / clipping.
+    delta: the delta of (epsilon, delta)-privacy.
+    budget: maximum epsilon. Infinity: no limit.
+    clipping: norm to which per-example gradients are clipped.
+    batch_size: expected number of examples per update, over all devices.
+    num_examples: number of examples per epoch.
+    key: seed of noise and sampling, for tests. None: a secret random key.
   """
 
   noise_multiplier: float
@@ -72,21 +72,21 @@ class Privacy:
 
   @property
   def probability(self) -> float:
-    """Probability of each example to be in a batch."""
+    """Sampling probability of each example."""
     return self.batch_size / self.num_examples
 
   @property
   def largest_batch(self) -> int:
-    """Most examples that a batch may have."""
+    """Maximum number of examples in a batch."""
     deviation = math.sqrt(self.batch_size * (1 - self.probability))
     room = math.ceil(_DEVIATIONS * deviation)
     return min(self.batch_size + room, self.num_examples)
 
   def epsilon(self, steps: int) -> float:
-    """Return epsilon after so many updates.
+    """Return epsilon after a number of updates.
 
     Raises:
-      UserError: if the package that computes it is not installed.
+      UserError: if dp-accounting is not installed.
     """
     one = _loss_of_one_update(
       self.num_examples,
@@ -97,7 +97,7 @@ class Privacy:
     return _epsilon(one, self.delta, steps)
 
   def last_step(self, most: int) -> int:
-    """Return how many updates the budget allows, up to `most`."""
+    """Return the number of updates within the budget, at most `most`."""
 
     def is_over(steps):
       epsilon = self.epsilon(steps)
@@ -110,15 +110,15 @@ class Privacy:
   def limit_steps(
     self, config: Any, begun: dict[str, Any] | None, steps_made: int
   ) -> None:
-    """End training where its budget is spent.
+    """Limit `training_steps` to the privacy budget.
 
     Args:
-      config: JAXline's; `training_steps` is changed.
-      begun: what is in run.json of a run to go on with; None if there is none.
-      steps_made: of that run.
+      config: JAXline's config. `training_steps` is changed.
+      begun: run.json of the run to continue, or None.
+      steps_made: steps of that run.
 
     Raises:
-      UserError: if nothing is left of the budget, or what was spent is unknown.
+      UserError: if the budget is used up, or the used part is unknown.
     """
     if steps_made and not begun:
       raise UserError(
@@ -136,8 +136,8 @@ class Privacy:
       made = f'the {steps_made} made so far' if steps_made else 'the first'
       raise UserError(
         f'private.epsilon is {self.budget}, and after {made} it is '
-        f'{spent:.4g}: a larger budget or delta, more noise or smaller batches '
-        'are needed.',
+        f'{spent:.4g}: use a larger budget or delta, more noise or smaller '
+        'batches.',
         2,
       )
     if last < config.training_steps:
@@ -150,23 +150,23 @@ class Privacy:
     config.training_steps = last
 
   def new_key(self) -> np.ndarray:
-    """Return a `NoiseState.secret_key`, the same for all processes."""
-    # Without a number, the operating system's entropy.
+    """Return a new `NoiseState.secret_key`, equal in all processes."""
+    # A seed of None uses the operating system's entropy.
     words = np.random.SeedSequence(self.key).generate_state(4)
     return np.asarray(multihost_utils.broadcast_one_to_all(words))
 
   def sampling(self, secret_key: np.ndarray) -> Poisson:
-    """Return the draws of all batches."""
+    """Return the sampler of the batches."""
     low, high = (int(word) for word in secret_key[2:])
     return Poisson(self.probability, self.largest_batch, high << 32 | low)
 
   def noise(self) -> optax.GradientTransformation:
-    """Return what adds the noise to the mean over a batch.
+    """Return the transformation that adds noise to the mean gradient.
 
-    It follows from the key and the number of updates, so that all devices add
-    the same, once to the mean over all of them, and a run that goes on adds
-    what it would have added. `optax.contrib.differentially_private_aggregate`
-    needs the gradients of all examples, which are never in one place here.
+    The noise depends only on the key and the number of updates: all devices add
+    the same noise once to the mean over all of them, and a resumed run adds the
+    same as an uninterrupted one. optax's `differentially_private_aggregate`
+    needs the gradients of all examples at once.
     """
     deviation = self.noise_multiplier * self.clipping / self.batch_size
 
@@ -185,7 +185,7 @@ class Privacy:
     return optax.GradientTransformation(init_fn, update_fn)
 
   def facts(self, steps: int) -> dict[str, float]:
-    """Return what weights after so many updates may be said to keep."""
+    """Return the privacy metadata of weights after a number of updates."""
     return {
       'epsilon': self.epsilon(steps),
       'delta': self.delta,
@@ -207,7 +207,7 @@ def _loss_of_one_update(
     from dp_accounting.pld import privacy_loss_distribution
   except ModuleNotFoundError as error:
     raise UserError(
-      'private: dp-accounting is not installed, which computes epsilon; '
+      'private: dp-accounting, which computes epsilon, is not installed. Run '
       'pip install ".[private]" in the folder of this project.',
       2,
     ) from error
@@ -228,65 +228,64 @@ def _epsilon(one: Any, delta: float, steps: int) -> float:
 
 
 def make(config: ml_collections.ConfigDict, num_examples: int) -> Privacy:
-  """Build what `config.private` asks for.
+  """Build the mechanism of `config.private`.
 
   Args:
-    config: the experiment's.
-    num_examples: of an epoch.
+    config: the experiment's config.
+    num_examples: number of examples per epoch.
 
   Raises:
-    UserError: for settings with which training is not private.
+    UserError: if training would not be private with these settings.
   """
   private = config.private
   for is_wrong, message in (
     (
       min(private.noise_multiplier or 0, private.epsilon or 0) <= 0,
       f'private.noise_multiplier is {private.noise_multiplier} and '
-      f'private.epsilon {private.epsilon}; they must be positive, as without '
-      'noise or a budget (inf is a large one) nothing is private. With both '
-      'None, training is not meant to be.',
+      f'private.epsilon is {private.epsilon}; they must be positive. epsilon '
+      'may be inf. Set both to None for training without privacy.',
     ),
     (
       (private.noise_multiplier or 0) < _LEAST_NOISE,
       f'private.noise_multiplier is {private.noise_multiplier}; with less than '
-      f'{_LEAST_NOISE} nothing is private.',
+      f'{_LEAST_NOISE} training is not private.',
     ),
     (
       not 0
       < (private.delta or 0)
       < 2 / num_examples,  # De et al. have 1.02 / N.
-      f'private.delta is {private.delta}; it must be above 0 and no more than '
-      f'about 1 / {num_examples}, one example of those that there are.',
+      f'private.delta is {private.delta}; it must be above 0 and at most about '
+      f'1 / {num_examples}, where {num_examples} is the number of examples.',
     ),
     (
       private.sampling != 'poisson',
-      f'private.sampling is {private.sampling!r}; epsilon is known for '
-      "'poisson' alone.",
+      f'private.sampling is {private.sampling!r}; epsilon is known only for '
+      "'poisson'.",
     ),
     (
       config.clip_per_example != 'norm',
-      f'private: clip_per_example is {config.clip_per_example!r}; the noise is '
-      "for gradients that are clipped by their norm, 'norm'.",
+      f'private: clip_per_example is {config.clip_per_example!r}; it must be '
+      "'norm'.",
     ),
     (
       config.train_batch_size > num_examples,
       f'private: train_batch_size is {config.train_batch_size}, more than the '
-      f'{num_examples} examples that there are.',
+      f'{num_examples} examples.',
     ),
     (
       augmentation.parse(config.augment_name or '').mixes,
-      f'private: augment_name is {config.augment_name!r}, which mixes images, '
-      'so that a gradient would tell of two.',
+      f'private: augment_name is {config.augment_name!r}, which mixes images: '
+      'a gradient would depend on two examples.',
     ),
     (
       config.skip_nonfinite,
-      'private: skip_nonfinite is True, and what is left out would tell of the '
-      'examples.',
+      'private: skip_nonfinite is True; skipped updates would reveal '
+      'information about the examples.',
     ),
     (
       config.skip_corrupt,
-      'private: skip_corrupt is True, and others would be seen in the place of '
-      'those left out.',
+      'private: skip_corrupt is True; other examples would replace the skipped '
+      'ones.',
     ),
   ):
     if is_wrong:

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def _skip_absent_tpu() -> None:
-  """Has JAX start no TPU where libtpu is installed and there is none.
+  """Prevent JAX from starting libtpu on a machine without a TPU.
 
-  Planning needs libtpu, which warns in six lines where it is started in vain.
+  Planning needs libtpu. Starting it without a TPU prints six lines of warnings.
   """
   if (
     importlib.util.find_spec('libtpu') is None
-    or importlib.util.find_spec('jax_plugins')  # Another accelerator's.
+    or importlib.util.find_spec('jax_plugins')  # Another accelerator.
     or any(map(glob.glob, ('/dev/accel*', '/dev/vfio/[0-9]*')))
   ):
     return

@@ -1,4 +1,4 @@
-"""Scaled activations: f(x) * gamma keeps the variance of N(0, 1) at 1.
+"""Scaled activations: f(x) * gamma has variance 1 for inputs from N(0, 1).
 
 Source: NF-ResNets (arXiv 2101.08692), section 4.1.
 """
@@ -15,12 +15,12 @@ Activation = Callable[[jax.Array], jax.Array]
 
 
 def _scaled(fn: Activation, gamma: float) -> Activation:
-  """Returns f(x) * gamma (NF-ResNets, section 4.1)."""
+  """Return f(x) * gamma (NF-ResNets, section 4.1)."""
   return lambda x: fn(x) * gamma
 
 
 def _gelu_exponent(x: jax.Array) -> jax.Array:
-  """Returns 2 sqrt(2 / pi) (x + 0.044715 x^3)."""
+  """Return 2 sqrt(2 / pi) (x + 0.044715 x^3)."""
   c = 2 * math.sqrt(2 / math.pi)
   return x * (c + 0.044715 * c * jnp.square(x))
 
@@ -32,9 +32,9 @@ _GELU_GAMMA = 1.7015043497085571
 def _logistic_gelu(x: jax.Array) -> jax.Array:
   """GELU in its tanh form (arXiv 1606.08415), times its gamma.
 
-  0.5 (1 + tanh z) is the logistic function of 2 z; in this form F0 is 3 to 4 %
-  faster on a CPU than with `jax.nn.gelu`. At -z of 100 and more, the
-  exponential is infinite, which is right here but not in its derivative.
+  0.5 (1 + tanh z) is the logistic function of 2 z. F0 is 3 to 4 %
+  faster on a CPU with this form than with `jax.nn.gelu`. If the exponential
+  overflows (z < -100), the result is right, but its derivative would be NaN.
   """
   return _GELU_GAMMA * x / (1 + jnp.exp(-_gelu_exponent(x)))
 
@@ -51,21 +51,21 @@ def _gelu_jvp(primals, tangents):
 
 def _gelu(x: jax.Array) -> jax.Array:
   if conv.chosen() == 'portable':
-    # ONNX Runtime replaces this form by one operator. Where the square
-    # overflows, in float16 from 1200 on, tanh is 1 all the same.
+    # ONNX Runtime fuses this form into one operator. If the square overflows
+    # (in float16 from 1200 on), tanh is 1 anyway.
     z = (math.sqrt(2 / math.pi) * x) * (1 + (0.044715 * x) * x)
     return 0.5 * x * (1 + jnp.tanh(z)) * _GELU_GAMMA
   return _logistic_gelu(x)
 
 
 def exact_gelu(x: jax.Array) -> jax.Array:
-  """Returns GELU in its exact form, by the error function."""
+  """Compute the exact GELU with the error function."""
   if conv.chosen() == 'portable':
     return 0.5 * x * (1 + jax.lax.erf(math.sqrt(0.5) * x))
   return jax.nn.gelu(x, approximate=False)
 
 
-# An activation times its gamma keeps the variance of N(0, 1) at 1.
+# 1 / standard deviation of the activation of N(0, 1).
 GAMMAS = {
   'identity': 1.0,
   'celu': 1.270926833152771,
@@ -86,12 +86,12 @@ GAMMAS = {
   'softplus': 1.9203323125839233,
   'tanh': 1.5939117670059204,
 }
-# The same without gamma, for the networks that do without scaled activations.
+# Without gamma, for the networks without scaled activations.
 unscaled_nonlinearities: dict[str, Activation] = {
   name: getattr(jax.nn, name) for name in GAMMAS if name != 'gelu_erf'
 }
-# `gelu` is the tanh form, with which the released weights were trained;
-# `gelu_erf` is the exact form, with the gamma of PyTorch ports.
+# `gelu` is the tanh form of the released weights. `gelu_erf` is the exact form,
+# with the gamma of PyTorch ports.
 nonlinearities: dict[str, Activation] = {
   name: _scaled(unscaled_nonlinearities.get(name, exact_gelu), gamma)
   for name, gamma in GAMMAS.items()
@@ -99,10 +99,10 @@ nonlinearities: dict[str, Activation] = {
 
 
 def get_nonlinearity(name: str, scaled: bool = True) -> Activation:
-  """Returns the activation of this name, times its gamma if `scaled`.
+  """Return an activation, multiplied by its gamma if `scaled`.
 
   Raises:
-    ValueError: if there is none; the message lists the names.
+    ValueError: if the name is unknown. The message lists the names.
   """
   table = nonlinearities if scaled else unscaled_nonlinearities
   if name not in table:

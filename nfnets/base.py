@@ -1,9 +1,9 @@
-"""Building blocks that the normalizer-free networks share.
+"""Layers of the normalizer-free networks.
 
-Sources: Brock, De, Smith, "Characterizing signal propagation to close the
-performance gap in unnormalized ResNets" (arXiv 2101.08692), called NF-ResNets
-below, and Brock, De, Smith, Simonyan, "High-Performance Large-Scale Image
-Recognition Without Normalization" (arXiv 2102.06171), called NFNets.
+NF-ResNets below stands for Brock, De, Smith, "Characterizing signal propagation
+to close the performance gap in unnormalized ResNets" (arXiv 2101.08692), and
+NFNets for Brock, De, Smith, Simonyan, "High-Performance Large-Scale Image
+Recognition Without Normalization" (arXiv 2102.06171).
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfnets import conv, variants
-from nfnets.activations import (  # noqa: F401 (Under their published names.)
+from nfnets.activations import (  # noqa: F401 (Published names.)
   Activation,
   get_nonlinearity,
   nonlinearities,
@@ -30,30 +30,9 @@ resnet_params = variants.resnet_params
 class Conv2D(hk.Conv2D):
   """hk.Conv2D for images [B, H, W, C], computed by `nfnets.conv`.
 
-  Parameters: `w` [kh, kw, C // groups, K] and, with a bias, `b` [K].
+  It ignores `data_format` and `mask`. Parameters: `w` [kh, kw, C // groups, K]
+  and, with a bias, `b` [K].
   """
-
-  def __init__(
-    self,
-    output_channels: int,
-    kernel_shape: int | Sequence[int],
-    stride: int | Sequence[int] = 1,
-    rate: int | Sequence[int] = 1,
-    padding: str | Sequence[tuple[int, int]] = 'SAME',
-    with_bias: bool = True,
-    w_init: hk.initializers.Initializer | None = None,
-    b_init: hk.initializers.Initializer | None = None,
-    feature_group_count: int = 1,
-    name: str | None = None,
-  ):
-    super().__init__(
-      *(output_channels, kernel_shape, stride, rate, padding),
-      with_bias=with_bias,
-      w_init=w_init,
-      b_init=b_init,
-      feature_group_count=feature_group_count,
-      name=name,
-    )
 
   def __call__(self, inputs: jax.Array) -> jax.Array:
     in_ch = inputs.shape[-1] // self.feature_group_count
@@ -77,7 +56,7 @@ class Conv2D(hk.Conv2D):
     return out
 
 
-# Names a kernel that was standardized beforehand.
+# Parameter name of a standardized kernel.
 FOLDED = 'w_standardized'
 
 
@@ -85,12 +64,12 @@ class WSConv2D(hk.Conv2D):
   """2D convolution with scaled weight standardization and a bias.
 
   Per output channel the kernel becomes gain * (w - mean) / sqrt(max(var *
-  fan_in, eps)), with the biased variance (NF-ResNets, equation 2; the gain and
-  eps as in the published code). The arguments are hk.Conv2D's; images are
-  [B, H, W, C], or [B, H, W / factor, factor * C] where a `factor` says that
-  columns are joined (see `conv.space_to_depth`). Parameters: `w`
-  [kh, kw, C // groups, K], `gain` [K], `bias` [K]; or, with folded weights, the
-  standardized kernel in place of the first two (`nfnets.weights.fold_weights`).
+  fan_in, eps)), with the biased variance (NF-ResNets, equation 2; gain and eps
+  follow the published code). The arguments are those of hk.Conv2D. Images are
+  [B, H, W, C], or [B, H, W / factor, factor * C] after `conv.space_to_depth`
+  with this `factor`. Parameters: `w` [kh, kw, C // groups, K], `gain` [K] and
+  `bias` [K]. Folded weights have a standardized kernel instead of `w` and
+  `gain` (`nfnets.weights.fold_weights`).
 
   Example:
     >>> conv = hk.transform(lambda x: base.WSConv2D(16, 3)(x))
@@ -119,7 +98,7 @@ class WSConv2D(hk.Conv2D):
     self.gain_init = jnp.ones
 
   def standardize_weight(self, weight: jax.Array, eps: float = 1e-4):
-    """Returns the standardized kernel, of the shape and dtype of `weight`."""
+    """Return the standardized kernel, with the shape and dtype of `weight`."""
     mean = jnp.mean(weight, axis=(0, 1, 2), keepdims=True)
     var = jnp.var(weight, axis=(0, 1, 2), keepdims=True)
     fan_in = math.prod(weight.shape[:-1])
@@ -127,10 +106,10 @@ class WSConv2D(hk.Conv2D):
       'gain', weight.shape[-1:], weight.dtype, init=self.gain_init
     )
     scale = self._scale(var, gain, fan_in, eps)
-    # One pass over the kernel; (weight - mean) * scale would take two.
+    # One pass over the kernel. (weight - mean) * scale would take two.
     return weight * scale - mean * scale
 
-  @staticmethod  # So that it can be called outside of Haiku, too.
+  @staticmethod  # `fold_weights` calls it outside of Haiku.
   def _scale(var, gain, fan_in, eps):
     scale = jax.lax.rsqrt(jnp.maximum(var * fan_in, eps))
     return scale * jnp.expand_dims(gain, (0, 1, 2))
@@ -174,7 +153,7 @@ class WSConv2D(hk.Conv2D):
 
 
 class SqueezeExcite(hk.Module):
-  """Squeeze and excite: a gate per channel, from the mean over the image.
+  """Squeeze and excite: a channel gate computed from the image mean.
 
   Hu et al., "Squeeze-and-Excitation Networks" (arXiv 1709.01507). Maps
   [B, H, W, in_ch] to [B, 1, 1, out_ch] in (0, 1).
@@ -206,16 +185,16 @@ class SqueezeExcite(hk.Module):
     return jax.nn.sigmoid(gate)[:, None, None, :]
 
   def count_flops(self) -> int:
-    """Returns the multiply-adds for one image."""
+    """Return the multiply-adds for one image."""
     return self.hidden_ch * (self.in_ch + self.out_ch)
 
 
 class StochDepth(hk.Module):
-  """Stochastic depth: drops a whole residual branch, per example.
+  """Stochastic depth: drops whole residual branches of random examples.
 
-  Huang et al., "Deep Networks with Stochastic Depth" (arXiv 1603.09382). The
-  branch is not rescaled in training unless asked, and passes unchanged in
-  evaluation.
+  Huang et al., "Deep Networks with Stochastic Depth" (arXiv 1603.09382). With
+  `scale_by_keep`, training divides kept branches by the keep rate. Evaluation
+  does not change the branch.
 
   Example:
     >>> drop = hk.transform(lambda x: base.StochDepth(0.1)(x, True))
@@ -229,7 +208,7 @@ class StochDepth(hk.Module):
   ):
     super().__init__(name=name)
     if not 0 <= drop_rate < 1:
-      raise ValueError(f'drop_rate must lie in [0, 1), not {drop_rate}.')
+      raise ValueError(f'drop_rate must be in [0, 1), not {drop_rate}.')
     self.drop_rate = drop_rate
     self.scale_by_keep = scale_by_keep
 
@@ -246,17 +225,17 @@ class StochDepth(hk.Module):
 def grouped_width(
   channels: int, expansion: float, group_size: int
 ) -> tuple[int, int]:
-  """Returns the width inside a block, whole groups, and their number.
+  """Return the inner width of a block, in whole groups, and their number.
 
   Raises:
-    ValueError: for less than one group.
+    ValueError: if the width is less than one group.
   """
   width = int(channels * expansion)
   groups = width // group_size
   if groups < 1:
     raise ValueError(
-      f'{channels} channels leave {width} inside the block, less than one '
-      f'group of {group_size}; use a larger width.'
+      f'{channels} channels give an inner width of {width}, less than one '
+      f'group of {group_size}. Use a larger width.'
     )
   return groups * group_size, groups
 
@@ -264,25 +243,25 @@ def grouped_width(
 def max_pool_3x3(
   x: jax.Array, padding: str | Sequence[tuple[int, int]]
 ) -> jax.Array:
-  """Returns the maxima of 3x3 windows with stride 2.
+  """Apply 3x3 max pooling with stride 2.
 
   Args:
     x: [B, H, W, C].
-    padding: 'SAME', or pixels before and behind each of the four axes.
+    padding: 'SAME', or (before, after) for each of the four axes.
   """
   return jax.lax.reduce_window(
     x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding
   )
 
 
-AVERAGE_POOL = 'nfnets_average_pool'  # A name for what reads the program.
+AVERAGE_POOL = 'nfnets_average_pool'  # The ONNX export finds this name.
 
 
 def avg_pool_2x2(x: jax.Array) -> jax.Array:
-  """Averages 2x2 windows with stride 2, without counting what pads odd sizes.
+  """Apply 2x2 average pooling with stride 2. Padding does not count.
 
-  Not `hk.avg_pool`, because jaxlib 0.10.2 sums a padded window over an image of
-  one pixel wrongly on the CPU (a factor of 4, from 8192 values on).
+  It replaces `hk.avg_pool`: on the CPU, jaxlib 0.10.2 computes wrong sums of
+  padded windows over images of one pixel (a factor of 4, from 8192 values on).
 
   Args:
     x: [B, H, W, C].
@@ -296,7 +275,7 @@ def avg_pool_2x2(x: jax.Array) -> jax.Array:
     x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
     total = x[:, ::2] + x[:, 1::2]
     total = total[:, :, ::2] + total[:, :, 1::2]
-    rows = np.minimum(2, h - np.arange(0, h, 2))  # How many each window has.
+    rows = np.minimum(2, h - np.arange(0, h, 2))  # Pixels per window.
     columns = np.minimum(2, w - np.arange(0, w, 2))
     return total / np.outer(rows, columns)[None, :, :, None].astype(x.dtype)
 
@@ -307,20 +286,21 @@ def avg_pool_2x2(x: jax.Array) -> jax.Array:
 
 
 def channel_variance(x: jax.Array) -> jax.Array:
-  """Returns the mean over channels of the variance over batch, H and W."""
+  """Return the mean over channels of the variance over batch, H and W."""
   return jnp.mean(jnp.var(x, axis=(0, 1, 2)))
 
 
 def signal_metrics(x: jax.Array, i: int) -> dict[str, jax.Array]:
-  """Measures how a signal propagates (NF-ResNets, section 3).
+  """Compute the signal propagation metrics (NF-ResNets, section 3).
 
   Args:
     x: [B, H, W, C].
-    i: the number that names the measurements.
+    i: index in the names of the metrics.
 
   Returns:
-    `avg_sq_mean_{i}`, the mean over channels of the squared mean over batch, H
-    and W, and `avg_var_{i}`, that of the variance. Scalars.
+    Scalars: `avg_sq_mean_{i}`, the mean over channels of the squared mean over
+    B, H and W, and `avg_var_{i}`, the mean over channels of the variance over
+    B, H and W.
 
   Example:
     >>> sorted(base.signal_metrics(images, 0))

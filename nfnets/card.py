@@ -1,15 +1,13 @@
-"""Evaluates a network on test images, and writes its model card: README.md with
-the metadata of the Hugging Face Hub, beside its weights. The folder of a run
-names the dataset.
+"""Evaluates a network and writes its model card for the Hugging Face Hub.
 
 python -m nfnets.card RUN
 python -m nfnets.card --weights=FILE --data=flowers --output=FOLDER
 
-A README.md that is no model card of nfnets is replaced with --overwrite only;
-changes in a card are not kept. A folder made with --output can be uploaded as
-it is: `hf upload OWNER/NAME FOLDER`; then --weights=hf://OWNER/NAME reads it.
-The last line of standard output is JSON. The exit status is 0 if all went well,
-1 for a failure and 2 for a wrong command.
+The card is README.md in the folder of the weights. --overwrite is needed to
+replace a README.md that is not a model card of nfnets. Edits of a card are
+lost. `hf upload OWNER/NAME FOLDER` uploads a folder made with --output, and
+--weights=hf://OWNER/NAME reads it. The last line of standard output is JSON.
+The exit status is 0 for success, 1 for a failure and 2 for a wrong command.
 """
 
 import dataclasses
@@ -21,29 +19,29 @@ from nfnets.inference import command_line
 
 @command_line.command
 def main(argv: list[str] | None = None) -> int:
-  """Runs the command; returns its exit status."""
+  """Run the command; returns its exit status."""
   parser = command_line.make_parser('card', __doc__, weights_required=False)
   command_line.add_run_or_data(parser)
   parser.add_argument(
     '--output',
     metavar='FOLDER',
-    help='a folder to make, with the card and the weights',
+    help='folder to create, with the card and the weights',
   )
   parser.add_argument(
     '--recorded',
     action='store_true',
-    help='evaluate nothing: what training has measured must do',
+    help='do not evaluate: use the results of training',
   )
   parser.add_argument(
     '--overwrite',
     action='store_true',
-    help='replace a README.md that is something else',
+    help='replace a README.md that is not a model card of nfnets',
   )
   command_line.add_batch_size(parser, 32)
   args = parser.parse_args(argv)
   command_line.check_run_or_data(parser, args, ('weights',))
   if args.recorded and args.data is not None:
-    parser.error('--data is for an evaluation, and --recorded makes none')
+    parser.error('--data is for an evaluation; omit --recorded')
   command_line.check_images_can_be_read()
   from nfnets import paths, weights
   from nfnets.inference import card, evaluation, runs
@@ -61,14 +59,14 @@ def main(argv: list[str] | None = None) -> int:
     folder = paths.path(args.output)
   elif source.name != card.WEIGHTS:
     raise errors.UserError(
-      f'A card is of one network, and {folder} may have several: '
-      f'--output=FOLDER makes a folder with the card and {card.WEIGHTS}.',
+      f'A card describes one network, and {folder} may have several. Use '
+      f'--output=FOLDER for a folder with the card and {card.WEIGHTS}.',
       2,
     )
   if not args.overwrite and not card.may_write(folder):
     raise errors.UserError(
-      f'{folder / card.NAME} is no model card of nfnets, and stays. '
-      '--overwrite replaces it.'
+      f'{folder / card.NAME} is not a model card of nfnets. Use --overwrite '
+      'to replace it.'
     )
   if args.run is None:
     network = command_line.open_network(args)
@@ -79,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     network, builder, chosen = run.network, run.builder, run.chose_by_test
   with errors.prefix(str(source)):
     metadata = weights.read_metadata(source)
-  if args.run is None:  # What was evaluated comes before what the file says.
+  if args.run is None:  # The evaluated settings take precedence.
     metadata = {**metadata, **weights.describe(network.model)}
   if args.output is not None:
     with errors.prefix(f'--output={args.output}'):

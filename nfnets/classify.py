@@ -1,16 +1,15 @@
-"""Tells the most probable classes of each image: probability, number and name.
+"""Prints the most probable classes of each image.
 
 python -m nfnets.classify --weights=F0_haiku.npz IMAGE [IMAGE ...]
 python -m nfnets.classify --weights=F0_haiku.npz FOLDER --output=classes.csv
 
-With --json, and in a .jsonl, there is a line for each image, {"image": ...,
-"model": ..., "top": [{"label": ..., "name": ..., "probability": ...}, ...]}, or
-{"image": ..., "error": ...}; in a .csv or .parquet the same as columns. With
---data there are "true_label", "true_name" and "correct", too. With --output or
---data the last line of standard output is JSON, with the number of images and
-the accuracy. Everything but results goes to standard error. The exit status is
-0 if all went well, 1 for a failure, be it of a single image, and 2 for a wrong
-command.
+With --json and in a .jsonl file, each image has one line, {"image": ...,
+"model": ..., "top": [{"label": ..., "name": ..., "probability": ...}, ...]} or
+{"image": ..., "error": ...}. A .csv or .parquet file has the same as columns.
+--data adds "true_label", "true_name" and "correct". With --output or --data,
+the last line of standard output is JSON with the number of images and the
+accuracy. Messages go to standard error. The exit status is 0 for success, 1 if
+any image failed, and 2 for a wrong command.
 """
 
 import sys
@@ -26,7 +25,7 @@ _SUFFIXES = ('.csv', '.jsonl', '.parquet')
 
 @command_line.command
 def main(argv: list[str] | None = None) -> int:
-  """Runs the command; returns its exit status."""
+  """Run the command; returns its exit status."""
   parser = command_line.make_parser('classify', __doc__)
   sources.add_arguments(parser, _SUFFIXES, has_output=False)
   command_line.add_runtime_arguments(parser)
@@ -35,27 +34,27 @@ def main(argv: list[str] | None = None) -> int:
     type=command_line.positive,
     default=5,
     metavar='K',
-    help='how many classes to tell (5); all, if there are fewer',
+    help='number of classes per image (5)',
   )
   parser.add_argument(
     '--threshold',
     type=float,
     default=0.0,
     metavar='P',
-    help='leave out classes of less than this probability (0)',
+    help='omit classes with a lower probability (0)',
   )
   parser.add_argument(
     '--labels',
     metavar='FILE',
-    help='names of the classes: text with one per line or, in a .json, a list '
-    'of names or of [id, name] (those in the file of weights or, for 1000 '
-    "classes, ImageNet's)",
+    help='class names: a text file with one name per line, or a .json with a '
+    'list of names or of [id, name] (the names in the weights, or ImageNet for '
+    '1000 classes)',
   )
   parser.add_argument('--json', action='store_true', help='print JSON lines')
   args = parser.parse_args(argv)
   sources.check_arguments(parser, args, _SUFFIXES)
   if args.json and args.output is not None:
-    parser.error('--json prints what --output would write')
+    parser.error('--json prints the rows; omit --output')
   if not 0 <= args.threshold <= 1:
     parser.error(f'--threshold={args.threshold:g} is no number from 0 to 1')
   command_line.check_images_can_be_read()
@@ -68,8 +67,8 @@ def main(argv: list[str] | None = None) -> int:
   network = command_line.open_network(args, sources.may_be_many(args))
   if not network.num_classes:
     raise UserError(
-      f'{args.weights} has no last layer, so there are no classes. python -m '
-      'nfnets.embed computes embeddings.'
+      f'{args.weights} has no last layer and no classes. Use python -m '
+      'nfnets.embed to compute embeddings.'
     )
   number, own = network.num_classes, network.class_names
   if not (args.labels or own or number == 1000):

@@ -1,15 +1,14 @@
-"""Two-dimensional convolution, lowered to what is fast on each platform.
+"""Two-dimensional convolution with a fast lowering for each platform.
 
-XLA's CPU backend computes a grouped convolution many times slower than the
-same groups one after the other, and the gradients of a 1x1 convolution about
-twice slower than those of the matrix product that it is. `conv2d` chooses the
-form; networks do not know about it. `benchmarks/conv_lowering.py` measures
-both forms side by side.
+XLA's CPU backend computes a grouped convolution many times slower than its
+groups one by one, and the gradients of a 1x1 convolution about two times slower
+than those of a matrix product. `conv2d` chooses the form.
+`benchmarks/conv_lowering.py` compares both forms.
 
-A TPU multiplies 128 channels at a time, so a stem with 16 to 64 of them leaves
-most of it idle. `space_to_depth` puts neighbouring columns of pixels into the
-channels. The kernel then has zeros in it and no sum changes. NFNet-F0's whole
-training step takes a twentieth less time by the TPU compiler's estimate
+A TPU multiplies 128 channels at a time, so a stem of 16 to 64 channels leaves
+most of its matrix unit idle. `space_to_depth` moves neighbouring columns of
+pixels into the channels and pads the kernel with zeros; the sums do not change.
+The TPU compiler estimates 5 % less time for NFNet-F0's training step
 (docs/planning.md).
 """
 
@@ -26,7 +25,7 @@ import jax.numpy as jnp
 
 _DIMENSION_NUMBERS = ('NHWC', 'HWIO', 'NHWC')
 LOWERINGS = ('auto', 'plain', 'split', 'space_to_depth', 'portable')
-# Context variables, because two threads may trace different programs.
+# Context variables, because threads may trace different programs.
 _lowering = contextvars.ContextVar('lowering', default='auto')
 _in_loop = contextvars.ContextVar('in_loop', default=False)
 _per_example = contextvars.ContextVar('per_example', default=False)
@@ -34,7 +33,7 @@ _per_example = contextvars.ContextVar('per_example', default=False)
 
 @contextlib.contextmanager
 def setting(variable: contextvars.ContextVar, value: Any) -> Iterator[None]:
-  """Gives a context variable a value, inside this context."""
+  """Set a context variable inside this context."""
   token = variable.set(value)
   try:
     yield
@@ -43,19 +42,23 @@ def setting(variable: contextvars.ContextVar, value: Any) -> Iterator[None]:
 
 
 def lowering(name: str) -> contextlib.AbstractContextManager[None]:
-  """Chooses the form of every convolution traced inside this context.
+  """Choose the form of the convolutions traced in this context.
+
+  Set the form if a program is traced on one platform to run on another
+  (`jax.export`).
 
   Args:
-    name: 'plain' is XLA's own convolution; 'split' computes groups one by one
-      and 1x1 kernels as matrix products; 'space_to_depth' is 'plain' with the
-      columns of NFNet's stem in the channels; 'portable' is 'plain' with GELU
-      and average pooling in forms that ONNX runtimes know; 'auto' is 'split'
-      where JAX's default backend is the CPU, 'space_to_depth' where it is a
-      TPU, and 'plain' elsewhere. Name the form when a program is traced on one
-      platform to run on another (`jax.export`).
+    name: 'plain': XLA's convolution.
+      'split': groups one by one, and 1x1 kernels as matrix products.
+      'space_to_depth': 'plain', with the columns of NFNet's stem in the
+      channels.
+      'portable': 'plain', with GELU and average pooling in forms that ONNX
+      runtimes recognize.
+      'auto': 'split' on a CPU, 'space_to_depth' on a TPU, else 'plain',
+      according to JAX's default backend.
 
   Raises:
-    ValueError: if there is no such lowering.
+    ValueError: if the name is unknown.
   """
   if name not in LOWERINGS:
     raise ValueError(f'No lowering {name!r}; there are {LOWERINGS}.')
@@ -63,7 +66,7 @@ def lowering(name: str) -> contextlib.AbstractContextManager[None]:
 
 
 def chosen() -> str:
-  """Returns the form that holds here, 'auto' resolved."""
+  """Return the form of this context, with 'auto' resolved."""
   if _lowering.get() != 'auto':
     return _lowering.get()
   forms = {'cpu': 'split', 'tpu': 'space_to_depth'}
@@ -71,30 +74,29 @@ def chosen() -> str:
 
 
 def in_loop() -> contextlib.AbstractContextManager[None]:
-  """Says that what is traced here becomes the body of a loop.
+  """Mark code that is traced as the body of a loop.
 
-  XLA's CPU backend brings the convolutions of a program into the form that it
-  has fast code for, but not those in a loop, and the gradients of a convolution
-  are in another form: inside `jax.lax.scan` they are 50 times slower. Here, the
-  'split' lowering writes them in that form itself. Such convolutions have no
-  forward-mode derivative.
+  XLA's CPU backend has fast code for one layout of convolutions. It converts
+  convolutions to this layout, but not inside loops, so their gradients are 50
+  times slower in `jax.lax.scan`. In this context, the 'split' lowering writes
+  the gradients in the fast layout. They have no forward-mode derivative.
   """
   return setting(_in_loop, True)
 
 
 def per_example() -> contextlib.AbstractContextManager[None]:
-  """Says that `jax.vmap` takes gradients of one example each here.
+  """Mark code in which `jax.vmap` computes per-example gradients.
 
-  Then a kernel's gradients are a convolution with a group for each example,
-  which XLA's CPU backend is as slow at as at other groups. Here, the 'split'
-  lowering writes them as matrix products, one for each pixel of the kernel.
+  The gradient of a kernel is then a convolution with one group per example,
+  which is slow on XLA's CPU backend. In this context, the 'split' lowering
+  computes it with one matrix product per pixel of the kernel.
   """
   return setting(_per_example, True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv_with_gradients(x, w, stride, padding, rate):
-  """Convolves, with gradients that are [B, H, W, C] by [kh, kw, C, K], too."""
+  """Convolve; the gradients are convolutions in the same layout."""
   return lax.conv_general_dilated(
     x,
     w,
@@ -115,7 +117,7 @@ def _conv_backward(stride, padding, rate, residuals, grad):
   if isinstance(padding, str):
     kernel = [(k - 1) * r + 1 for k, r in zip(w.shape[:2], rate, strict=True)]
     padding = lax.padtype_to_pads(sizes, kernel, stride, padding)
-  # Along each axis the output is at x's pixels 0, s, ..., last - low.
+  # Along each axis, the outputs are at the pixels 0, s, ..., last - low of x.
   for_x, for_w = [], []
   for size, out, k, s, r, (low, _) in zip(
     sizes, grad.shape[1:3], w.shape[:2], stride, rate, padding, strict=True
@@ -134,7 +136,7 @@ def _conv_backward(stride, padding, rate, residuals, grad):
   )
   if _per_example.get():
     return grad_x, _products(x, w, grad, stride, for_w, rate)
-  # The images of the batch are the channels that are summed over.
+  # The sum runs over the batch, which takes the place of the channels.
   grad_w = lax.conv_general_dilated(
     x.transpose(3, 1, 2, 0),
     grad.transpose(1, 2, 0, 3),
@@ -147,7 +149,7 @@ def _conv_backward(stride, padding, rate, residuals, grad):
 
 
 def _products(x, w, grad, stride, padding, rate):
-  """Returns the gradient of a kernel, its pixels one by one."""
+  """Return the gradient of a kernel, pixel by pixel."""
   x = lax.pad(
     x,
     jnp.zeros((), x.dtype),
@@ -179,18 +181,18 @@ def conv2d(
   rate: Sequence[int] = (1, 1),
   groups: int = 1,
 ) -> jax.Array:
-  """Convolves images with a kernel.
+  """Convolve images with a kernel.
 
   Args:
     x: [B, H, W, C].
-    w: kernel [kh, kw, C // groups, K], of x's dtype.
-    stride: vertical and horizontal step, in pixels.
+    w: kernel [kh, kw, C // groups, K], with x's dtype.
+    stride: vertical and horizontal stride, in pixels.
     padding: 'SAME', 'VALID' or pixels ((top, bottom), (left, right)).
     rate: vertical and horizontal dilation of the kernel.
-    groups: how many groups the channels are in.
+    groups: number of channel groups.
 
   Returns:
-    [B, H', W', K], of x's dtype.
+    [B, H', W', K], with x's dtype.
   """
   stride, rate = tuple(stride), tuple(rate)
   if not isinstance(padding, str):
@@ -232,50 +234,51 @@ def conv2d(
 
 
 def stem_factor(width: int, strides: Sequence[int]) -> int:
-  """Returns how many columns the first convolution of a stem should join.
+  """Return the space-to-depth factor of a stem.
 
   Args:
-    width: of the images, in pixels.
-    strides: the horizontal step of each convolution.
+    width: image width, in pixels.
+    strides: horizontal stride of each convolution.
 
   Returns:
-    So many that the last convolution gives single columns again; 1 where
-    nothing is gained (see `lowering`), or where they do not divide.
+    The product of the strides, so that the output of the last convolution has
+    the usual layout. 1 with other lowerings, or if the factor does not divide
+    the width.
   """
   factor = math.prod(strides)
   return 1 if chosen() != 'space_to_depth' or width % factor else factor
 
 
 def space_to_depth(x: jax.Array, factor: int) -> jax.Array:
-  """Returns images [B, H, W, C] as [B, H, W / factor, factor * C]."""
+  """Return images [B, H, W, C] as [B, H, W / factor, factor * C]."""
   return x.reshape(*x.shape[:2], -1, factor * x.shape[3])
 
 
 def depth_to_space(x: jax.Array, factor: int) -> jax.Array:
-  """Returns images [B, H, W / factor, factor * C] as [B, H, W, C]."""
+  """Return images [B, H, W / factor, factor * C] as [B, H, W, C]."""
   return x.reshape(*x.shape[:2], -1, x.shape[3] // factor)
 
 
 def conv2d_space_to_depth(
   x: jax.Array, w: jax.Array, *, stride: Sequence[int], factor: int
 ) -> jax.Array:
-  """Convolves images of joined columns, with SAME padding.
+  """Convolve images after `space_to_depth`, with SAME padding.
 
   Args:
     x: [B, H, W / factor, factor * C].
-    w: kernel [kh, kw, C, K], of x's dtype.
-    stride: vertical and horizontal step, in pixels.
-    factor: how many columns are joined; a multiple of the horizontal step.
+    w: kernel [kh, kw, C, K], with x's dtype.
+    stride: vertical and horizontal stride, in pixels.
+    factor: space-to-depth factor, a multiple of the horizontal stride.
 
   Returns:
-    [B, H', W / factor, factor / stride[1] * K], of x's dtype: what `conv2d`
-    gives, with factor / stride[1] of its columns joined.
+    [B, H', W / factor, factor / stride[1] * K], with x's dtype: the result of
+    `conv2d` after `space_to_depth` with factor / stride[1].
   """
   kh, kw, c, k = w.shape
   step = stride[1]
   size = x.shape[1], factor * x.shape[2]
   rows, (low, _) = lax.padtype_to_pads(size, (kh, kw), stride, 'SAME')
-  # The groups of columns that the outputs of one group need, around it.
+  # Neighbouring groups of columns that the outputs of one group depend on.
   before = -(-low // factor)
   after = (factor - step - low + kw - 1) // factor
   taps = before + 1 + after

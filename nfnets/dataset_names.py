@@ -1,6 +1,6 @@
-"""Datasets by name: what is a folder, what a name of TFDS's, and what neither.
+"""Checks names of datasets: image folders and TFDS names.
 
-Without TensorFlow, so that commands can answer a wrong name at once.
+Does not import TensorFlow, so that commands reject a wrong name at once.
 """
 
 import difflib
@@ -10,23 +10,23 @@ import re
 from nfnets import paths
 from nfnets.errors import UserError
 
-# name[/config][:version]. TFDS knows more forms, but some of those download.
+# name[/config][:version]. Other forms of TFDS names may start a download.
 _NAME = r'\w+(/[\w.\-]+)?(:[\d*]+\.[\d*]+\.[\d*]+)?'
-# What is a path, not a name.
+# A path, not a name.
 _FOLDER = re.compile(r'[/~]|\.{1,2}(/|$)')
 
 
 def is_name(name: str) -> bool:
-  """Return whether a name can be one of TFDS's, and not only a folder's."""
+  """Return whether a name can be a TFDS name."""
   return not _FOLDER.match(name) and bool(re.fullmatch(_NAME, name))
 
 
 def check(name: str, data_dir: str | None = None) -> None:
-  """Raise UserError if there is no folder and no dataset of this name.
+  """Raise UserError if there is neither a folder nor a dataset of this name.
 
   Args:
-    name: a folder of pictures here, or the name of a dataset of TFDS's.
-    data_dir: where TFDS has prepared it, or None.
+    name: a local folder of images, or a TFDS name.
+    data_dir: the TFDS folder. None: TFDS's default.
   """
   if paths.is_remote(name):
     return
@@ -37,9 +37,8 @@ def check(name: str, data_dir: str | None = None) -> None:
     return
   if not is_name(name):
     raise UserError(
-      f'{name!r} is not the name of a dataset, nor a folder of this machine.'
-      f'{near(name)} Names read like mnist, my_dataset/config or '
-      'imagenet2012:5.1.0.'
+      f'{name!r} is not the name of a dataset or a local folder.{near(name)} '
+      'Dataset names look like mnist, my_dataset/config or imagenet2012:5.1.0.'
     )
   import tensorflow_datasets as tfds  # Imports TensorFlow later.
 
@@ -53,30 +52,30 @@ def check(name: str, data_dir: str | None = None) -> None:
   close = difflib.get_close_matches(base, known)
   hint = f' Did you mean {" or ".join(close)} of TFDS?' if close else ''
   raise UserError(
-    f'Unknown dataset {name!r}: there is no folder of that name, TFDS has no '
-    f'such dataset, and there is none prepared in {root}.{near(name) or hint} '
-    'To try things out without any data of your own, use --config=digits.'
+    f'Unknown dataset {name!r}: there is no such folder, no such TFDS dataset, '
+    f'and no such dataset in {root}.{near(name) or hint} '
+    'To try the code without own data, use --config=digits.'
   )
 
 
 def find_folder(name: str) -> str:
-  """Return the absolute path of a folder of pictures."""
+  """Return the absolute path of an image folder."""
   root = os.path.abspath(paths.expand(name))
   if not os.path.exists(root):
     raise UserError(
-      f'There is no folder {root}.{near(name)} Expected is a folder of '
-      'pictures, DIR/CLASS/PICTURES, or the name of a TFDS dataset, as mnist.'
+      f'There is no folder {root}.{near(name)} Give a folder of images, '
+      'DIR/CLASS/IMAGES, or the name of a TFDS dataset such as mnist.'
     )
   if not os.path.isdir(root):
     raise UserError(
-      f'{root} is a file. Expected is a folder of pictures, '
-      'DIR/CLASS/PICTURES; archives have to be unpacked.'
+      f'{root} is a file. Expected is a folder of images, DIR/CLASS/IMAGES. '
+      'Unpack archives first.'
     )
   return root
 
 
 def near(name: str) -> str:
-  """Return a sentence that names the folders with a similar name, or ''."""
+  """Return a sentence with folders of similar names, or ''."""
   parent, base = os.path.split(paths.expand(name).rstrip(os.sep))
   try:
     with os.scandir(parent or os.curdir) as entries:

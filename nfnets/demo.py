@@ -1,12 +1,11 @@
-"""Shows a page in the browser on which to try a network: drop an image, and see
-the most probable classes, what the network saw and where it looked.
+"""Serves a web page to try a network: classes and attention map of an image.
 
 python -m nfnets.demo --weights=runs/flowers
 
-The page is there until Ctrl-C. It asks nothing of any other machine and writes
-only to a temporary folder, which is removed at the end. The address goes to
-standard output and everything else to standard error. The exit status is 0
-after Ctrl-C or SIGTERM, 1 for a failure and 2 for a wrong command.
+The page runs until Ctrl-C. It contacts no other machine and writes only to a
+temporary folder, which is removed at the end. The address goes to standard
+output, messages to standard error. The exit status is 0 after Ctrl-C or
+SIGTERM, 1 for a failure and 2 for a wrong command.
 """
 
 import os
@@ -20,51 +19,51 @@ from nfnets.inference import classes, command_line
 
 @command_line.command
 def main(argv: list[str] | None = None) -> int:
-  """Runs the command; returns its exit status."""
+  """Run the command; returns its exit status."""
   parser = command_line.make_parser('demo', __doc__)
   command_line.add_runtime_arguments(parser)
   parser.add_argument(
     '--labels',
     metavar='FILE',
-    help='names of the classes, as for python -m nfnets.classify',
+    help='class names, as in python -m nfnets.classify',
   )
   parser.add_argument(
     '--embeddings',
     metavar='FILE',
-    help='an .npz of python -m nfnets.embed, or a folder of some, in which to '
-    'look for the most similar images',
+    help='search for similar images in an .npz of python -m nfnets.embed, or '
+    'in a folder of such files',
   )
   parser.add_argument(
     '--images',
     default='',
     metavar='FOLDER',
-    help='the folder that was given to python -m nfnets.embed',
+    help='the image folder that python -m nfnets.embed read',
   )
   parser.add_argument(
     '--port',
     type=command_line.whole_number(0, 65535),
     default=7860,
     metavar='N',
-    help='where to listen (7860); 0 takes a free port',
+    help='port (7860); 0: any free port',
   )
   parser.add_argument(
     '--host',
     default='127.0.0.1',
     metavar='ADDRESS',
-    help='the address to listen on (127.0.0.1); others need --allow_others',
+    help='address (127.0.0.1); other addresses need --allow_others',
   )
   parser.add_argument(
     '--allow_others',
     action='store_true',
-    help='with --host: whoever reaches that address over the network may use '
-    'the page, without a password and unencrypted: send images to this '
-    'machine, have it compute, and see the images of --images',
+    help='with --host: anyone who reaches the address over the network can use '
+    'the page, without password or encryption: send images, use the processor '
+    'and see the images of --images',
   )
   parser.add_argument(
     '--share',
     action='store_true',
-    help="opens a tunnel from a server of Gradio's, whose client is fetched "
-    'and run: whoever has the address may use the page, and what is sent goes '
+    help="open a tunnel from a Gradio server; downloads and runs Gradio's "
+    'client. Anyone with the address can use the page, and all data pass '
     'through that server',
   )
   args = parser.parse_args(argv)
@@ -72,10 +71,10 @@ def main(argv: list[str] | None = None) -> int:
 
   if not server.is_loopback(args.host) and not args.allow_others:
     raise UserError(
-      f'--host={args.host} lets whoever reaches that address over the network '
-      'use the page, without a password and unencrypted; --allow_others says '
-      'that this is meant. To use it from another machine, an SSH tunnel is '
-      'enough: ssh -L 7860:127.0.0.1:7860 MACHINE.',
+      f'--host={args.host} lets anyone who reaches the address over the '
+      'network use the page, without password or encryption. Confirm with '
+      '--allow_others, or use an SSH tunnel: '
+      'ssh -L 7860:127.0.0.1:7860 MACHINE.',
       2,
     )
   with server.folder() as folder:
@@ -87,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     network = command_line.open_network(args)
     if not network.num_classes:
       raise UserError(
-        f'{args.weights} has no last layer, so there are no classes to show.'
+        f'{args.weights} has no last layer and no classes to show.'
       )
     index = None
     if args.embeddings:
@@ -98,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
       examples = pictures.examples(args.weights, f'{folder}/examples')
     except (ModuleNotFoundError, OSError, ValueError) as error:
-      print(f'There are no examples on the page: {error}', file=sys.stderr)
+      print(f'The page has no examples: {error}', file=sys.stderr)
     blocks = page.Page(
       answers,
       title=f'{args.weights} · {network.num_classes} classes · '
@@ -114,13 +113,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
       threading.Thread(target=answers.warm_up, daemon=True).start()
       print(f'{url} (Ctrl-C ends it)', flush=True)
-      # A signal between Python's last check and a wait without an end would
-      # not end that wait.
+      # Short sleeps, because a signal just before an endless wait would not end
+      # it.
       while True:
         time.sleep(0.5)
     except KeyboardInterrupt:
       close()
-  # The network may be computing, and Python's own end would crash then.
+  # Python's normal exit may crash while the network computes.
   os._exit(0)
 
 

@@ -1,14 +1,13 @@
-"""Writes the embeddings of images to a file: what a network's last layer sees.
+"""Writes the embeddings of images, the input of the last layer, to a file.
 
 python -m nfnets.embed --weights=F0_haiku.npz FOLDER --output=embeddings.npz
 
-An .npz holds embeddings, float32 [N, C]; paths, [N], from the folder on if a
-single one is given, else as they are given; labels, int32 [N], with --data; and
-the model's name. Images that cannot be read are reported and left out. A
-.parquet or .jsonl has a row for every image, and its error if there is one. The
-last line of standard output is JSON; everything else goes to standard error.
-The exit status is 0 if all went well, 1 for a failure, be it of a single image,
-and 2 for a wrong command.
+An .npz contains `embeddings`, float32 [N, C], `paths` [N], `model` and, with
+--data, `labels`, int32 [N]. Paths are relative to FOLDER if it is the only
+argument. Unreadable images are reported and omitted. A .parquet or .jsonl has a
+row for each image, with an error if it is unreadable. The last line of standard
+output is JSON. Messages go to standard error. The exit status is 0 for success,
+1 if any image failed, and 2 for a wrong command.
 """
 
 import os
@@ -25,7 +24,7 @@ _SUFFIXES = ('.npz', '.parquet', '.jsonl')
 
 @command_line.command
 def main(argv: list[str] | None = None) -> int:
-  """Runs the command; returns its exit status."""
+  """Run the command; returns its exit status."""
   parser = command_line.make_parser('embed', __doc__)
   sources.add_arguments(parser, _SUFFIXES, has_output=True)
   command_line.add_runtime_arguments(parser)

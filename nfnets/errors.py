@@ -7,7 +7,7 @@ import contextlib
 class UserError(ValueError):
   """An error whose message tells a user what is wrong, where and what to do.
 
-  It is raised where the problem is found, and each `main` catches it once.
+  The code that finds the problem raises it, and each `main` catches it once.
 
   Attributes:
     status: exit status of the command: 1 for a failure, 2 for a wrong command.
@@ -19,14 +19,14 @@ class UserError(ValueError):
 
 
 class ImageError(UserError):
-  """One image cannot be used; others may be fine. The message has no path."""
+  """An error about a single image. The message does not contain its path."""
 
 
 @contextlib.contextmanager
 def prefix(where: str, status: int = 1) -> Iterator[None]:
   """Turn an OSError or ValueError into a UserError that begins with `where`.
 
-  A UserError passes as it is: its message is whole.
+  A UserError passes unchanged, because its message is complete.
   """
   try:
     yield
@@ -35,7 +35,7 @@ def prefix(where: str, status: int = 1) -> Iterator[None]:
   except (OSError, ValueError) as error:
     text = getattr(error, 'strerror', None) or str(error)
     if where not in text:
-      # The message may begin with the name that `where` ends with.
+      # Do not repeat a name at the end of `where`.
       text = text.removeprefix(f'{where.split(": ")[-1]}: ')
       text = f'{where}: {text}'
     raise UserError(text, status) from error

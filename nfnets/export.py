@@ -1,15 +1,15 @@
-"""Writes a network as an ONNX file, and compares it with JAX: ten random inputs
-go through ONNX Runtime and through JAX, on the CPU.
+"""Writes a network as an ONNX file and compares ONNX Runtime with JAX.
 
 python -m nfnets.export --weights=F0_haiku.npz --output=f0.onnx
 
-The input, images, is float32 [B, N, N, 3], normalized; the output is logits,
-float32 [B, classes], or embedding where the weights have no last layer. The
-file says the model's name, the normalization and more as its metadata. It is
-written only if ONNX's checker accepts it and no output is further from JAX's
-float32 than 0.001 of its norm (0.01 with --float16). The last line of standard
-output is JSON; everything else goes to standard error. The exit status is 0 if
-all went well, 1 for a failure and 2 for a wrong command.
+The input `images` is float32 [B, N, N, 3], normalized. The output is `logits`,
+float32 [B, classes], or `embedding` if the weights have no last layer. The
+metadata include the model's name and the normalization. The comparison runs ten
+random inputs on the CPU. The file is written only if ONNX's checker accepts it
+and the relative difference from JAX in float32 is at most 0.001 (0.01 with
+--float16). The last line of standard output is JSON. Messages go to standard
+error. The exit status is 0 for success, 1 for a failure and 2 for a wrong
+command.
 """
 
 import os
@@ -24,7 +24,7 @@ from nfnets import finite_json, paths
 from nfnets.errors import UserError
 from nfnets.inference import command_line, networks
 
-# Of float32; where a graph is right, it is about 1e-6.
+# Relative difference. Correct float32 graphs have about 1e-6.
 _TOLERANCE = 1e-3
 _FLOAT16_TOLERANCE = 1e-2
 _NUM_INPUTS = 10
@@ -33,7 +33,7 @@ _BATCH = 3
 
 @command_line.command
 def main(argv: list[str] | None = None) -> int:
-  """Runs the command; returns its exit status."""
+  """Run the command; returns its exit status."""
   parser = command_line.make_parser('export', __doc__)
   parser.add_argument(
     '--output', required=True, metavar='FILE', help='the .onnx to write'
@@ -41,10 +41,10 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument(
     '--float16',
     action='store_true',
-    help='compute in float16, but for means; input and output stay float32',
+    help='compute in float16, except means; input and output are float32',
   )
   args = parser.parse_args(argv)
-  # It leaves no half of a file.
+  # An interrupt must not leave a partial file.
   command_line.let_interrupts_raise()
   command_line.check_installed('ONNX export', ('onnx', 'onnxruntime'), 'onnx')
   from onnx import checker
@@ -52,14 +52,14 @@ def main(argv: list[str] | None = None) -> int:
   from nfnets.inference import onnx_graph
 
   command_line.check_output(args.output, '.onnx')
-  # Where float32 is float32, and the latencies are of the same machine.
+  # Accelerators compute float32 with less precision.
   import jax
 
   jax.config.update('jax_platforms', 'cpu')
   network = command_line.open_network(args)
   _say(f'{network.name}, {network.image_size} px: converting')
   target = paths.path(args.output)
-  # On the same disk, because renaming works inside one only.
+  # On the same disk, because a rename cannot cross disks.
   folder = None if paths.is_remote(args.output) else target.parent
   with tempfile.TemporaryDirectory(dir=folder, prefix='.export-') as tmp:
     path = os.path.join(tmp, target.name)
@@ -79,9 +79,9 @@ def main(argv: list[str] | None = None) -> int:
     if difference > tolerance:
       raise UserError(
         f'ONNX Runtime and JAX differ by {difference:.2g} of the norm, more '
-        f'than {tolerance:g}; nothing is written.'
+        f'than {tolerance:g}. No file was written.'
       )
-    # The data first: a graph without them would be no network.
+    # The weights first: a graph without weights would be broken.
     for file in sorted(os.listdir(tmp), key=lambda file: file == target.name):
       paths.put(os.path.join(tmp, file), target.with_name(file))
   return finite_json.print_results(
@@ -99,20 +99,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def compare(network: networks.Network, path: str) -> dict[str, float]:
-  """Runs ten random inputs, one by one, and a batch of some of them.
+  """Run ten random inputs one by one, and three of them as a batch.
 
   Args:
     network: the network in JAX.
     path: the ONNX file.
 
   Returns:
-    `relative_difference`, the largest norm of a difference between the outputs
-    for one image, as a part of the norm of JAX's output; `max_difference`, the
-    largest absolute one; `onnxruntime_ms` and `jax_ms`, the median times for
-    one image. Infinite where ONNX Runtime gave no finite output.
+    `relative_difference`: norm of the difference / norm of JAX's output, of the
+    worst image. `max_difference`: the largest absolute difference. Both are
+    infinite if ONNX Runtime's output is not finite. `onnxruntime_ms` and
+    `jax_ms`: median times for one image.
 
   Raises:
-    UserError: if JAX gave none.
+    UserError: if JAX's output is not finite.
   """
   import onnxruntime
 
@@ -142,10 +142,9 @@ def compare(network: networks.Network, path: str) -> dict[str, float]:
   expected = np.concatenate([expected, expected[:_BATCH]])
   if not np.isfinite(expected).all():
     raise UserError(
-      "The network's output is not finite: its weights may hold such numbers, "
-      'or too large ones.'
+      "The network's output is not finite. Its weights may contain non-finite "
+      'or very large numbers.'
     )
-  # What is not finite differs by any amount.
   differences = np.abs(actual - expected)
   differences[np.isnan(differences)] = np.inf
   norms = np.maximum(np.linalg.norm(expected, axis=1), 1e-30)

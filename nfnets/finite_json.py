@@ -1,4 +1,4 @@
-"""Results as JSON, which knows neither NaN nor infinity: these become null."""
+"""Writes results as JSON, with null for NaN and infinity."""
 
 import json
 import math
@@ -9,17 +9,17 @@ import numpy as np
 
 
 def dumps(value: Any, **options: Any) -> str:
-  """Returns a value as JSON, with null for numbers that are not finite.
+  """Return a value as JSON, with null for non-finite numbers.
 
   Args:
-    value: what `json.dumps` takes, or scalars of NumPy in it.
-    **options: of `json.dumps`.
+    value: JSON values and NumPy scalars.
+    **options: options of `json.dumps`.
   """
   return json.dumps(finite(value), allow_nan=False, **options)
 
 
 def finite(value: Any) -> Any:
-  """Returns a value with None for numbers in it that are not finite."""
+  """Replace the non-finite numbers in a value by None."""
   if isinstance(value, dict):
     return {key: finite(x) for key, x in value.items()}
   if isinstance(value, list | tuple):
@@ -33,17 +33,17 @@ def finite(value: Any) -> Any:
 
 
 def print_results(results: dict[str, Any]) -> int:
-  """Prints the last line of a command; returns its exit status.
+  """Print the results of a command as its last line; return the exit status.
 
-  That is 1 if a number is not finite, which standard error says then.
+  The status is 1, with an error message, if a number is not finite.
   """
   print(dumps(results), flush=True)
   names = [key for key, value in results.items() if finite(value) != value]
   if not names:
     return 0
   print(
-    f'error: not finite: {", ".join(names)}. The weights may hold such '
-    'numbers, or too large ones.',
+    f'error: not finite: {", ".join(names)}. The weights may contain '
+    'non-finite or very large numbers.',
     file=sys.stderr,
   )
   return 1

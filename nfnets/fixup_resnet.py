@@ -1,8 +1,8 @@
-"""Fixup-ResNets: post-activation ResNets that initialization alone keeps sane.
+"""Fixup-ResNets: post-activation ResNets without normalization.
 
 Zhang, Dauphin, Ma, "Fixup Initialization: Residual Learning Without
 Normalization" (arXiv 1901.09321): scalar biases around the convolutions, one
-scale per residual branch, and smaller first kernels the deeper the network.
+scale per residual branch, and initial kernels that shrink with the depth.
 """
 
 import functools
@@ -16,7 +16,7 @@ from nfnets import base, network
 
 
 def _bias(name: str, x: jax.Array) -> jax.Array:
-  """Returns a scalar parameter of x's dtype that starts at zero."""
+  """Return a scalar parameter of x's dtype that starts at zero."""
   return hk.get_parameter(name, (), x.dtype, init=jnp.zeros)
 
 
@@ -42,7 +42,7 @@ class FixUp_ResNet(network.Network):
     name: str = 'FixUp_ResNet',
     remat: bool | int = False,
   ):
-    """Builds the modules.
+    """Build the modules.
 
     `network.Network` explains the arguments that are not listed here.
 
@@ -50,7 +50,7 @@ class FixUp_ResNet(network.Network):
       width: multiplies the widths 64, 128, 256, 512 of the stages.
 
     Raises:
-      ValueError: for an unknown variant or activation.
+      ValueError: if the variant or activation is unknown.
     """
     super().__init__(
       num_classes,
@@ -86,7 +86,7 @@ class ResBlock(network.ResidualBlock):
   """Post-activation bottleneck block: 1x1, 3x3, 1x1, with scalar biases."""
 
   def __init__(self, num_blocks: int, in_ch: int, out_ch: int, **kwargs: Any):
-    # With m = 3 convolutions in a branch, of which the last starts at zero, the
+    # The branch has m = 3 convolutions, and the last one starts at zero. The
     # paper multiplies the standard deviation by num_blocks^(-1 / (2 m - 2)).
     # 2 is the scale of He's initialization.
     scales = {'conv2': 0.0, 'conv_shortcut': 2.0}
@@ -103,7 +103,7 @@ class ResBlock(network.ResidualBlock):
   def __call__(
     self, x: jax.Array, is_training: bool
   ) -> tuple[jax.Array, jax.Array]:
-    """Returns the output and the residual branch, [B, H', W', out_ch]."""
+    """Return the output and the residual branch, [B, H', W', out_ch]."""
     x += _bias('bias1a', x)
     shortcut = self.shortcut(x, x)
 

@@ -1,7 +1,7 @@
-"""ImageNet: statistics and preparation of its images, names of its classes.
+"""ImageNet: normalization, evaluation modes and class names.
 
-`nfnets.data.preprocess.preprocess_eval` says what the names of preprocessings
-mean, and does them; TensorFlow is not needed here.
+`nfnets.data.preprocess.preprocess_eval` explains and implements the modes. This
+module does not import TensorFlow.
 """
 
 import json
@@ -10,8 +10,7 @@ import re
 
 import numpy as np
 
-# Mean and standard deviation of the channels, red, green, blue, on the scale of
-# 0 to 255.
+# Mean and standard deviation of the channels of RGB images in 0-255.
 MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
 STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
 EVAL_MODES = (
@@ -21,34 +20,34 @@ EVAL_MODES = (
 
 
 def normalize(images, mean=MEAN, std=STD):
-  """Normalizes images to what a network takes.
+  """Normalize images to what a network takes.
 
-  `nfnets.Model.normalize` knows the statistics that belong to a model.
+  `nfnets.Model.normalize` uses the statistics of its model.
 
   Args:
-    images: float32 [..., 3] in 0-255; of NumPy, JAX or TensorFlow.
-    mean: of the channels, float32 [3].
-    std: standard deviation of the channels, float32 [3].
+    images: float32 [..., 3] in 0-255; a NumPy, JAX or TensorFlow array.
+    mean: channel means, float32 [3].
+    std: channel standard deviations, float32 [3].
 
   Returns:
-    float32 [..., 3], of the same library.
+    float32 [..., 3], an array of the same library.
 
   Example:
     >>> normalized = preprocess.normalize(np.zeros((32, 32, 3), np.float32))
   """
-  # The same rank as the images: JAX can be told not to promote ranks.
+  # The same rank as the images, for jax_numpy_rank_promotion='raise'.
   shape = (1,) * (len(images.shape) - 1) + (3,)
   return (images - mean.reshape(shape)) / std.reshape(shape)
 
 
 def denormalize(images, mean=MEAN, std=STD):
-  """Undoes `normalize`: in 0-255 again, neither rounded nor clipped."""
+  """Undo `normalize`. The result, in 0-255, is not rounded or clipped."""
   shape = (1,) * (len(images.shape) - 1) + (3,)
   return images * std.reshape(shape) + mean.reshape(shape)
 
 
 def check_eval_mode(mode: str) -> None:
-  """Raises ValueError unless `preprocess_eval` knows `mode`.
+  """Raise ValueError unless `preprocess_eval` knows `mode`.
 
   Example:
     >>> preprocess.check_eval_mode('crop_resize')
@@ -60,14 +59,13 @@ def check_eval_mode(mode: str) -> None:
     margin and float(margin['P'] or margin['Q']) > 0
   ):
     raise ValueError(
-      f'Unknown evaluation preprocessing {mode!r}: use {EVAL_MODES}, where P '
-      'is a fraction above 0 and at most 1 or, for the second, also a whole '
-      'number of pixels.'
+      f'Unknown evaluation preprocessing {mode!r}. Use {EVAL_MODES}. P is a '
+      'fraction in (0, 1], or for resize_crop also a number of pixels.'
     )
 
 
 def resized_side(mode: str, size: int) -> float:
-  """Returns the side in pixels that the image has before it is cropped."""
+  """Return the side of the resized image before the crop, in pixels."""
   if mode == 'crop_resize':
     return size
   margin = float(mode.rpartition('_')[2])
@@ -75,20 +73,20 @@ def resized_side(mode: str, size: int) -> float:
 
 
 def check_images(images) -> None:
-  """Raises ValueError unless images are what networks take: [B, H, W, 3]."""
+  """Raise ValueError unless images are floats [B, H, W, 3]."""
   shape, dtype = np.shape(images), getattr(images, 'dtype', np.dtype(float))
   if len(shape) != 4 or shape[3] != 3 or dtype.kind in 'biu':
     raise ValueError(
-      'Images have to be normalized floats [B, H, W, 3], not '
-      f'{dtype} {list(shape)}. `preprocess` gives one such image, and '
-      'image[None] is a batch of one.'
+      'Images must be normalized floats [B, H, W, 3], not '
+      f'{dtype} {list(shape)}. `preprocess` returns one image; image[None] is '
+      'a batch of one.'
     )
 
 
 def classes() -> dict[str, str]:
-  """Returns {WordNet id: name} of the 1000 classes, in label order.
+  """Return {WordNet id: name} of the 1000 classes, in label order.
 
-  Of several names it is the first: 'tench' for 'tench, Tinca tinca'.
+  A class with several names has the first: 'tench' for 'tench, Tinca tinca'.
   """
   path = pathlib.Path(__file__).with_name('imagenet_classes.json')
   rows = json.loads(path.read_text(encoding='utf-8'))

@@ -1,8 +1,8 @@
-"""Draws the parameters of a whole network at once.
+"""Initializes all parameters of a network with few random draws.
 
-To compile the random bits of hundreds of kernels takes longer than anything
-else before the first step. So the network is traced for its initializers, each
-kind of distribution is drawn once, and the parts are scaled.
+Compiling the random bits of hundreds of kernels would take most of the time
+before the first step. So this traces the network for its initializers, draws
+each kind of distribution once, and scales the parts.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _DRAWS = {
   ),
   'uniform': functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0),
 }
-# The standard deviation of a normal distribution that ends at 2.
+# The standard deviation of N(0, 1) truncated at -2 and 2.
 _TRUNCATED_STDDEV = 0.87962566103423978
 
 
@@ -39,7 +39,7 @@ class Spec(NamedTuple):
 def trace(
   transformed: hk.TransformedWithState,
 ) -> tuple[dict[str, dict[str, Spec]], hk.MutableState]:
-  """Returns a network's parameters as specs, and its state as shapes."""
+  """Return the specs of a network's parameters, and the shapes of its state."""
   specs: dict[str, dict[str, Spec]] = {}
 
   def record(next_creator, shape, dtype, init, context):
@@ -54,10 +54,10 @@ def trace(
 def initialize(
   transformed: hk.TransformedWithState, rng: jax.Array
 ) -> tuple[hk.MutableParams, hk.MutableState]:
-  """Returns new parameters and state; deterministic in the key."""
+  """Return new parameters and state, deterministic in the key."""
   specs, state = trace(transformed)
   if state:
-    # BatchNorm's averages follow from no images, so little is compiled.
+    # BatchNorm's initial averages do not depend on images.
     state = jax.jit(
       _initial_state(
         transformed, lambda _, shape, dtype, *__: jnp.zeros(shape, dtype)
@@ -69,7 +69,7 @@ def initialize(
 def draw(
   specs: Mapping[str, Mapping[str, Spec]], rng: jax.Array
 ) -> hk.MutableParams:
-  """Returns new parameters.
+  """Return new parameters.
 
   Args:
     specs: {module: {name: Spec}}.
@@ -88,7 +88,7 @@ def draw(
     total = sum(math.prod(spec.shape) for spec, _, _ in parts.values())
     drawn = _draw(kind, total, jax.random.fold_in(rng, number)) if parts else ()
     if not isinstance(drawn, jax.core.Tracer):
-      drawn = np.asarray(drawn)  # To slice it here compiles nothing.
+      drawn = np.asarray(drawn)  # Slicing NumPy arrays compiles nothing.
     start = 0
     for key, (spec, scale, mean) in parts.items():
       part = drawn[start : start + math.prod(spec.shape)].reshape(spec.shape)
@@ -111,7 +111,7 @@ def _draw(kind: str, size: int, rng: jax.Array) -> jax.Array:
 
 
 def _distribution(spec: Spec) -> tuple[str, float, float] | None:
-  """Returns (kind, scale, mean) of Haiku's random initializers, else None."""
+  """Return (kind, scale, mean) of a random initializer of Haiku, else None."""
   init, shape = spec.init, spec.shape
   if isinstance(init, hk.initializers.RandomNormal):
     return 'normal', init.stddev, init.mean
@@ -130,11 +130,11 @@ def _distribution(spec: Spec) -> tuple[str, float, float] | None:
 
 
 def _initial_state(transformed: hk.TransformedWithState, creator: Any) -> Any:
-  """Returns a function that traces a network's `init` and returns its state."""
-  images = np.zeros((1, 32, 32, 3), np.float32)  # Any size does.
+  """Return a function that returns the initial state of a network."""
+  images = np.zeros((1, 32, 32, 3), np.float32)  # Any size works.
 
   def init():
-    # The plain form of convolutions has the same shapes and is traced sooner.
+    # The plain form has the same shapes and is the fastest to trace.
     with conv.lowering('plain'), hk.custom_creator(creator):
       return transformed.init(jax.random.key(0), images, is_training=True)[1]
 

@@ -1,6 +1,6 @@
-"""Names of a package that are imported when they are first asked for.
+"""Lazy imports: a package imports its public names at their first use.
 
-So that a command that needs neither JAX nor Haiku starts without them.
+Commands that need neither JAX nor Haiku start without them.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,12 +13,11 @@ from typing import Any
 def attributes(
   package: str, homes: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-  """Returns `__getattr__` and `__dir__` of a package (PEP 562).
+  """Return `__getattr__` and `__dir__` of a package (PEP 562).
 
   Args:
-    package: its name.
-    homes: the module that each public name is from. Modules of the package are
-      found besides.
+    package: name of the package.
+    homes: {public name: its module}. Submodules need no entry.
   """
 
   def get(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Messages: names and errors of others on one line, and what is waited for."""
+"""Formats untrusted names and errors on one line, and logs long waits."""
 
 from collections.abc import Iterator
 import contextlib
@@ -9,15 +9,15 @@ import time
 from typing import Any
 import unicodedata
 
-# Control characters, marks that hide or turn the text around them, parts of
-# bytes that are no UTF-8, and line breaks.
+# Control characters, marks that hide or reverse text, surrogates of invalid
+# UTF-8, and line breaks.
 _UNSEEN = ('Cc', 'Cf', 'Cs', 'Zl', 'Zp')
 _JOINERS = '\u200c\u200d'  # Persian, Indian scripts and emoji need these.
 _LOG_SECONDS = 20.0
 
 
 def printable(text: str) -> str:
-  """Returns text on one line, with escapes for characters that nobody sees."""
+  """Return text on one line, with invisible characters escaped."""
   if text.isprintable():
     return text
   return ''.join(
@@ -29,9 +29,9 @@ def printable(text: str) -> str:
 
 
 def one_line(error: Any) -> str:
-  """Returns the message of an error on one line of at most 300 characters."""
+  """Return the message of an error on one line of at most 300 characters."""
   message = getattr(error, 'strerror', None) or str(error)
-  if hasattr(error, 'node_def'):  # TensorFlow's: a stack, then what failed.
+  if hasattr(error, 'node_def'):  # TensorFlow: a stack, then the reason.
     message = re.sub(
       r'\{\{.*?\}\}|\[Op:.*', '', error.message.split('\n\n')[-1]
     ).strip()
@@ -39,14 +39,14 @@ def one_line(error: Any) -> str:
     message = message.split('\n')[0].strip().rstrip('.')
     message = re.sub(r'.*assertion failed: \[(.*)\]', r'\1', message)
     message = re.sub(r'\\(["\'])', r'\1', message)
-  # TensorStore adds a long description of the request.
+  # TensorStore appends a description of the request.
   message = ' '.join(message.split(' [tensorstore_spec')[0].split())
   return printable(message)[:300] or type(error).__name__
 
 
 @contextlib.contextmanager
 def log_waiting(doing: str) -> Iterator[None]:
-  """Logs now and then, while its body runs, that this is still being done."""
+  """Log every 20 seconds that the body of this context still runs."""
   done, start = threading.Event(), time.monotonic()
 
   def log():

@@ -1,7 +1,4 @@
-"""Names of Haiku modules: which layer of a network each one is.
-
-Without JAX or optax, because inference and weights use it, too.
-"""
+"""Parses names of Haiku modules. Does not import JAX."""
 
 from collections.abc import Iterable, Mapping
 import re
@@ -9,30 +6,30 @@ from typing import Any
 
 import numpy as np
 
-# The modules of a block hold its number; that of the first is left out.
+# The modules of a block contain its number, except for the first block.
 _BLOCK = re.compile(r'\w*block(?:_v\d)?(?:_(\d+))?')
 
 
 def parts(module: str) -> list[str]:
-  """Returns the names of a module and those it is in, the network's first."""
+  """Split the name of a module into the names of its parents and its own."""
   return [name for name in module.split('/') if name != '~']
 
 
 def layer(module: str) -> str:
-  """Returns the first part of a name below the network's own."""
+  """Return the part of a name below the network's name."""
   return module.split('/~/')[1] if '/~/' in module else module
 
 
 def block(module: str) -> int | None:
-  """Returns the number of the block that a module is in, from 0."""
+  """Return the block number of a module, from 0; None outside of blocks."""
   found = _BLOCK.fullmatch(layer(module))
   return found and int(found[1] or 0)
 
 
 def stages(modules: Iterable[str]) -> dict[int, int]:
-  """Returns {number of a block: its stage, from 1}.
+  """Return {block number: stage, from 1}.
 
-  A stage begins where the shortcut has a convolution.
+  A stage begins with a block that has a shortcut convolution.
   """
   begins = {}
   for module in modules:
@@ -48,12 +45,12 @@ def stages(modules: Iterable[str]) -> dict[int, int]:
 
 
 def is_stem(module: str) -> bool:
-  """Returns whether a module comes before the blocks."""
+  """Return whether a module belongs to the stem."""
   return layer(module).startswith(('stem', 'initial_conv'))
 
 
 def depth(module: str) -> tuple[int, int]:
-  """Returns a key that sorts modules from the input to the output."""
+  """Return a key that sorts modules from input to output."""
   number = block(module)
   if number is not None:
     return 1, number
@@ -61,18 +58,18 @@ def depth(module: str) -> tuple[int, int]:
 
 
 def is_last_layer(module: str) -> bool:
-  """Returns whether this is the module of the last linear layer."""
+  """Return whether a module is the last linear layer."""
   return module.split('/~/')[1:] == ['linear'] or module == 'linear'
 
 
 def last_layer(modules: Iterable[str]) -> str:
-  """Returns the last layer of the network of these modules, if it has one."""
+  """Return the name of the last layer of the network with these modules."""
   network = next(iter(modules)).partition('/')[0]
   return f'{network}/~/linear'
 
 
 def num_classes(params: Mapping[str, Mapping[str, Any]]) -> int:
-  """Returns the size of the last layer of a network; 0 if it has none."""
+  """Return the size of the last layer; 0 if there is none."""
   leaves = params.get(last_layer(params), {}) if params else {}
   sizes = [np.shape(leaf)[-1] for leaf in leaves.values() if np.ndim(leaf)]
   return sizes[0] if sizes else 0

@@ -1,6 +1,6 @@
-"""What the networks share: stem, stages of residual blocks, head.
+"""The parts that all networks share: stem, stages of residual blocks, head.
 
-A network's own file has its block, its constructor and what differs.
+The file of a network holds its block, its constructor and what differs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,19 +20,20 @@ _taps = contextvars.ContextVar('taps', default=None)
 
 
 class ResidualBlock(hk.Module):
-  """The parts that the residual blocks of all networks share.
+  """The residual block of the normalizer-free networks, and of the baselines.
 
   A block has the convolutions `conv0` (1x1), `conv1` (3x3, with the stride),
-  perhaps `conv1b` (3x3), and `conv2` (1x1), perhaps a gate, and `conv_shortcut`
-  (1x1) where the shape changes. It maps (x [B, H, W, in_ch], is_training) to
-  its output and its residual branch, both [B, H', W', out_ch].
-  `width` is the number of channels between the convolutions; alpha scales the
-  branch and beta the activated input, in the networks that scale them.
+  perhaps `conv1b` (3x3), and `conv2` (1x1). It may have a gate, and has
+  `conv_shortcut` (1x1) if the shape changes. `width` is the number of channels
+  between the convolutions. alpha scales the residual branch, and beta the
+  activated input.
   """
 
   conv1b = conv_shortcut = None
-  gate: Any = None  # Squeeze and excite, or something like it.
-  pools_shortcut = False  # Instead of a stride in its convolution.
+  gate: Any = None  # A module such as squeeze and excite.
+  gate_inside = False  # The gate comes before the last convolution.
+  pools_shortcut = False  # Average pooling replaces the shortcut's stride.
+  skip_gain_init = staticmethod(jnp.zeros)
 
   def __init__(
     self,
@@ -43,7 +44,7 @@ class ResidualBlock(hk.Module):
     groups: int = 1,
     two_convs: bool = False,
     stride: int = 1,
-    alpha: float = 0.2,
+    alpha: float = 1.0,
     beta: float = 1.0,
     activation: base.Activation = jax.nn.relu,
     stochdepth_rate: float = 0.0,
@@ -67,28 +68,46 @@ class ResidualBlock(hk.Module):
         out_ch, 1, stride=step, name='conv_shortcut'
       )
 
+  def __call__(
+    self, x: jax.Array, is_training: bool
+  ) -> tuple[jax.Array, jax.Array]:
+    """Apply the block to x [B, H, W, in_ch].
+
+    Returns:
+      The output and the residual branch, [B, H', W', out_ch] each.
+    """
+    out = self.activation(x) * self.beta
+    shortcut = self.shortcut(x, out)
+
+    out = self.conv0(out)
+    out = self.conv1(self.activation(out))
+    if self.conv1b is not None:
+      out = self.conv1b(self.activation(out))
+    if self.gate is not None and self.gate_inside:
+      out = 2 * self.gate(out) * out
+    branch = self.conv2(self.activation(out))
+    if self.gate is not None and not self.gate_inside:
+      branch = 2 * self.gate(branch) * branch
+    return shortcut + self.scale_branch(branch, is_training), branch
+
   def shortcut(self, x: jax.Array, activated: jax.Array) -> jax.Array:
-    """Returns x or, where the shape changes, a projection of `activated`."""
+    """Return x or, if the shape changes, a projection of `activated`."""
     if self.conv_shortcut is None:
       return x
     if self.pools_shortcut and self.stride > 1:
       activated = base.avg_pool_2x2(activated)
     return self.conv_shortcut(activated)
 
-  def add_branch(
-    self,
-    shortcut: jax.Array,
-    branch: jax.Array,
-    is_training: bool,
-    gain_init: hk.initializers.Initializer = jnp.zeros,
-  ) -> tuple[jax.Array, jax.Array]:
-    """Returns shortcut + alpha * skip gain * branch, and the branch."""
+  def scale_branch(self, branch: jax.Array, is_training: bool) -> jax.Array:
+    """Return alpha * skip gain * branch, after stochastic depth."""
     out = self.stoch_depth(branch, is_training)
-    gain = hk.get_parameter('skip_gain', (), out.dtype, init=gain_init)
-    return shortcut + out * self.alpha * gain, branch
+    gain = hk.get_parameter(
+      'skip_gain', (), out.dtype, init=self.skip_gain_init
+    )
+    return out * self.alpha * gain
 
   def count_flops(self, h: int, w: int) -> int:
-    """Returns the multiply-adds for one image [h, w]."""
+    """Return the multiply-adds for one image [h, w]."""
     width, size = self.conv0.output_channels, _strided(h, w, self.stride)
     modules = self.conv1, self.conv1b, self.conv2
     return (
@@ -100,31 +119,31 @@ class ResidualBlock(hk.Module):
 
 
 class Network(hk.Module):
-  """The order of computation of all networks here: stem, stages, head.
+  """Base class of all networks: stem, stages, head.
 
-  A subclass sets `stem` (convolutions, one after the other, with the activation
-  between them) and `stages` (lists of `ResidualBlock`), and `final_conv` if it
-  has one. `_after_stem` and `_before_pool` are for what else it does.
+  A subclass sets `stem` (convolutions with the activation between them),
+  `stages` (lists of `ResidualBlock`) and optionally `final_conv`. It can
+  override `_after_stem`, `_before_pool` and `_before_fc`.
 
-  The arguments that all networks have:
-    num_classes: size of the logits; 0 leaves out the last layer, and them.
+  Arguments of all networks:
+    num_classes: size of the logits. 0 removes the last layer and the logits.
     variant: a key of `variant_dict`.
     alpha: scale of the residual branches.
-    stochdepth_rate: rate of stochastic depth of the last block; earlier blocks
-      get less, linearly.
-    drop_rate: dropout before the last layer; None is the variant's own, or 0.
-    activation: a key of `nonlinearities` or, for the baselines without scaled
-      activations, of `unscaled_nonlinearities`.
-    fc_init: initializer of the last layer's kernel; None is N(0, 0.01).
-    name: of the module.
-    remat: how many of the first blocks the backward pass computes again instead
-      of keeping what they computed, or True for all: less memory, more time.
+    stochdepth_rate: rate of stochastic depth of the last block. The rate grows
+      linearly from 0 in the first block.
+    drop_rate: dropout before the last layer. None: the variant's rate, or 0.
+    activation: a key of `nonlinearities`, or of `unscaled_nonlinearities` for
+      the baselines.
+    fc_init: initializer of the last layer's kernel. None: N(0, 0.01).
+    name: name of the module.
+    remat: number of first blocks that the backward pass recomputes instead of
+      storing their activations. True: all. Saves memory and costs time.
   """
 
   variant_dict: Mapping[str, dict] = {}
   final_conv: hk.Conv2D | None = None
-  pool_padding: Any = None  # That of a 3x3 max pool after the stem.
-  joins_columns = False  # Whether the stem may use `conv.space_to_depth`.
+  pool_padding: Any = None  # Padding of a 3x3 max pool after the stem.
+  joins_columns = False  # The stem supports `conv.space_to_depth`.
 
   def __init__(
     self,
@@ -136,10 +155,10 @@ class Network(hk.Module):
     name: str,
     remat: bool | int,
   ):
-    """Builds the last layer.
+    """Build the last layer.
 
     Raises:
-      ValueError: for an unknown variant.
+      ValueError: if the variant is unknown.
     """
     super().__init__(name=name)
     if variant not in self.variant_dict:
@@ -165,21 +184,22 @@ class Network(hk.Module):
     is_training: bool = True,
     return_metrics: bool = False,
   ) -> dict[str, jax.Array]:
-    """Computes logits, and what lies before them.
+    """Compute logits, pooled features and feature maps.
 
     Args:
       x: normalized images [B, H, W, 3].
-      is_training: whether dropout and stochastic depth act, and BatchNorm takes
-        the statistics of this batch into its averages, which it otherwise uses.
-      return_metrics: whether to add the signal metrics.
+      is_training: apply dropout and stochastic depth. BatchNorm uses the batch
+        statistics and updates its averages; in evaluation it uses the averages.
+      return_metrics: add the signal metrics.
 
     Returns:
-      `logits` [B, num_classes]; `pool` [B, C], before dropout; `features`, the
-      five maps at strides 2, 4, 8, 16 and 32 before their activation (after it
-      in post-activation networks); with `return_metrics`, scalars
-      `avg_sq_mean_{i}` and `avg_var_{i}`, where i = 0 is the stem after pooling
-      and i + 1 block i, and `res_avg_var_{i}`, the variance of block i's
-      residual branch.
+      `logits` [B, num_classes].
+      `pool` [B, C], before dropout.
+      `features`, the five maps at strides 2, 4, 8, 16 and 32, before the
+      activation (after it in post-activation networks).
+      With `return_metrics`, scalars `avg_sq_mean_{i}` and `avg_var_{i}` (i = 0:
+      the stem after pooling, i + 1: block i) and `res_avg_var_{i}`, the
+      variance of block i's residual branch.
     """
     out, stride_2 = self._run_stem(x, is_training)
     features = [stride_2]
@@ -210,7 +230,7 @@ class Network(hk.Module):
     return {**outputs, **metrics}
 
   def count_flops(self, h: int, w: int) -> tuple[list[int], int]:
-    """Returns the multiply-adds for one image [h, w]: per part, and in all."""
+    """Return the multiply-adds for an image [h, w], per part and in total."""
     counts, ch = [], 3
     for module in self.stem:
       h, w = _strided(h, w, module.stride[0])
@@ -232,7 +252,7 @@ class Network(hk.Module):
   def _run_stem(
     self, x: jax.Array, is_training: bool
   ) -> tuple[jax.Array, jax.Array]:
-    """Returns the stem's output, and the map at stride 2."""
+    """Return the stem's output, and the map at stride 2."""
     factor = 1
     if self.joins_columns and not _taps.get():
       strides = [module.stride[1] for module in self.stem]
@@ -274,18 +294,20 @@ def build_stages(
   reaches_rate: bool = False,
   first: Mapping[str, Any] | None = None,
 ) -> list[list[ResidualBlock]]:
-  """Builds the blocks of all stages.
+  """Build the blocks of all stages.
 
   Args:
-    make_block: builds one from its channels, as arguments, and `stride`,
-      `stochdepth_rate` and, with `alpha`, `alpha` and `beta`.
-    in_ch: channels of the stem's output.
-    widths, depths: channels and number of blocks of each stage.
-    strides: of the first block of each stage.
-    stochdepth_rate: to which the rates of the blocks grow from 0, linearly.
-    alpha: scale of the residual branches, from which beta follows.
-    reaches_rate: whether the last block has it; else, one after the last would.
-    first: other arguments of the network's first block.
+    make_block: makes a block from (in_ch, out_ch), `stride`, `stochdepth_rate`
+      and, if alpha is given, `alpha` and `beta`.
+    in_ch: output channels of the stem.
+    widths: channels of each stage.
+    depths: number of blocks of each stage.
+    strides: stride of the first block of each stage.
+    stochdepth_rate: final rate; the rates of the blocks grow linearly from 0.
+    alpha: scale of the residual branches. It determines beta.
+    reaches_rate: the last block has the final rate. False: a block after the
+      last one would have it.
+    first: additional arguments of the network's first block.
   """
   stages, index, kwargs = [], 0, dict(first or {})
   variances = expected_variances(depths, alpha or 0.0)
@@ -309,7 +331,7 @@ def build_resnet(
   depths: Sequence[int],
   **kwargs: Any,
 ) -> tuple[list[hk.Conv2D], list[list[ResidualBlock]]]:
-  """Builds the stem and the stages of a ResNet; see `build_stages`."""
+  """Build the stem and the stages of a ResNet; see `build_stages`."""
   stem_ch = int(16 * width)
   widths = [int(w * width) for w in (64, 128, 256, 512)]
   stages = build_stages(make_block, stem_ch, widths, depths, **kwargs)
@@ -317,12 +339,12 @@ def build_resnet(
 
 
 def expected_variances(depths: Sequence[int], alpha: float) -> list[float]:
-  """Returns the variance of each block's input, as the analysis expects it.
+  """Return the expected variance of each block's input.
 
-  Each branch adds alpha^2 to the variance of its shortcut. A stage's first
-  block starts from the variance that the previous stage reached; its shortcut
-  is activated, which sets that back to 1 (NF-ResNets, section 3). `depths` are
-  the numbers of blocks in the stages.
+  Each branch adds alpha^2 to the variance of its shortcut. The first block of a
+  stage has the final variance of the previous stage as input. Its shortcut
+  comes after the activation, which resets the variance to 1 (NF-ResNets,
+  section 3). `depths` is the number of blocks in each stage.
   """
   variances, variance = [], 1.0
   for depth in depths:
@@ -340,10 +362,10 @@ def call_block(
   is_training: bool,
   remat: bool,
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns block(x, is_training).
+  """Return block(x, is_training).
 
-  With `remat`, the backward pass keeps nothing of the block but its input, and
-  computes the rest again, standardized kernels included (arXiv 1604.06174).
+  With `remat`, only the input is stored for the backward pass, which recomputes
+  the block, including the standardized kernels (arXiv 1604.06174).
   """
   if not remat:
     return block(x, is_training)
@@ -351,10 +373,10 @@ def call_block(
 
 
 def count_remat(remat: bool | int) -> float:
-  """Returns how many of the first blocks are computed again; True is all.
+  """Return the number of recomputed blocks; infinity for True.
 
   Raises:
-    ValueError: for anything but a bool or a number that is not negative.
+    ValueError: if `remat` is neither a bool nor a non-negative int.
   """
   if remat is True:
     return math.inf
@@ -366,9 +388,10 @@ def count_remat(remat: bool | int) -> float:
 def tapped(
   taps: Mapping[int, jax.Array],
 ) -> contextlib.AbstractContextManager[None]:
-  """Adds arrays to feature maps of networks that are called in this context.
+  """Add arrays to the feature maps of networks called in this context.
 
-  The derivative by an array of zeros is the derivative by the map.
+  The gradient with respect to an array of zeros is the gradient with respect to
+  the feature map.
 
   Args:
     taps: {index in `features`: [B, h, w, c]}.
@@ -382,7 +405,7 @@ def _tap(x: jax.Array, index: int) -> jax.Array:
 
 
 def _conv_flops(module: hk.Conv2D | None, in_ch: int, h: int, w: int) -> int:
-  """Returns the multiply-adds of a convolution that gives one image [h, w]."""
+  """Return the multiply-adds of a convolution with output size [h, w]."""
   if module is None:
     return 0
   kernel = math.prod(module.kernel_shape) * in_ch // module.feature_group_count
@@ -390,5 +413,5 @@ def _conv_flops(module: hk.Conv2D | None, in_ch: int, h: int, w: int) -> int:
 
 
 def _strided(h: int, w: int, stride: int) -> tuple[int, int]:
-  """Returns the size of an image after SAME padding and a stride."""
+  """Return the size of an image after SAME padding and a stride."""
   return -(-h // stride), -(-w // stride)

@@ -1,13 +1,12 @@
 """NF-RegNet-B0 to B8 (arXiv 2101.08692, section 5 and appendix E).
 
-RegNets without normalization, scaled as EfficientNets are.
+RegNets without normalization. Depth and width are scaled as in EfficientNet.
 """
 
 import functools
 from typing import Any
 
 import haiku as hk
-import jax
 import jax.numpy as jnp
 
 from nfnets import base, network
@@ -40,19 +39,18 @@ class NF_RegNet(network.Network):
     name: str = 'NF_RegNet',
     remat: bool | int = False,
   ):
-    """Builds the modules.
+    """Build the modules.
 
     `network.Network` explains the arguments that are not listed here.
 
     Args:
       width: multiplies the widths of all stages.
-      expansion: channels inside a block, as a multiple of its input's; the
-        first block does not expand.
+      expansion: inner / input channels of a block. 1 in the first block.
       group_size: channels in a group of the 3x3 convolutions.
-      se_ratio: hidden channels of squeeze and excite, as a part of its input.
+      se_ratio: hidden / input channels of squeeze and excite.
 
     Raises:
-      ValueError: for an unknown variant or activation, or a width that leaves
+      ValueError: if the variant or activation is unknown, or the width leaves
         less than one group of channels.
     """
     super().__init__(
@@ -86,7 +84,7 @@ class NF_RegNet(network.Network):
 class NFBlock(network.ResidualBlock):
   """Inverted bottleneck: 1x1, grouped 3x3, squeeze and excite, 1x1."""
 
-  pools_shortcut = True
+  pools_shortcut = gate_inside = True
 
   def __init__(
     self,
@@ -100,16 +98,3 @@ class NFBlock(network.ResidualBlock):
     width, groups = base.grouped_width(in_ch, expansion, group_size)
     super().__init__(in_ch, out_ch, width, groups=groups, **kwargs)
     self.gate = base.SqueezeExcite(width, width, se_ratio)
-
-  def __call__(
-    self, x: jax.Array, is_training: bool
-  ) -> tuple[jax.Array, jax.Array]:
-    """Returns the output and the residual branch, [B, H', W', out_ch]."""
-    out = self.activation(x) * self.beta
-    shortcut = self.shortcut(x, out)
-
-    out = self.conv0(out)
-    out = self.conv1(self.activation(out))
-    out = 2 * self.gate(out) * out
-    branch = self.conv2(self.activation(out))
-    return self.add_branch(shortcut, branch, is_training)

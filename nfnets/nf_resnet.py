@@ -8,7 +8,6 @@ import functools
 from typing import Any
 
 import haiku as hk
-import jax
 import jax.numpy as jnp
 
 from nfnets import base, network
@@ -40,18 +39,18 @@ class NF_ResNet(network.Network):
     name: str = 'NF_ResNet',
     remat: bool | int = False,
   ):
-    """Builds the modules.
+    """Build the modules.
 
     `network.Network` explains the arguments that are not listed here.
 
     Args:
       width: multiplies the widths 64, 128, 256, 512 of the stages.
       skipinit_gain: initializer of the scalar gain of each residual branch.
-      use_se: whether blocks end with squeeze and excite.
-      se_ratio: its hidden channels, as a part of its input.
+      use_se: end blocks with squeeze and excite.
+      se_ratio: hidden / input channels of squeeze and excite.
 
     Raises:
-      ValueError: for an unknown variant or activation.
+      ValueError: if the variant or activation is unknown.
     """
     super().__init__(
       num_classes,
@@ -91,19 +90,6 @@ class NFResBlock(network.ResidualBlock):
     **kwargs: Any,
   ):
     super().__init__(in_ch, out_ch, out_ch // 4, **kwargs)
-    self.skipinit_gain = skipinit_gain
+    self.skip_gain_init = skipinit_gain
     if use_se:
       self.gate = base.SqueezeExcite(out_ch, out_ch, se_ratio)
-
-  def __call__(
-    self, x: jax.Array, is_training: bool
-  ) -> tuple[jax.Array, jax.Array]:
-    """Returns the output and the residual branch, [B, H', W', out_ch]."""
-    out = self.activation(x) * self.beta
-    shortcut = self.shortcut(x, out)
-
-    out = self.conv0(out)
-    out = self.conv1(self.activation(out))
-    out = self.conv2(self.activation(out))
-    branch = out if self.gate is None else 2 * self.gate(out) * out
-    return self.add_branch(shortcut, branch, is_training, self.skipinit_gain)

@@ -1,15 +1,15 @@
 """NFNet-F0 to F7 and F0+ to F7+ (arXiv 2102.06171).
 
-An SE-ResNeXt-D-like network without normalization: scaled activations and
-weight-standardized convolutions keep the variance of the signal, and adaptive
-gradient clipping (`nfnets.optim`) trains it with large batches.
+These are SE-ResNeXt-D-like networks without normalization. Scaled activations
+and weight-standardized convolutions keep the variance of the signal. Adaptive
+gradient clipping (`nfnets.optim`) allows training with large batches.
+`network.ResidualBlock` computes the blocks.
 """
 
 import functools
 from typing import Any
 
 import haiku as hk
-import jax
 
 from nfnets import base, network
 
@@ -43,21 +43,23 @@ class NFNet(network.Network):
     name: str = 'NFNet',
     remat: bool | int = False,
   ):
-    """Builds the modules.
+    """Build the modules.
 
     `network.Network` explains the arguments that are not listed here.
 
     Args:
-      width: multiplies the widths of all stages; the stem keeps its own.
-      se_ratio: hidden channels of squeeze and excite, as a part of its input.
-      final_conv_mult: channels of the final convolution, as a multiple of the
-        last stage's.
-      final_conv_ch: those channels themselves, where the multiple is None.
-      use_two_convs: whether blocks have a second 3x3 convolution.
+      width: multiplies the widths of all stages, but not of the stem.
+      se_ratio: hidden / input channels of squeeze and excite.
+      final_conv_mult: channels of the final convolution / channels of the last
+        stage.
+      final_conv_ch: channels of the final convolution if `final_conv_mult` is
+        None.
+      use_two_convs: add a second 3x3 convolution to each block.
 
     Raises:
-      ValueError: for an unknown variant or activation, a width that leaves
-        less than one group of channels, or a final convolution of no width.
+      ValueError: if the variant or activation is unknown, the width leaves less
+        than one group of channels, or both widths of the final convolution are
+        None.
     """
     super().__init__(
       num_classes,
@@ -69,7 +71,7 @@ class NFNet(network.Network):
       remat,
     )
     widths = [int(w * width) for w in self.row['width']]
-    stem_ch = self.row['width'][0] // 2  # Published without `width`.
+    stem_ch = self.row['width'][0] // 2  # The published code ignores `width`.
     self.stem = [
       base.WSConv2D(ch, 3, stride=stride, name=f'stem_conv{i}')
       for i, (ch, stride) in enumerate(
@@ -91,7 +93,7 @@ class NFNet(network.Network):
     if final_conv_mult is not None:
       final_conv_ch = int(final_conv_mult * widths[-1])
     elif final_conv_ch is None:
-      raise ValueError('Give final_conv_mult or final_conv_ch; both are None.')
+      raise ValueError('Set final_conv_mult or final_conv_ch.')
     self.final_conv = base.WSConv2D(final_conv_ch, 1, name='final_conv')
 
 
@@ -114,18 +116,3 @@ class NFBlock(network.ResidualBlock):
       *(in_ch, out_ch, width), groups=groups, two_convs=two_convs, **kwargs
     )
     self.gate = base.SqueezeExcite(out_ch, out_ch, se_ratio)
-
-  def __call__(
-    self, x: jax.Array, is_training: bool
-  ) -> tuple[jax.Array, jax.Array]:
-    """Returns the output and the residual branch, [B, H', W', out_ch]."""
-    out = self.activation(x) * self.beta
-    shortcut = self.shortcut(x, out)
-
-    out = self.conv0(out)
-    out = self.conv1(self.activation(out))
-    if self.conv1b is not None:
-      out = self.conv1b(self.activation(out))
-    out = self.conv2(self.activation(out))
-    branch = 2 * self.gate(out) * out
-    return self.add_branch(shortcut, branch, is_training)

@@ -1,12 +1,12 @@
-"""Files and folders: on this machine, or in a bucket as gs://BUCKET/NAME.
+"""Files and folders: local, or in a bucket as gs://BUCKET/NAME.
 
-Whole files are read, written, listed and removed by the functions here.
-`path(name)` is for joining names, and for libraries that take paths of etils.
-TensorFlow's client, which these use, reports a store that does not answer as a
-folder that does not exist. So the functions here use TensorStore's client.
+The functions read, write, list and remove whole files. `path(name)` joins names
+and serves libraries that accept etils paths. etils uses TensorFlow's client,
+which reports a server that does not respond as a missing folder. So the other
+functions use TensorStore's client.
 
-Both clients try again, with growing pauses, for about a minute. All functions
-raise UserError where `path` does.
+Both clients retry with growing delays for about a minute. All functions raise
+UserError for the same names as `path`.
 """
 
 import atexit
@@ -38,17 +38,17 @@ _EXPANDED = re.compile(r'\A(--[^=]+=)?([~$].*)', re.DOTALL)
 _VARIABLE = re.compile(r'\$(\w+|\{\w+\})')
 _BUCKET = re.compile('gs://[a-z0-9][a-z0-9._-]+[a-z0-9](?=/|$)')
 _NO_HOME = 'HOME is not set, and this user has no home folder'
-# Where TensorStore finds the store, if it is not Google's.
+# TensorStore's variable for the address of another server.
 _SERVER = 'TENSORSTORE_GCS_HTTP_URL'
 # The packages that read and write gs://.
 _CLIENTS = ('etils', 'tensorflow', 'tensorstore')
-# For both clients, in microseconds; TensorFlow reads them when it is imported.
+# For both clients, in microseconds. TensorFlow reads them at import.
 _RETRIES = {
   'GCS_RETRY_CONFIG_INIT_DELAY_TIME_US': '1000000',
   'GCS_RETRY_CONFIG_MAX_DELAY_TIME_US': '32000000',
   'GCS_RETRY_CONFIG_MAX_RETRIES': '6',
 }
-# For a store that takes no connection, or never answers.
+# For servers that do not accept connections or do not respond.
 _TIMEOUTS = {
   'TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS': '20',
   'TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS': '30',
@@ -62,20 +62,20 @@ for _key, _value in {**_RETRIES, **_TIMEOUTS}.items():
 
 
 def expand(name: Name) -> str:
-  """Returns a name with its first part, if ~ or a $VARIABLE, expanded."""
+  """Expand ~ or a $VARIABLE at the start of a name."""
   text = os.fspath(name)
   first, slash, rest = text.partition('/')
   if first == '~' and not _has_home:
-    raise UserError(f'{text}: {_NO_HOME}; name the folder in full.', 2)
+    raise UserError(f'{text}: {_NO_HOME}. Use an absolute path.', 2)
   if _VARIABLE.fullmatch(first):
     first = os.path.expandvars(first)
   return f'{os.path.expanduser(first)}{slash}{rest}'
 
 
 def arguments(argv: Sequence[str] | None = None) -> list[str]:
-  """Returns a command's arguments, with their values expanded as names are.
+  """Expand ~ and $VARIABLE in the arguments of a command.
 
-  Shells leave ~ as it is after --NAME= and in quotes. None: this process's.
+  Shells do not expand ~ after --NAME= or in quotes. None: sys.argv.
   """
   return [
     _EXPANDED.sub(lambda found: (found[1] or '') + expand(found[2]), arg)
@@ -84,18 +84,18 @@ def arguments(argv: Sequence[str] | None = None) -> list[str]:
 
 
 def path(name: Name) -> Any:
-  """Returns the path of a file or a folder.
+  """Return the path of a file or a folder.
 
   Args:
-    name: a local name, which `expand` expands, or gs://BUCKET/NAME.
+    name: a local name, which is expanded, or gs://BUCKET/NAME.
 
   Returns:
-    A `pathlib.Path`, or an `epath.Path` of etils for a name in a bucket. (etils
-    comes with the extra [train], so local paths do without it.)
+    A `pathlib.Path`, or an `epath.Path` for a bucket. (Local paths do not need
+    etils, which is part of the extra [train].)
 
   Raises:
-    UserError: for any other scheme, gs:// without a bucket, where a package
-      that gs:// needs is not installed, and for ~ without a home folder.
+    UserError: for other schemes, gs:// without a bucket, missing packages for
+      gs://, and ~ without a home folder.
   """
   text = expand(name)
   scheme = _SCHEME.match(text)
@@ -103,14 +103,14 @@ def path(name: Name) -> Any:
     return pathlib.Path(text)
   if scheme[1] != 'gs':
     raise UserError(
-      f'{text}: {scheme[1]}:// is not known here. Local folders and '
-      'gs://BUCKET/NAME are; what is anywhere else must be mounted first.',
+      f'{text}: {scheme[1]}:// is not known here. Use a local path or '
+      'gs://BUCKET/NAME; other storage must be mounted.',
       2,
     )
   if not _BUCKET.match(text):
     raise UserError(
-      f'{text} names no bucket; what is in one is named gs://BUCKET/NAME, with '
-      'a bucket of at least three small letters, digits, -, _ and dots.',
+      f'{text} has no valid bucket. Use gs://BUCKET/NAME. A bucket has at '
+      'least three characters: small letters, digits, -, _ and dots.',
       2,
     )
   missing = [x for x in _CLIENTS if importlib.util.find_spec(x) is None]
@@ -127,10 +127,10 @@ def path(name: Name) -> Any:
 
 
 def cache_folder(kind: str = '') -> pathlib.Path:
-  """Returns the folder of one kind of cached files, which need not exist.
+  """Return the cache folder of one kind of files. It may not exist.
 
-  NFNETS_CACHE for 'weights', if it is set. Else the subfolder `kind` of
-  XDG_CACHE_HOME/nfnets or ~/.cache/nfnets.
+  It is the subfolder `kind` of XDG_CACHE_HOME/nfnets or ~/.cache/nfnets.
+  NFNETS_CACHE sets the folder of 'weights'.
   """
   folder = os.environ.get('NFNETS_CACHE')
   if kind == 'weights' and folder:
@@ -141,7 +141,7 @@ def cache_folder(kind: str = '') -> pathlib.Path:
 
 @functools.cache
 def process_folder() -> pathlib.Path:
-  """Returns a folder that is removed when the process ends."""
+  """Return a temporary folder that is removed at the end of the process."""
   folder = tempfile.mkdtemp(prefix='nfnets-')
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
   return pathlib.Path(folder)
@@ -149,26 +149,26 @@ def process_folder() -> pathlib.Path:
 
 _has_home = os.path.expanduser('~') != '~'
 if not _has_home:
-  # Some libraries would fail, and others write to a folder named ~.
+  # Some libraries would fail, and others would write to a folder named ~.
   os.environ['HOME'] = str(process_folder())
   logging.getLogger(__name__).warning(
-    '%s; what is cached is lost in the end.', _NO_HOME
+    '%s. The cache will be removed at the end.', _NO_HOME
   )
 
 
 def is_remote(name: Name) -> bool:
-  """Returns whether a file or a folder is in a bucket."""
+  """Return whether a file or a folder is in a bucket."""
   return expand(name).startswith('gs://')
 
 
 def absolute(name: Name) -> Any:
-  """Returns `path(name)` from the root. A name in a bucket stays as it is."""
+  """Return the absolute path; names in a bucket are absolute."""
   found = path(name)
   return found if is_remote(name) else found.absolute()
 
 
 def read_bytes(name: Name) -> bytes:
-  """Returns the content of a file.
+  """Read a file.
 
   Raises:
     FileNotFoundError: if it does not exist.
@@ -178,18 +178,17 @@ def read_bytes(name: Name) -> bytes:
 
 
 def read_version(name: Name, known: bytes = b'') -> tuple[bytes | None, bytes]:
-  """Reads a file in a bucket, if it has changed.
+  """Read a file in a bucket if it has changed.
 
   Args:
     name: the file.
-    known: a version that this function returned before.
+    known: a version from an earlier call.
 
   Returns:
-    The content, or None if the file still has the version `known`; and the
-    version.
+    The content, or None if the version is still `known`, and the version.
 
   Raises:
-    OSError: as `read_bytes` does.
+    OSError: as `read_bytes`.
   """
   found = _read(name, 'reading', if_not_equal=known)
   if found.state == 'missing':
@@ -200,24 +199,24 @@ def read_version(name: Name, known: bytes = b'') -> tuple[bytes | None, bytes]:
 
 @contextlib.contextmanager
 def writing(name: Name) -> Iterator[pathlib.Path]:
-  """Yields a local file to write, which then gets the name in one step.
+  """Yield a temporary local file; at the end of the context, move it to `name`.
 
-  So a file is written whole or not at all: by renaming it or, in a bucket, by
-  one upload. If the body raises, nothing changes.
+  A rename, or one upload to a bucket, makes the write atomic. If the body
+  raises, nothing changes.
 
   Args:
-    name: the file; an existing one is replaced.
+    name: the file, which may exist.
 
   Raises:
     OSError: if it cannot be written.
   """
   target = path(name)
   parent = None if is_remote(name) else target.parent
-  if parent and not parent.is_dir():  # The message names the given file.
+  if parent and not parent.is_dir():  # tempfile would name another file.
     reason = os.strerror(errno.ENOENT)
     raise FileNotFoundError(errno.ENOENT, reason, str(target))
-  # In the same folder, because renaming works inside one disk only. Several
-  # processes, on several hosts, may write one file.
+  # In the same folder, because a rename cannot cross disks. Several processes
+  # and hosts may write one file.
   with tempfile.TemporaryDirectory(
     dir=parent, prefix=f'.{target.name}.'
   ) as folder:
@@ -227,7 +226,7 @@ def writing(name: Name) -> Iterator[pathlib.Path]:
 
 
 def put(file: Name, name: Name) -> None:
-  """Renames a complete local file on its disk, or copies it into a bucket."""
+  """Rename a complete local file, or copy it to a bucket."""
   if is_remote(name):
     content = pathlib.Path(file).read_bytes()
     _wait(_open(name).write('', content), 'writing', name)
@@ -238,13 +237,13 @@ def put(file: Name, name: Name) -> None:
 
 
 def write_bytes(name: Name, content: bytes) -> None:
-  """Writes a file whole or not at all; see `writing`."""
+  """Write a file atomically; see `writing`."""
   with writing(name) as temporary:
     temporary.write_bytes(content)
 
 
 def save_arrays(name: Name, **arrays: np.ndarray) -> None:
-  """Writes an .npz whole or not at all, and makes its folder."""
+  """Write an .npz atomically, and create its folder."""
   if not is_remote(name):
     path(name).parent.mkdir(parents=True, exist_ok=True)
   with writing(name) as temporary, open(temporary, 'wb') as file:
@@ -252,16 +251,16 @@ def save_arrays(name: Name, **arrays: np.ndarray) -> None:
 
 
 def names(folder: Name) -> list[str]:
-  """Returns the names below a folder of the files in it, at any depth.
+  """Return the relative names of all files below a folder.
 
   Raises:
-    OSError: if a bucket is missing or forbidden, or does not answer.
+    OSError: if a bucket is missing, forbidden or does not respond.
   """
   if is_remote(folder):
     found = _wait(_open(folder, is_folder=True).list(), 'listing', folder)
     if not found:
       _check_bucket(folder)
-    # TensorFlow's client makes folders as files whose names end with a slash.
+    # TensorFlow's client writes a folder as a file with a name ending in "/".
     files = map(bytes.decode, found)
     return sorted(x for x in files if x and not x.endswith('/'))
   root = path(folder)
@@ -271,12 +270,12 @@ def names(folder: Name) -> list[str]:
 
 
 def is_dir(name: Name) -> bool:
-  """Returns whether a folder exists; raises as `names` does."""
+  """Return whether a folder exists. Raises as `names`."""
   return bool(names(name)) if is_remote(name) else path(name).is_dir()
 
 
 def is_file(name: Name) -> bool:
-  """Returns whether a file exists; raises as `names` does."""
+  """Return whether a file exists. Raises as `names`."""
   if not is_remote(name):
     return path(name).is_file()
   found = _read(name, 'looking for', byte_range=slice(0, 0))
@@ -284,10 +283,10 @@ def is_file(name: Name) -> bool:
 
 
 def make_folder(folder: Name) -> None:
-  """Makes a folder, unless it exists, and checks that it can be written.
+  """Create a folder if needed, and check that it is writable.
 
   Raises:
-    OSError: if it cannot, or if there is no such bucket.
+    OSError: if it is not writable, or the bucket does not exist.
   """
   made = path(folder)
   if is_remote(folder):
@@ -299,7 +298,7 @@ def make_folder(folder: Name) -> None:
 
 
 def remove(name: Name) -> None:
-  """Removes a file, or a folder with everything in it, if it exists.
+  """Remove a file or folder if it exists.
 
   Raises:
     OSError: if it cannot be removed.
@@ -326,7 +325,7 @@ def _context() -> Any:
 
 
 def _open(name: Name, is_folder: bool = False) -> Any:
-  """Returns the store of a file, whose name there is '', or of a folder."""
+  """Open a file, which then has the key '', or a folder."""
   import tensorstore
 
   bucket, _, key = str(path(name)).removeprefix('gs://').partition('/')
@@ -343,12 +342,12 @@ def _read(name: Name, doing: str, **options: Any) -> Any:
 
 
 def _check_bucket(name: Name) -> None:
-  """Raises OSError if a bucket is forbidden or missing.
+  """Raise OSError if a bucket is forbidden or missing.
 
-  For TensorStore, neither has any files.
+  TensorStore reports both as empty.
   """
   _wait(_open(path(name) / '.may-be-read').read(''), 'reading', name)
-  # Whoever is not logged in gets 401 for a bucket that exists.
+  # Without a login, an existing bucket gives 401.
   server = os.environ.get(_SERVER, 'https://storage.googleapis.com')
   bucket = _bucket(name).removeprefix('gs://')
   try:
@@ -359,7 +358,7 @@ def _check_bucket(name: Name) -> None:
 
 
 def _wait(future: Any, doing: str, name: Name) -> Any:
-  """Returns the result of a request of TensorStore's; raises OSError."""
+  """Return the result of a TensorStore request; raise OSError if it fails."""
   try:
     with messages.log_waiting(f'{doing} {name}'):
       return future.result()
@@ -369,8 +368,8 @@ def _wait(future: Any, doing: str, name: Name) -> Any:
       raise _no_bucket(name) from error
     if reason.startswith(('PERMISSION_DENIED', 'UNAUTHENTICATED')):
       reason = (
-        f'{doing} is forbidden. Log in as somebody who may (gcloud auth '
-        'application-default login), or name a key in '
+        f'{doing} is forbidden. Log in with access (gcloud auth '
+        'application-default login), or set a key in '
         'GOOGLE_APPLICATION_CREDENTIALS'
       )
       raise PermissionError(errno.EACCES, reason, str(name)) from error

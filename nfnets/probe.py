@@ -1,14 +1,12 @@
-"""Computes the embeddings of the images once, then fits logistic regression and
-asks the nearest neighbours, with a few images per class and with all of them.
-Prints the accuracy on the test images, with 95 % intervals.
+"""Evaluates embeddings with logistic regression and k-nearest neighbours.
 
 python -m nfnets.probe --weights=F0_haiku.npz --data=flowers
 
-For each number of images per class there are 5 random draws. The strength of
-the regression is chosen by cross-validation, or fixed where a class has one
-image. Embeddings are kept in the user's cache. The last line of standard output
-is JSON. The exit status is 0 if all went well, 1 for a failure and 2 for a
-wrong command.
+Uses 1, 5, 10, 25 and all training images per class and prints the test accuracy
+with 95 % intervals. Each number of images has 5 random draws. Cross-validation
+chooses the regularization, which is fixed for one image per class. Embeddings
+are cached. The last line of standard output is JSON. The exit status is 0 for
+success, 1 for a failure and 2 for a wrong command.
 """
 
 import sys
@@ -22,7 +20,7 @@ _DRAWS = 5
 
 @command_line.command
 def main(argv: list[str] | None = None) -> int:
-  """Runs the command; returns its exit status."""
+  """Run the command; returns its exit status."""
   parser = command_line.make_parser('probe', __doc__)
   command_line.add_data_arguments(parser, required=True)
   command_line.add_runtime_arguments(parser)
@@ -31,27 +29,27 @@ def main(argv: list[str] | None = None) -> int:
     type=lambda text: sorted({*map(command_line.positive, text.split(','))}),
     default=(1, 5, 10, 25),
     metavar='N,N,...',
-    help='how many training images per class (1,5,10,25); then all of them',
+    help='training images per class (1,5,10,25), before all of them',
   )
   parser.add_argument(
     '--neighbors',
     type=command_line.positive,
     default=5,
     metavar='K',
-    help='how many nearest neighbours vote (5)',
+    help='number of nearest neighbours (5)',
   )
   parser.add_argument(
     '--seed',
     type=command_line.whole_number(0),
     default=0,
-    help='decides on the draws (0)',
+    help='seed of the draws (0)',
   )
   command_line.add_batch_size(parser, 32)
   parser.add_argument(
     '--output',
     metavar='FILE',
-    help='.safetensors or .npz to write: the network, with the regression on '
-    'all training images as its last layer',
+    help='write the network to a .safetensors or .npz file, with the '
+    'regression on all training images as its last layer',
   )
   args = parser.parse_args(argv)
   command_line.check_images_can_be_read()

@@ -1,14 +1,13 @@
-"""Writes a page about a trained network and the images that it is tested on:
-accuracy with intervals, curves, the confusion matrix, mistakes as pictures.
+"""Writes an HTML report: accuracy, curves, confusion matrix and mistakes.
 
 python -m nfnets.report runs/flowers
 python -m nfnets.report --weights=flowers.safetensors --data=flowers
 
-With RUN, the page is RUN/report.html, as training leaves it there, and the
-weights and the data are the run's. Otherwise any weights will do, and data with
-the same classes or some of them. The last line of standard output is JSON;
-everything else goes to standard error. The exit status is 0 if all went well, 1
-for a failure and 2 for a wrong command.
+With RUN, it evaluates the run's weights on the run's data and writes
+RUN/report.html, like training. Without RUN, the data must have the classes of
+the weights, or some of them. The last line of standard output is JSON. Messages
+go to standard error. The exit status is 0 for success, 1 for a failure and 2
+for a wrong command.
 """
 
 import sys
@@ -19,20 +18,20 @@ from nfnets.inference import command_line
 
 @command_line.command
 def main(argv: list[str] | None = None) -> int:
-  """Runs the command; returns its exit status."""
+  """Run the command; returns its exit status."""
   parser = command_line.make_parser('report', __doc__, weights_required=False)
   command_line.add_run_or_data(parser)
   parser.add_argument(
     '--split',
     choices=('test', 'valid'),
     default='test',
-    help='what to evaluate on (test)',
+    help='split to evaluate (test)',
   )
   parser.add_argument(
     '--output',
     default='report.html',
     metavar='FILE',
-    help='the page to write, without RUN (report.html)',
+    help='the page to write if RUN is not given (report.html)',
   )
   command_line.add_batch_size(parser, 32)
   args = parser.parse_args(argv)

@@ -1,8 +1,8 @@
-"""ResNets with BatchNorm, the baseline that the other networks do without.
+"""ResNets with BatchNorm, the baselines of the normalizer-free networks.
 
-He et al., "Identity Mappings in Deep Residual Networks" (arXiv 1603.05027), the
-pre-activation v2, and "Deep Residual Learning for Image Recognition" (arXiv
-1512.03385), v1. Both have their strides in the 3x3 convolutions.
+v2 (pre-activation): He et al., "Identity Mappings in Deep Residual Networks"
+(arXiv 1603.05027). v1: "Deep Residual Learning for Image Recognition" (arXiv
+1512.03385). In both, the 3x3 convolutions have the strides.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from nfnets import base, network
 
-# Haiku's normalizations, and those of their arguments that have no default.
+# Haiku's normalizations, and the arguments without defaults.
 _NORMS: dict[str, dict[str, Any]] = {
   'BatchNorm': {'decay_rate': 0.9},
   'GroupNorm': {},
@@ -52,7 +52,7 @@ class ResNet(network.Network):
     name: str = 'ResNet',
     remat: bool | int = False,
   ):
-    """Builds the modules.
+    """Build the modules.
 
     `network.Network` explains the arguments that are not listed here.
 
@@ -61,18 +61,22 @@ class ResNet(network.Network):
         published networks.
       which_norm: BatchNorm, GroupNorm, InstanceNorm or LayerNorm (over
         channels), of Haiku.
-      norm_kwargs: arguments of that class. It gets a scale and an offset, and
-        BatchNorm a `decay_rate` of 0.9, unless they say otherwise. Under
-        `jax.pmap`, BatchNorm takes its statistics from all devices where
-        `cross_replica_axis` names the mapped axis, else from each alone.
+      norm_kwargs: arguments of that class. The defaults are a scale, an offset
+        and, for BatchNorm, a `decay_rate` of 0.9. Under `jax.pmap`, BatchNorm
+        uses the statistics of all devices if `cross_replica_axis` names the
+        mapped axis, else the statistics of its own device.
       conv_kwargs: arguments of `base.Conv2D`, such as `w_init`.
-      preactivation: whether this is v2; else v1.
-      use_se: whether blocks end with squeeze and excite.
-      se_ratio: its hidden channels, as a part of its input.
+      preactivation: True: ResNet v2. False: v1.
+      use_se: end blocks with squeeze and excite.
+      se_ratio: hidden / input channels of squeeze and excite.
 
     Raises:
-      ValueError: for an unknown variant, normalization or activation.
+      ValueError: if the variant, normalization or activation is unknown.
     """
+    if which_norm not in _NORMS:
+      raise ValueError(
+        f'No normalization {which_norm!r}; there are {", ".join(_NORMS)}.'
+      )
     super().__init__(
       num_classes,
       variant,
@@ -83,11 +87,17 @@ class ResNet(network.Network):
       remat,
     )
     self.preactivation = preactivation
-    which_norm = _norm(which_norm, norm_kwargs or {})
+    norm_kwargs = {
+      **{'create_scale': True, 'create_offset': True, **_NORMS[which_norm]},
+      **(norm_kwargs or {}),
+    }
+    if hk.running_init():  # Initialization is outside of pmap: no axis names.
+      norm_kwargs = {k: v for k, v in norm_kwargs.items() if k not in _PMAPPED}
+    which_norm = functools.partial(getattr(hk, which_norm), **norm_kwargs)
     which_conv = functools.partial(
       base.Conv2D, **{'with_bias': False, **(conv_kwargs or {})}
     )
-    # In v1 it comes after the stem, in v2 before the pool.
+    # After the stem in v1, before the pool in v2.
     self.norm = which_norm(name='final_bn' if preactivation else 'initial_bn')
     make_block = functools.partial(
       ResBlockV2 if preactivation else ResBlockV1,
@@ -112,26 +122,12 @@ class ResNet(network.Network):
     return self.activation(_normalize(self.norm, x, is_training))
 
 
-def _norm(
-  which_norm: str, kwargs: Mapping[str, Any]
-) -> Callable[..., hk.Module]:
-  """Returns the class of a normalization, with its arguments."""
-  if which_norm not in _NORMS:
-    raise ValueError(
-      f'No normalization {which_norm!r}; there are {", ".join(_NORMS)}.'
-    )
-  if hk.running_init():  # Which is outside of pmap, where no axis has a name.
-    kwargs = {k: v for k, v in kwargs.items() if k not in _PMAPPED}
-  defaults = {'create_scale': True, 'create_offset': True, **_NORMS[which_norm]}
-  return functools.partial(getattr(hk, which_norm), **{**defaults, **kwargs})
-
-
 def _normalize(norm: hk.Module, x: jax.Array, is_training: bool) -> jax.Array:
-  """Applies a normalization in float32 at least, as its averages are."""
+  """Apply a normalization in float32 or wider, the dtype of its averages."""
   args = (is_training,) if isinstance(norm, hk.BatchNorm) else ()
   if hk.running_init():
-    # Averages of zero, and one for the variance, whatever the images are: no
-    # forward pass is needed to know them.
+    # The initial averages are 0 and 1 for any images, so this skips the forward
+    # pass.
     ones = jnp.ones_like(x[:1, :1, :1])
     norm(jnp.concatenate([ones, -ones]), *args)
     return x
@@ -161,7 +157,7 @@ class ResBlockV2(network.ResidualBlock):
   def __call__(
     self, x: jax.Array, is_training: bool
   ) -> tuple[jax.Array, jax.Array]:
-    """Returns the output and the residual branch, [B, H', W', out_ch]."""
+    """Return the output and the residual branch, [B, H', W', out_ch]."""
     out = self.activation(_normalize(self.bn0, x, is_training))
     shortcut = self.shortcut(x, out)
 
@@ -180,10 +176,10 @@ class ResBlockV1(ResBlockV2):
   def __call__(
     self, x: jax.Array, is_training: bool
   ) -> tuple[jax.Array, jax.Array]:
-    """Returns the output and the residual branch, [B, H', W', out_ch]."""
+    """Return the output and the residual branch, [B, H', W', out_ch]."""
     shortcut = x
     if self.conv_shortcut is not None:
-      # Made here and not in __init__, which gives it its published name.
+      # Built here and not in __init__, to get its published name.
       norm = self.which_norm(name='shortcut_bn')
       shortcut = _normalize(norm, self.conv_shortcut(x), is_training)
 

@@ -1,15 +1,14 @@
-"""SkipInit-ResNets: pre-activation ResNets whose branches start at nothing.
+"""SkipInit-ResNets: pre-activation ResNets without normalization.
 
 De & Smith, "Batch Normalization Biases Residual Blocks Towards the Identity
-Function in Deep Networks" (arXiv 2002.10444): in place of normalization, each
-residual branch is multiplied by a scalar that starts at zero.
+Function in Deep Networks" (arXiv 2002.10444). A scalar that starts at zero
+multiplies each residual branch.
 """
 
 import functools
 from typing import Any
 
 import haiku as hk
-import jax
 import jax.numpy as jnp
 
 from nfnets import base, network
@@ -39,7 +38,7 @@ class SkipInit_ResNet(network.Network):
     name: str = 'SkipInit_ResNet',
     remat: bool | int = False,
   ):
-    """Builds the modules.
+    """Build the modules.
 
     `network.Network` explains the arguments that are not listed here.
 
@@ -47,7 +46,7 @@ class SkipInit_ResNet(network.Network):
       width: multiplies the widths 64, 128, 256, 512 of the stages.
 
     Raises:
-      ValueError: for an unknown variant or activation.
+      ValueError: if the variant or activation is unknown.
     """
     super().__init__(
       num_classes,
@@ -71,18 +70,3 @@ class NFResBlock(network.ResidualBlock):
 
   def __init__(self, in_ch: int, out_ch: int, **kwargs: Any):
     super().__init__(in_ch, out_ch, out_ch // 4, base.Conv2D, **kwargs)
-
-  def __call__(
-    self, x: jax.Array, is_training: bool
-  ) -> tuple[jax.Array, jax.Array]:
-    """Returns the output and the residual branch, [B, H', W', out_ch]."""
-    out = self.activation(x)
-    shortcut = self.shortcut(x, out)
-
-    out = self.conv0(out)
-    out = self.conv1(self.activation(out))
-    branch = self.conv2(self.activation(out))
-
-    out = self.stoch_depth(branch, is_training)
-    gain = hk.get_parameter('skip_gain', (), out.dtype, init=jnp.zeros)
-    return shortcut + out * gain, branch

@@ -1,12 +1,11 @@
-"""The normalizer-free networks of timm (PyTorch Image Models) that are its own.
+"""timm's own normalizer-free networks (PyTorch Image Models).
 
-They are networks of the two papers (arXiv 2101.08692 and 2102.06171), changed
-in ways that keep the ones from taking the others' weights: the activation's
-gamma is part of the standardized kernels, convolutions pad all sides alike,
-channels are multiples of 8, a branch has no SkipInit but a last gain that
-starts at 0, all shortcuts are averaged before their convolution, and GELU is
-the exact one. timm's `dm_nfnet_f0` to `f6` are not here: these are
-`nfnets.nfnet.NFNet`.
+They change the networks of the two papers (arXiv 2101.08692 and 2102.06171), so
+the weights are not interchangeable. The standardized kernels include the
+activation's gamma. Convolutions pad all sides equally. Channels are multiples
+of 8. Branches have no SkipInit; the gain of their last convolution starts at 0.
+Shortcuts are averaged before their convolution. GELU is exact. timm's
+`dm_nfnet_f0` to `f6` are `nfnets.nfnet.NFNet`.
 """
 
 import functools
@@ -17,7 +16,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets import activations, base, network, timm_variants
+from nfnets import activations, base, network, variants
 
 _ALPHA = 0.2  # Scale of the residual branches.
 _ACTIVATIONS = {
@@ -43,7 +42,7 @@ class WSConv2D(base.WSConv2D):
     gain_init: hk.initializers.Initializer = jnp.ones,
     name: str | None = None,
   ):
-    # The same for odd kernels, if it were not for a stride.
+    # With a stride, 'SAME' pads the two sides differently.
     padding = 'SAME' if stride == 1 else [(kernel_size // 2,) * 2] * 2
     super().__init__(
       output_channels,
@@ -66,7 +65,7 @@ class WSConv2D(base.WSConv2D):
 
 
 class EfficientChannelAttention(hk.Module):
-  """A gate per channel, from the means over the image of its neighbours.
+  """Channel gate computed from the image means of neighbouring channels.
 
   Wang et al., "ECA-Net: Efficient Channel Attention for Deep Convolutional
   Neural Networks" (arXiv 1910.03151). Maps [B, H, W, C] to [B, 1, 1, C] in (0,
@@ -87,14 +86,14 @@ class EfficientChannelAttention(hk.Module):
     return jax.nn.sigmoid(gate)[:, None, None, :, 0]
 
   def count_flops(self) -> int:
-    """Returns the multiply-adds for one image."""
+    """Return the multiply-adds for one image."""
     return self.ch * self.conv.kernel_shape[0]
 
 
 class NormFreeNet(network.Network):
   """One of timm's normalizer-free networks."""
 
-  variant_dict = timm_variants.timm_params
+  variant_dict = variants.timm_params
 
   def __init__(
     self,
@@ -106,16 +105,16 @@ class NormFreeNet(network.Network):
     name: str = 'NormFreeNet',
     remat: bool | int = False,
   ):
-    """Builds the modules.
+    """Build the modules.
 
     `network.Network` explains the arguments that are not listed here.
 
     Args:
-      stochdepth_rate: as there, but residual branches that are kept are divided
-        by the rate of keeping.
+      stochdepth_rate: rate of stochastic depth. Kept branches are divided by
+        the keep rate.
 
     Raises:
-      ValueError: for an unknown variant.
+      ValueError: if the variant is unknown.
     """
     super().__init__(
       *(num_classes, variant, jax.nn.relu, drop_rate, fc_init, name, remat)
@@ -165,10 +164,10 @@ class NFBlock(network.ResidualBlock):
     **kwargs: Any,
   ):
     gamma = activations.GAMMAS[row['activation']]
-    self.is_inverted = row['inverted']  # Then its gate is inside of it.
-    width = timm_variants.multiple_of_8(
+    self.gate_inside = row['inverted']
+    width = variants.multiple_of_8(
       (bottleneck or row['bottleneck'])
-      * (in_ch if self.is_inverted else out_ch)
+      * (in_ch if self.gate_inside else out_ch)
     )
     groups = width // (row['group_size'] or width)
     width = groups * (row['group_size'] or width)
@@ -185,34 +184,17 @@ class NFBlock(network.ResidualBlock):
       **kwargs,
     )
     self.stoch_depth = base.StochDepth(stochdepth_rate, scale_by_keep=True)
-    gate_ch = width if self.is_inverted else out_ch
+    gate_ch = width if self.gate_inside else out_ch
     if row['se_ratio']:
-      hidden_ch = timm_variants.multiple_of_8(gate_ch * row['se_ratio'])
+      hidden_ch = variants.multiple_of_8(gate_ch * row['se_ratio'])
       self.gate = base.SqueezeExcite(
         gate_ch,
         gate_ch,
         hidden_ch=hidden_ch,
-        name='inner_squeeze_excite' if self.is_inverted else 'squeeze_excite',
+        name='inner_squeeze_excite' if self.gate_inside else 'squeeze_excite',
       )
     if row['use_eca']:
       self.gate = EfficientChannelAttention(gate_ch, name='eca')
 
-  def __call__(
-    self, x: jax.Array, is_training: bool
-  ) -> tuple[jax.Array, jax.Array]:
-    """Returns the output and the residual branch, [B, H', W', out_ch]."""
-    out = self.activation(x) * self.beta
-    shortcut = self.shortcut(x, out)
-
-    out = self.conv0(out)
-    out = self.conv1(self.activation(out))
-    if self.conv1b is not None:
-      out = self.conv1b(self.activation(out))
-    if self.gate is not None and self.is_inverted:
-      out = 2 * self.gate(out) * out
-    branch = self.conv2(self.activation(out))
-    if self.gate is not None and not self.is_inverted:
-      branch = 2 * self.gate(branch) * branch
-
-    out = self.stoch_depth(branch, is_training)
-    return shortcut + out * self.alpha, branch
+  def scale_branch(self, branch: jax.Array, is_training: bool) -> jax.Array:
+    return self.stoch_depth(branch, is_training) * self.alpha

@@ -1,4 +1,4 @@
-"""Names of the published code: trees, losses and averages of weights."""
+"""Utilities of the published code: trees, losses and weight averages."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,9 +24,9 @@ __all__ = [
 def flatten_haiku_tree(
   tree: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-  """Flattens {module: {name: array}} to {'module.name': array}.
+  """Flatten {module: {name: array}} to {'module.name': array}.
 
-  The `/~/` and `/` of module names become `.`.
+  `/~/` and `/` in module names become `.`.
 
   Example:
     >>> sorted(utils.flatten_haiku_tree({'a/~/b': {'w': 1}}))
@@ -40,7 +40,7 @@ def flatten_haiku_tree(
 
 
 def smooth_labels(labels: jax.Array, smoothing: float) -> jax.Array:
-  """Mixes labels, float [..., K], with the uniform distribution.
+  """Mix labels, float [..., K], with the uniform distribution.
 
   Szegedy et al. (arXiv 1512.00567), section 7: y (1 - s) + s / K.
 
@@ -51,7 +51,7 @@ def smooth_labels(labels: jax.Array, smoothing: float) -> jax.Array:
 
 
 def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Returns the cross-entropy of each example: optax's, always in float32.
+  """Return the softmax cross-entropy of each example, in float32.
 
   Args:
     logits: [..., K].
@@ -68,9 +68,7 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Returns the binary cross-entropy of each example, summed over classes.
-
-  optax's, which does not sum, always in float32.
+  """Return the binary cross-entropy of each example, summed over classes.
 
   Args:
     logits: [..., K].
@@ -92,7 +90,7 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def topk_correct(
   logits: jax.Array, labels: jax.Array, topk: tuple[int, ...] = (1, 5)
 ) -> dict[str, jax.Array]:
-  """Tells whose label is among the k highest logits.
+  """Return whether the label is among the k highest logits.
 
   Args:
     logits: [B, K].
@@ -101,8 +99,8 @@ def topk_correct(
 
   Returns:
     {'top_{k}_acc': float32 [B] of zeros and ones} for each k. A class that ties
-    with the label counts as higher, so equal or NaN logits are correct only
-    where k covers all classes.
+    with the label counts as higher, so equal or NaN logits are correct only if
+    k covers all classes.
 
   Example:
     >>> utils.topk_correct(labels, jnp.array([3, 7]))['top_1_acc']
@@ -115,10 +113,10 @@ def topk_correct(
 
 
 def ema_decay(step: jax.Array, decay: float) -> jax.Array:
-  """Returns the decay of an average at a step, from 0.
+  """Return the decay of a moving average at a step (from 0).
 
-  min(decay, (1 + step) / (10 + step)), as TensorFlow 1's
-  ExponentialMovingAverage with `num_updates`: early values are forgotten soon.
+  min(decay, (1 + step) / (10 + step)), as in TensorFlow 1's
+  ExponentialMovingAverage with `num_updates`. Early values get a low weight.
 
   Example:
     >>> round(float(utils.ema_decay(jnp.asarray(0), 0.9)), 3)
@@ -129,12 +127,12 @@ def ema_decay(step: jax.Array, decay: float) -> jax.Array:
 
 
 def ema_update(average: Any, value: Any, decay: jax.typing.ArrayLike) -> Any:
-  """Takes a tree of values into their exponential moving average.
+  """Update an exponential moving average.
 
   Args:
     average: tree of float32 arrays.
-    value: the same tree, as it is now.
-    decay: how much of the average stays, such as `ema_decay` gives.
+    value: tree of the new values.
+    decay: weight of the old average, see `ema_decay`.
 
   Returns:
     decay * average + (1 - decay) * value. Integers are copied from `value`.

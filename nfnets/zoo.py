@@ -1,4 +1,4 @@
-"""Every model by name: its module, arguments, image sizes and preprocessing."""
+"""Builds every model by name, with its image sizes and preprocessing."""
 
 from collections.abc import Callable, Mapping
 import copy
@@ -12,54 +12,14 @@ import haiku as hk
 import jax
 import numpy as np
 
-from nfnets import (
-  fixup_resnet,
-  imagenet,
-  initialization,
-  nf_regnet,
-  nf_resnet,
-  nfnet,
-  resnet,
-  skipinit_resnet,
-  timm_nets,
-  variants,
-)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)  # Hashable, by identity.
-class Entry:
-  """What belongs to a model's name."""
-
-  module: Callable[..., hk.Module]
-  kwargs: Mapping[str, Any]
-  train_size: int  # Pixels, of square images.
-  test_size: int
-  eval_preproc: str  # As `nfnets.data.preprocess.preprocess_eval` names it.
-  # Of the channels of images in 0-255.
-  mean: np.ndarray = dataclasses.field(default_factory=lambda: imagenet.MEAN)
-  std: np.ndarray = dataclasses.field(default_factory=lambda: imagenet.STD)
-
-
-_CLASSES = {
-  'nfnet': nfnet.NFNet,
-  'nf_regnet': nf_regnet.NF_RegNet,
-  'nf_resnet': nf_resnet.NF_ResNet,
-  'resnet': resnet.ResNet,
-  'skipinit_resnet': skipinit_resnet.SkipInit_ResNet,
-  'fixup_resnet': fixup_resnet.FixUp_ResNet,
-  'timm_nets': timm_nets.NormFreeNet,
-}
-_TABLE = {
-  name: Entry(_CLASSES[row.family], *row[1:5], **row.statistics)
-  for name, row in variants.models.items()
-}
+from nfnets import imagenet, initialization, variants
 
 
 def list_models(filter: str = '') -> list[str]:
-  """Returns the names of all models, or of those that match a pattern.
+  """Return the names of the models that match a pattern.
 
   Args:
-    filter: a pattern with `*` and `?`; without these, a part of the name.
+    filter: a pattern with `*` and `?`, or a part of the name.
 
   Example:
     >>> nfnets.list_models('nf_regnet_b?')[:2]
@@ -67,36 +27,35 @@ def list_models(filter: str = '') -> list[str]:
   """
   if not any(c in filter for c in '*?['):
     filter = f'*{filter}*'
-  return [name for name in _TABLE if fnmatch.fnmatchcase(name, filter)]
+  return [name for name in variants.models if fnmatch.fnmatchcase(name, filter)]
 
 
-def get_entry(name: str) -> Entry:
-  """Returns the row of the table.
+def get_entry(name: str) -> variants.Entry:
+  """Return the entry of a model.
 
   Raises:
-    ValueError: if there is no model of this name; the message lists the
-      closest names, or all.
+    ValueError: if the name is unknown. The message lists the closest names, or
+      all names.
   """
-  if name not in _TABLE:
-    close = difflib.get_close_matches(name, _TABLE, n=5)
-    known = f'Did you mean {", ".join(close)}?' if close else ''
-    raise ValueError(
-      f'No model {name!r}. {known or "There are " + ", ".join(_TABLE) + "."}'
-    )
-  return _TABLE[name]
+  if name not in variants.models:
+    close = difflib.get_close_matches(name, variants.models, n=5)
+    known = f'There are {", ".join(variants.models)}.'
+    known = f'Did you mean {", ".join(close)}?' if close else known
+    raise ValueError(f'No model {name!r}. {known}')
+  return variants.models[name]
 
 
 def create_model(name: str, num_classes: int = 1000, **overrides) -> 'Model':
-  """Builds a model.
+  """Build a model.
 
   Args:
     name: one of `list_models()`.
-    num_classes: size of the logits; 0 leaves out the last layer, and them.
+    num_classes: size of the logits. 0 removes the last layer and the logits.
     **overrides: arguments of the network's class, such as `activation`.
 
   Raises:
-    ValueError: for an unknown name or an impossible number of classes.
-    TypeError: for an argument that the network does not have.
+    ValueError: if the name is unknown or num_classes is negative.
+    TypeError: if the network has no such argument.
 
   Example:
     >>> model = nfnets.create_model('nfnet_digits', num_classes=10)
@@ -107,7 +66,7 @@ def create_model(name: str, num_classes: int = 1000, **overrides) -> 'Model':
     raise ValueError(
       f'num_classes must be a whole number of at least 0, not {num_classes!r}.'
     )
-  # A copy, so that nobody can change a dictionary inside it later.
+  # A copy, so that later changes of a nested dictionary have no effect.
   kwargs = copy.deepcopy(
     {**entry.kwargs, 'num_classes': num_classes, **overrides}
   )
@@ -115,7 +74,7 @@ def create_model(name: str, num_classes: int = 1000, **overrides) -> 'Model':
   def forward(images, is_training):
     return entry.module(**kwargs)(images, is_training=is_training)
 
-  # A wrong argument should fail here, not when the network is first called.
+  # Raise errors about arguments here, not at the first call.
   hk.transform_with_state(lambda: entry.module(**kwargs) and None).init(None)
   transformed = hk.transform_with_state(forward)
   overrides = {key: kwargs[key] for key in overrides}
@@ -123,20 +82,17 @@ def create_model(name: str, num_classes: int = 1000, **overrides) -> 'Model':
 
 
 def with_num_classes(model: 'Model', num_classes: int) -> 'Model':
-  """Returns a model that differs in the size of its last layer alone.
-
-  Its classes have no names.
-  """
+  """Return the model with another last layer, without class names."""
   other = create_model(model.name, num_classes, **model.overrides)
   return dataclasses.replace(other, entry=model.entry)
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """A network, its image sizes and its preprocessing.
+  """A network with its image sizes and preprocessing.
 
-  Images are normalized, float32 [B, H, W, 3] (see `preprocess`); parameters
-  and state are Haiku's trees, {module: {name: array}}.
+  Images are normalized, float32 [B, H, W, 3] (see `preprocess`). Parameters and
+  state are Haiku trees, {module: {name: array}}.
 
   Example:
     >>> model.logits(params, images).shape
@@ -145,13 +101,13 @@ class Model:
 
   name: str
   num_classes: int
-  entry: Entry = dataclasses.field(repr=False)
+  entry: variants.Entry = dataclasses.field(repr=False)
   transformed: hk.TransformedWithState = dataclasses.field(repr=False)
-  # Arguments of the network's class that `create_model` was given.
+  # The keyword arguments of `create_model`.
   overrides: Mapping[str, Any] = dataclasses.field(
     default_factory=dict, repr=False, compare=False
   )
-  # In the order of the logits; None if they are not known.
+  # In the order of the logits. None: unknown.
   class_names: tuple[str, ...] | None = dataclasses.field(
     default=None, repr=False
   )
@@ -169,14 +125,14 @@ class Model:
   def init(
     self, rng: jax.Array, image_size: int | tuple[int, int] | None = None
   ) -> tuple[hk.MutableParams, hk.MutableState]:
-    """Returns new parameters and state, float32.
+    """Return new parameters and state, float32.
 
-    They have the distributions of the modules' initializers, but not the values
-    that `hk.transform(...).init` draws for this key.
+    The values follow the distributions of the modules' initializers, but they
+    differ from the values that `hk.transform(...).init` draws for the same key.
 
     Args:
       rng: a key of `jax.random`.
-      image_size: has no effect: no parameter's shape depends on it.
+      image_size: ignored. No parameter shape depends on it.
     """
     del image_size
     return initialization.initialize(self.transformed, rng)
@@ -189,15 +145,15 @@ class Model:
     images: jax.Array,
     is_training: bool,
   ) -> tuple[dict[str, Any], hk.State]:
-    """Returns the network's outputs and its new state.
+    """Return the outputs of the network and its new state.
 
     Args:
       params: parameters.
-      state: state, empty for networks without BatchNorm.
-      rng: a key for dropout and stochastic depth; None in evaluation.
+      state: BatchNorm averages. Empty for networks without BatchNorm.
+      rng: a key for dropout and stochastic depth. None in evaluation.
       images: [B, H, W, 3], normalized.
-      is_training: whether dropout and stochastic depth act, and BatchNorm takes
-        the statistics of these images.
+      is_training: apply dropout and stochastic depth, and use the batch
+        statistics in BatchNorm.
     """
     return self.transformed.apply(params, state, rng, images, is_training)
 
@@ -223,64 +179,64 @@ class Model:
       if state or not initialization.trace(self.transformed)[1]:
         raise
       raise ValueError(
-        f'{self.name} has moving averages; pass the state that belongs to '
-        'the parameters: logits(params, images, state).'
+        f'{self.name} has moving averages; pass the state of the weights: '
+        'logits(params, images, state).'
       ) from error
 
   def logits(
     self, params: hk.Params, images: jax.Array, state: hk.State | None = None
   ) -> jax.Array:
-    """Returns logits [B, num_classes] for images [B, H, W, 3].
+    """Return logits [B, num_classes] for images [B, H, W, 3].
 
-    Networks with BatchNorm need the state that belongs to the parameters.
+    Networks with BatchNorm need the state of the weights.
 
     Raises:
-      ValueError: without that state, if the model has no last layer, or for
-        other images.
+      ValueError: if the state is missing, the model has no last layer, or the
+        images have another shape or dtype.
     """
     if not self.num_classes:
       raise ValueError(
-        f'This {self.name} has no last layer (num_classes=0), so it has no '
-        'logits; it has embeddings and features.'
+        f'This {self.name} has no last layer (num_classes=0) and no logits. '
+        'Use embed or features.'
       )
     return self._output('logits', params, images, state)
 
   def features(
     self, params: hk.Params, images: jax.Array, state: hk.State | None = None
   ) -> list[jax.Array]:
-    """Returns the five maps [B, h, w, c] at strides 2, 4, 8, 16 and 32."""
+    """Return the five maps [B, h, w, c] at strides 2, 4, 8, 16 and 32."""
     return self._output('features', params, images, state)
 
   def embed(
     self, params: hk.Params, images: jax.Array, state: hk.State | None = None
   ) -> jax.Array:
-    """Returns pooled features [B, C], what the last layer sees."""
+    """Return the pooled features [B, C], the input of the last layer."""
     return self._output('pool', params, images, state)
 
   def normalize(self, images):
-    """Normalizes images [..., 3] in 0-255 to what this network takes."""
+    """Normalize images [..., 3] in 0-255 for this network."""
     return imagenet.normalize(images, self.entry.mean, self.entry.std)
 
   def denormalize(self, images):
-    """Undoes `normalize`: in 0-255 again, neither rounded nor clipped."""
+    """Undo `normalize`. The result, in 0-255, is not rounded or clipped."""
     return imagenet.denormalize(images, self.entry.mean, self.entry.std)
 
   def preprocess(self, image: Any) -> np.ndarray:
-    """Prepares one picture as in the published evaluation.
+    """Preprocess one image as in the published evaluation.
 
-    Needs Pillow and, for JPEGs, simplejpeg.
+    Needs Pillow and, for JPEGs, simplejpeg. It applies the EXIF orientation and
+    makes transparent pixels white.
 
     Args:
-      image: an encoded file, such as a JPEG or PNG, its path, an image of
-        Pillow, or uint8 or uint16 pixels: [H, W] or [H, W, C] with 1 channel
-        (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha). It is turned
-        as its EXIF orientation says, and laid on white where it is transparent.
+      image: an encoded file such as a JPEG or PNG, its path, a Pillow image, or
+        uint8 or uint16 pixels: [H, W] or [H, W, C] with 1 channel (grey), 2
+        (grey and alpha), 3 (RGB) or 4 (RGB and alpha).
 
     Returns:
       float32 [test_size, test_size, 3], normalized.
 
     Raises:
-      ValueError: if it is none of these, or damaged.
+      ValueError: if the image has another format or is damaged.
     """
     from nfnets.inference import preprocessing
 

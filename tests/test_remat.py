@@ -1,5 +1,6 @@
 """Computing blocks again in the backward pass: the same, with less memory."""
 
+import functools
 import math
 
 import golden_lib
@@ -73,7 +74,7 @@ def make_block(name, rate):
   """Returns a block [8 to 16 channels, stride 2] with stochastic depth."""
   kwargs = {'stride': 2, 'stochdepth_rate': rate}
   if name == 'ResNet':
-    norm = resnet._norm('BatchNorm', {})
+    norm = functools.partial(hk.BatchNorm, True, True, 0.9)
     return resnet.ResBlockV2(8, 16, norm, base.Conv2D, stride=2)
   if name == 'FixUp_ResNet':
     return fixup_resnet.ResBlock(4, 8, 16, **kwargs)

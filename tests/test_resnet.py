@@ -1,5 +1,7 @@
 """ResNets with BatchNorm: golden outputs, statistics, v1, SE, other norms."""
 
+import functools
+
 import golden_lib
 import haiku as hk
 import jax
@@ -86,7 +88,7 @@ def convolve(x, w, stride):
 @pytest.mark.parametrize('stride', [1, 2])
 def test_v1_block_agrees_with_float64(stride):
   def forward(x):
-    norm = resnet._norm('BatchNorm', {})
+    norm = functools.partial(hk.BatchNorm, True, True, 0.9)
     block = resnet.ResBlockV1(
       8,
       16,

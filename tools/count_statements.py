@@ -1,8 +1,8 @@
-"""Counts how much code there is, and how much of it a reader has to follow.
+"""Counts statements, and lists the files that two commands use.
 
 python tools/count_statements.py [--write] [--flows]
 
-A statement is a node of `ast.stmt`, so that layout and comments do not count.
+A statement is an `ast.stmt` node, so layout and comments do not count.
 """
 
 import argparse
@@ -23,17 +23,17 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _PAGE = _ROOT / 'docs' / 'design.md'
 SOURCES = ('nfnets', 'experiments', 'benchmarks', 'tools')
 _COLUMNS = ('statements', 'lines', 'functions', 'files')
-# Commands: their modules and arguments.
+# {module of a command: its arguments}.
 _FLOWS = {
   'nfnets.classify': '--runtime=jax --weights={0}/digits.npz {0}/picture.png',
   'experiments.experiment': 'experiment.py --config=digits:small '
   '--fake_data=False --checkpoint_dir={0}/run',
 }
-sys.path.insert(0, str(_ROOT))  # For the processes of the flows, too.
+sys.path.insert(0, str(_ROOT))  # Also for the processes of the flows.
 
 
 def _modules(*folders: str) -> dict[str, pathlib.Path]:
-  """Returns {module: its file} for all that is below folders."""
+  """Return {module: file} for all modules below the folders."""
   files = [f for name in folders for f in sorted((_ROOT / name).rglob('*.py'))]
   names = ['.'.join(f.relative_to(_ROOT).with_suffix('').parts) for f in files]
   names = [name.removesuffix('.__init__') for name in names]
@@ -41,7 +41,7 @@ def _modules(*folders: str) -> dict[str, pathlib.Path]:
 
 
 def count(*folders: str) -> dict[str, collections.Counter[str]]:
-  """Returns {folder: its counts}, and those of all together as 'sum'."""
+  """Return {folder: counts}, with the total as 'sum'."""
   counts = collections.defaultdict(collections.Counter)
   for file in _modules(*folders).values():
     row = '/'.join(file.relative_to(_ROOT).parent.parts[:2])
@@ -60,7 +60,7 @@ def count(*folders: str) -> dict[str, collections.Counter[str]]:
 
 
 def make_table() -> str:
-  """Returns a table in Markdown, with a row for each folder of sources."""
+  """Return a Markdown table with a row for each source folder."""
   counts = {**count(*SOURCES), 'tests': count('tests')['sum']}
   lines = [f'| | {" | ".join(_COLUMNS)} |', f'|---|{"---:|" * len(_COLUMNS)}']
   for row, numbers in counts.items():
@@ -70,9 +70,9 @@ def make_table() -> str:
 
 
 def find_circles() -> list[tuple[str, ...]]:
-  """Returns groups of modules that import each other, directly or not.
+  """Return groups of modules that import each other, directly or indirectly.
 
-  Imports inside functions count, too.
+  Imports inside functions count.
   """
   modules = _modules(*SOURCES)
   reached = {}
@@ -95,7 +95,7 @@ def find_circles() -> list[tuple[str, ...]]:
 
 
 def prepare(folder: str) -> None:
-  """Writes a picture, and a small network that is not trained."""
+  """Write an image and a small untrained network."""
   import jax
   from PIL import Image
 
@@ -107,9 +107,9 @@ def prepare(folder: str) -> None:
 
 
 def trace(module: str, arguments: list[str]) -> list[str]:
-  """Returns our files whose functions run in a command, in any thread.
+  """Return the project's files whose functions run in a command.
 
-  Those that only run while a module is imported do not count.
+  Functions that run during imports do not count.
   """
   ours = tuple(f'{_ROOT / name}{os.sep}' for name in SOURCES)
   files = set()
@@ -139,7 +139,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   add = functools.partial(parser.add_argument, action='store_true')
   add('--write', help='write the table into docs/design.md')
-  add('--flows', help='run two commands, and list the files that they use')
+  add('--flows', help='run two commands and list the files that they use')
   args = parser.parse_args()
   circles = ' and '.join(' ↔ '.join(circle) for circle in find_circles())
   text = f'{make_table()}\n\nCircles of imports: {circles or "none"}.\n'
@@ -148,7 +148,7 @@ def main() -> None:
     place = re.compile('(?<=<!-- size -->\n).*(?=<!-- end of size -->)', re.S)
     _PAGE.write_text(place.sub(text, _PAGE.read_text()))
   if args.flows:
-    # Each in a process of its own, which imports everything again.
+    # A new process for each command, so that it imports everything.
     pool = multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1)
     with pool, tempfile.TemporaryDirectory() as folder:
       pool.apply(prepare, [folder])

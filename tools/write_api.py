@@ -2,9 +2,9 @@
 
 python tools/write_api.py [--check]
 
-Each public name has its signature, the first sentence of its docstring and the
-example from there. `--check` writes nothing, and fails if the page is old or an
-example does not run.
+The page has the signature of each public name, and the summary and the example
+of its docstring. `--check` writes nothing, and fails if the page is out of date
+or an example fails.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _PAGE = _ROOT / 'docs' / 'api.md'
-# None stands for the names in `__all__`.
+# None: the names in `__all__`.
 _MODULES = {
   'nfnets': None,
   'nfnets.optim': None,
@@ -86,7 +86,7 @@ Parameters and state are Haiku's trees, {{module: {{name: array}}}}.
 
 
 def _public() -> dict[str, list[tuple[str, Any]]]:
-  """Returns {module: [(name, value)]}."""
+  """Return {module: [(name, value)]}."""
   public = {}
   for name, members in _MODULES.items():
     module = importlib.import_module(name)
@@ -96,7 +96,7 @@ def _public() -> dict[str, list[tuple[str, Any]]]:
 
 
 def signature(function: Callable) -> str:
-  """Returns the names of arguments and their defaults, without types."""
+  """Return the arguments and their defaults, without types."""
   parameters = inspect.signature(function).parameters.values()
   own = [p.replace(annotation=p.empty) for p in parameters if p.name != 'self']
   text = str(inspect.Signature(own))
@@ -106,7 +106,7 @@ def signature(function: Callable) -> str:
 
 
 def make_page() -> str:
-  """Returns the page.
+  """Return the page.
 
   Raises:
     ValueError: if a docstring has no example.
@@ -131,7 +131,7 @@ def make_page() -> str:
 
 
 def run_examples() -> int:
-  """Runs all examples in a temporary folder; returns how many failed."""
+  """Run all examples in a temporary folder; return the number of failures."""
   runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
   with tempfile.TemporaryDirectory() as folder:
     os.chdir(folder)
@@ -157,7 +157,7 @@ def main() -> int:
     _PAGE.write_text(page)
     return 0
   if page != _PAGE.read_text():
-    print(f'{_PAGE} is old: run python tools/write_api.py.', file=sys.stderr)
+    print(f'{_PAGE} is out of date: run tools/write_api.py.', file=sys.stderr)
     return 1
   return int(run_examples() > 0)
 

@@ -56,9 +56,11 @@ def _files() -> dict[str, str]:
   # No recipe of timm's networks or of nfnet_tiny was published; `model` takes
   # them.
   return {
-    name.removeprefix('nfnet_'): 'digits' if name == 'nfnet_digits' else family
-    for name, (family, *_) in variants.models.items()
-    if family != 'timm_nets' and name != 'nfnet_tiny'
+    name.removeprefix('nfnet_'): (
+      'digits' if name == 'nfnet_digits' else entry.family
+    )
+    for name, entry in variants.models.items()
+    if entry.family != 'timm_nets' and name != 'nfnet_tiny'
   }
 
 

@@ -1,10 +1,10 @@
-"""The devices that a run can be planned for: sizes, clocks, peaks, links.
+"""The devices that runs can be planned for: memory, clocks, peaks, links.
 
-A device is what JAX calls one: of TPU v3, a core, of which a chip has two; else
-a whole chip. Sources: Google's pages on TPU v3, v4, v5e, v5p and v6e (peaks,
-memory, links); the clocks are those that give the published peaks.
-`capacity_gib` is what the compiler has to offer, in its own words ("exceeds
-available HBM"): the memory without what the runtime keeps.
+A device is a device of JAX: one of the two cores of a TPU v3 chip, or a whole
+chip of another TPU. Peaks, memory and links are from Google's pages on TPU v3,
+v4, v5e, v5p and v6e. The clocks follow from the published peaks. `capacity_gib`
+is the "available HBM" in the compiler's messages: the memory without the part
+that the runtime reserves.
 """
 
 import dataclasses
@@ -18,18 +18,15 @@ class Chip:
   """A device.
 
   Attributes:
-    name: for the command line.
-    topology: of the devices that a program is compiled for, as the compiler
-      names them: few, but more than one.
-    options: of the topology.
-    devices_per_chip: how many devices a chip is.
-    clock_ghz: of a device.
-    macs_per_cycle: multiply-adds of bfloat16 that its matrix units begin in a
-      cycle.
-    memory_gib: of a device, as published.
-    capacity_gib: what of it a program can have.
-    link_gb_per_s: what a chip sends to its neighbours at the same time, over
-      all its links, in 10^9 bytes per second.
+    name: name on the command line.
+    topology: the compiler's name of a small topology with several devices.
+    options: options of the topology.
+    devices_per_chip: number of devices per chip.
+    clock_ghz: clock of a device.
+    macs_per_cycle: bfloat16 multiply-adds of a device per cycle.
+    memory_gib: published memory of a device.
+    capacity_gib: memory of a device that a program can use.
+    link_gb_per_s: bandwidth of a chip over all links, in 10^9 bytes per second.
   """
 
   name: str
@@ -44,12 +41,12 @@ class Chip:
 
   @property
   def peak_flops(self) -> float:
-    """Operations per second of a device, in bfloat16; an addition is one."""
+    """Peak bfloat16 operations per second; a multiply-add counts as two."""
     return 2 * self.macs_per_cycle * self.clock_ghz * 1e9
 
 
-# Two matrix units of 128x128 in a core of v3; four in one of the two cores of
-# v4 and v5p, which act as one device; four in v5e, and four of 256x256 in v6e.
+# A v3 core has two matrix units of 128x128. v4 and v5p have two cores with four
+# each, which act as one device. v5e has four, and v6e four of 256x256.
 _V3, _V5E, _V4, _V6E = 2 * 128**2, 4 * 128**2, 8 * 128**2, 4 * 256**2
 
 CHIPS = {
@@ -65,7 +62,7 @@ CHIPS = {
       32,
       30.75,
       300,
-      # Else its two cores are two devices.
+      # Otherwise the two cores are two devices.
       (('chip_config_name', 'megacore'),),
     ),
     Chip('tpu_v5e', 'v5e:1x2', 1, 1.5, _V5E, 16, 15.75, 200),
@@ -76,10 +73,10 @@ CHIPS = {
 
 
 def get(name: str) -> Chip:
-  """Returns the device of that name.
+  """Return the device with this name.
 
   Raises:
-    UserError: if there is none.
+    UserError: if the name is unknown.
   """
   if name in CHIPS:
     return CHIPS[name]

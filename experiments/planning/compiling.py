@@ -1,4 +1,4 @@
-"""Compiles programs for devices that are not there."""
+"""Compiles programs for absent devices."""
 
 import dataclasses
 import importlib.util
@@ -19,15 +19,15 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """A program, or how much memory it would have needed.
+  """A compiled program, or the memory that it would need.
 
   Attributes:
-    peak_bytes: the most memory that it has at one time, on each device.
-    capacity_bytes: how much there is.
-    seconds: the compilation took.
-    text: the program, as XLA writes it; '' where it does not fit.
-    parts: bytes of `arguments`, `temporary` memory and `code`; empty where it
-      does not fit.
+    peak_bytes: peak memory of each device.
+    capacity_bytes: available memory of each device.
+    seconds: duration of the compilation.
+    text: the program in XLA's text format. '' if it does not fit.
+    parts: bytes of `arguments`, `temporary` memory and `code`. Empty if the
+      program does not fit.
   """
 
   peak_bytes: int
@@ -38,15 +38,15 @@ class Compiled:
 
   @property
   def fits(self) -> bool:
-    """Whether there is enough memory."""
+    """Whether the memory suffices."""
     return bool(self.text) and self.peak_bytes <= self.capacity_bytes
 
 
 def devices(chip: chips.Chip) -> list[Any]:
-  """Returns JAX's descriptions of the devices to compile for.
+  """Return JAX's descriptions of the devices.
 
   Raises:
-    UserError: without the compiler.
+    UserError: if the compiler is not installed.
   """
   if importlib.util.find_spec('libtpu') is None:
     raise UserError(
@@ -58,14 +58,14 @@ def devices(chip: chips.Chip) -> list[Any]:
 
 
 def compile_for(chip: chips.Chip, program: workload.StepSpec) -> Compiled:
-  """Compiles a program for some devices, of which each has its arguments.
+  """Compile the program of each device.
 
   Args:
     chip: the device.
-    program: what each of them computes.
+    program: the program of each device.
 
   Raises:
-    UserError: without the compiler.
+    UserError: if the compiler is not installed.
   """
   mesh = jax.sharding.Mesh(np.array(devices(chip)), (workload.AXIS,))
   specs = tuple(
@@ -74,7 +74,7 @@ def compile_for(chip: chips.Chip, program: workload.StepSpec) -> Compiled:
   )
 
   def function(*arguments):
-    # As under pmap, parts are stacked: [devices, ...].
+    # Split arguments are stacked as in pmap: [devices, ...].
     arguments = (
       jax.tree.map(lambda x: x[0], x) if is_split else x
       for x, is_split in zip(arguments, program.split, strict=True)
@@ -98,7 +98,7 @@ def compile_for(chip: chips.Chip, program: workload.StepSpec) -> Compiled:
     check_vma=False,
   )
   start = time.monotonic()
-  # JAX's default backend is the CPU, here.
+  # JAX's default backend is the CPU here, so 'auto' would be wrong.
   with conv.lowering('space_to_depth'):
     lowered = jax.jit(mapped, donate_argnums=program.donated).lower(*arguments)
   try:
@@ -130,7 +130,7 @@ _SIZE = r'([\d.]+)([KMGT]?)i?B?'
 
 
 def out_of_memory(message: str) -> tuple[int, int] | None:
-  """Returns (bytes wanted, bytes there are), or None for another error."""
+  """Parse (needed bytes, available bytes) from an error; None for others."""
   if 'RESOURCE_EXHAUSTED' not in message:
     return None
   for pattern in (

@@ -1,4 +1,4 @@
-"""From compiled steps to memory, milliseconds and hours."""
+"""Estimates memory, step time and hours from compiled steps."""
 
 import math
 from typing import Any
@@ -11,21 +11,20 @@ _GIB = 2**30
 def plan(
   chip: chips.Chip, work: workload.Workload, evaluates: bool = True
 ) -> dict[str, Any]:
-  """Compiles what a recipe does, and returns its numbers by name.
+  """Compile the steps of a recipe, and return memory and times by name.
 
-  Of `memory_gib`, `temporary` and `code` are the compiler's, 0 where the update
-  does not fit. The first has the `activations` that the backward pass needs, as
-  JAX writes it, and the `gradients` in float32: mostly not at the same time, so
-  these are no sum. Times are None where the update does not fit.
+  In `memory_gib`, the compiler provides `temporary` and `code`; they are 0 if
+  the update does not fit. `temporary` includes the `activations` for the
+  backward pass (JAX's estimate) and the float32 `gradients`, mostly at
+  different times. Times are None if the update does not fit.
 
   Args:
     chip: the device.
-    work: what the devices do.
-    evaluates: whether evaluation is compiled, too; it is not where training
-      does not fit.
+    work: the work of the devices.
+    evaluates: compile the evaluation step too, if training fits.
 
   Raises:
-    UserError: without the compiler.
+    UserError: if the compiler is not installed.
   """
   config = work.recipe.config
   update = compiling.compile_for(chip, work.update())
@@ -58,8 +57,8 @@ def plan(
   }
   if update.fits and evaluates:
     evaluation = compiling.compile_for(chip, work.evaluation())
-    # Its own arguments are the parameters, or their averages; training keeps
-    # the rest meanwhile.
+    # Its arguments are the parameters or their averages. The rest of the train
+    # state also stays in memory.
     peak = evaluation.peak_bytes
     peak += work.bytes['optimizer'] + work.bytes['averages']
     numbers['fits'] = evaluation.fits and peak <= evaluation.capacity_bytes
@@ -75,8 +74,8 @@ def _times(chip, num_chips: int, work, text: str) -> dict[str, Any]:
     return dict.fromkeys(names)
   compiled = hlo.HloText(text)
   cycles = compiled.cycles(work.depths)
-  # Each chip sends what it has twice, but for its own share, over all its links
-  # at once, at the least; nothing is computed meanwhile.
+  # A ring all-reduce sends each byte twice, except for the chip's own share.
+  # This assumes all links at full speed and no overlap with computation.
   share = (num_chips - 1) / num_chips
   sent = 2 * share * compiled.reduced_bytes()
   communication = sent / (chip.link_gb_per_s * 1e9)

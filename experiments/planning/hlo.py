@@ -1,7 +1,7 @@
-"""Reads a compiled step, as XLA writes it: where its cycles go.
+"""Parses the text of a compiled step: estimated cycles and communication.
 
-The TPU compiler writes its own estimate of the cycles beside most instructions;
-a loop's body is written once, however often it runs.
+The TPU compiler annotates most instructions with an estimate of their cycles.
+The body of a loop appears once.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import re
 from nfnets import module_names
 
 _COMPUTATION = re.compile(r'(ENTRY )?%?([\w.\-]+) \(.*\{$')
-# The name, the shape, the opcode, and the first operand if it has any.
+# Name, shape, opcode, and the first operand if there is one.
 _INSTRUCTION = re.compile(
   r'%?([\w.\-]+) = (.+?) ([\w\-]+)\((?:[^%]*?%([\w.\-]+))?'
 )
@@ -33,12 +33,12 @@ class HloText:
   """The text of a compiled step.
 
   Attributes:
-    computations: the lines of the instructions, by the name of a computation.
-    entry: the name of the first computation.
+    computations: {name: lines of its instructions}.
+    entry: name of the entry computation.
   """
 
   def __init__(self, text: str):
-    """Reads the text."""
+    """Parse the text."""
     self.computations: dict[str, list[str]] = {}
     self.entry = ''
     for line in text.splitlines()[1:]:
@@ -50,11 +50,11 @@ class HloText:
         lines.append(line)
 
   def walk(self, name: str, times: int = 1) -> Iterator[tuple[str, int]]:
-    """Yields the lines that run, and how often; of branches, all.
+    """Yield the lines that run, and how often. All branches count.
 
     Args:
-      name: of the computation to begin with.
-      times: how often that runs.
+      name: name of a computation.
+      times: number of times that it runs.
     """
     for line in self.computations.get(name, ()):
       yield line, times
@@ -64,7 +64,7 @@ class HloText:
           yield from self.walk(inner, times * trips)
 
   def _trips(self, loop: str) -> int:
-    """Returns how often a loop runs that counts from 0, as JAX's do, or 1."""
+    """Return the trip count of a loop that counts from 0, or 1 if unknown."""
     known = _TRIPS.search(loop)
     if known:
       return int(known[1])
@@ -77,17 +77,18 @@ class HloText:
     return 1
 
   def cycles(self, depths: tuple[int, ...] = ()) -> dict[str, int]:
-    """Returns the estimated cycles by part of the network, largest first.
+    """Return the estimated cycles per part of the network, largest first.
 
     Args:
-      depths: the number of blocks of each stage.
+      depths: number of blocks of each stage.
     """
     found: dict[str, int] = {}
     origins: dict[str, str] = {}
     for line, times in self.walk(self.entry):
       name, _, _, operand = _INSTRUCTION.search(line).groups()
       origin = _OP_NAME.search(line)
-      # What has no name changes a layout, mostly, and goes with its operand.
+      # Instructions without a name mostly change a layout. They belong to the
+      # part of their operand.
       origins[name] = origin[1] if origin else origins.get(operand, '')
       cycles = _CYCLES.search(line)
       if cycles:
@@ -96,7 +97,7 @@ class HloText:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
   def reduced_bytes(self) -> int:
-    """Returns the bytes that devices give each other, once."""
+    """Return the bytes in collective operations."""
     total = 0
     for line, times in self.walk(self.entry):
       _, shape, opcode, _ = _INSTRUCTION.search(line).groups()
@@ -109,11 +110,11 @@ class HloText:
 
 
 def part_of(op_name: str, depths: tuple[int, ...]) -> str:
-  """Returns the part of the network, or of the step, that a name is of.
+  """Return the part of the network or of the step that an operation belongs to.
 
   Args:
-    op_name: such as 'jit(f)/transpose(jvp(NFNet))/nf_block_3/conv1/add'.
-    depths: the number of blocks of each stage.
+    op_name: e.g. 'jit(f)/transpose(jvp(NFNet))/nf_block_3/conv1/add'.
+    depths: number of blocks of each stage.
   """
   for name in op_name.split('/'):
     block = module_names.block(name)
@@ -125,7 +126,7 @@ def part_of(op_name: str, depths: tuple[int, ...]) -> str:
       return 'stem'
     if name in ('final_conv', 'linear', 'fc'):
       return 'head'
-  # The pool before the last layer is between the modules.
+  # The pooling before the last layer has no module.
   if re.search(r'jvp\(\w+\)', op_name):
     return 'head'
   if not op_name:

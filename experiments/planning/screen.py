@@ -1,18 +1,18 @@
-"""What people see of a plan: one screen."""
+"""Formats a plan on one screen."""
 
 from typing import Any
 
-# How many times its estimate a step of the paper's took on TPU v3, at least and
-# at most (docs/planning.md).
+# Measured / estimated time of the paper's steps on TPU v3: minimum and maximum
+# (docs/planning.md).
 _MEASURED_OVER_ESTIMATED = 1.25, 1.41
 
 
 def describe(plan: dict[str, Any], name: str) -> str:
-  """Returns a plan in lines of at most 80 characters.
+  """Format a plan in lines of at most 80 characters.
 
   Args:
-    plan: the numbers of `estimate.plan`.
-    name: of the recipe.
+    plan: the result of `estimate.plan`.
+    name: name of the recipe.
   """
   memory, verdict = (
     plan['memory_gib'],
@@ -65,7 +65,7 @@ def describe(plan: dict[str, Any], name: str) -> str:
 
 
 def summarize(plan: dict[str, Any]) -> str:
-  """Returns a line: whether it fits, and how long an update takes."""
+  """Format memory and step time of a plan in one line."""
   time = f', {plan["step_ms"]:,.1f} ms' if plan['step_ms'] is not None else ''
   return (
     f'{"fits" if plan["fits"] else "does not fit"}: {_peak(plan)}{time} '
@@ -74,7 +74,7 @@ def summarize(plan: dict[str, Any]) -> str:
 
 
 def describe_change(name: str, plan: dict[str, Any]) -> str:
-  """Returns a line on a plan that fits with another value of a setting."""
+  """Format a plan with another value of a setting in one line."""
   setting = f'--{name}={plan[name]}'
   return (
     f'  {setting:<22}{_peak(plan)}, {plan["step_ms"]:,.0f} ms, '

@@ -6,11 +6,11 @@ from typing import Any
 
 from nfnets import network
 
-# Returns the plan with another `remat`, `accumulate_steps` or `batch`.
+# Makes the plan with another `remat`, `accumulate_steps` or `batch`.
 Attempt = Callable[..., dict[str, Any]]
 
-# The number of recomputed blocks may be too large by one in so many: compiling
-# a deep network takes minutes.
+# Resolution of `remat`, as a fraction of the blocks. Compiling a deep network
+# takes minutes.
 _PART = 24
 _MOST_IMAGES = 2048
 
@@ -18,14 +18,14 @@ _MOST_IMAGES = 2048
 def changes(
   first: dict[str, Any], attempt: Attempt
 ) -> list[tuple[str, dict[str, Any]]]:
-  """Returns the least change of each kind that makes a recipe fit.
+  """Find the smallest change of each setting that makes a recipe fit.
 
   Args:
     first: the plan that does not fit.
     attempt: makes other plans.
 
   Returns:
-    Names of settings, and the plans with them; the fastest first.
+    Names of settings and the plans with them, fastest first.
   """
   batch, parts = first['batch'], first['accumulate_steps']
   factors = [k for k in range(2, batch + 1) if batch % k == 0]
@@ -49,14 +49,14 @@ def changes(
 def _least(
   name: str, values: list[int], attempt: Attempt
 ) -> dict[str, Any] | None:
-  """Returns the plan with the first value that fits, where later ones do."""
+  """Find the first value that fits by bisection; return its plan or None."""
   plans = {}
 
   def fits(value: int) -> bool:
     plans[value] = attempt(**{name: value})
     return plans[value]['fits']
 
-  # The first is mostly enough: half of the images.
+  # The first value often suffices, e.g. half of the images.
   if values and not fits(values[0]):
     bisect.bisect_left(values, True, lo=1, key=fits)
   fitting = [v for v in values if v in plans and plans[v]['fits']]
@@ -66,15 +66,14 @@ def _least(
 def largest_batch(
   first: dict[str, Any], attempt: Attempt
 ) -> dict[str, Any] | None:
-  """Returns the plan with the largest of the batches tried that fits, or None.
+  """Find the largest batch that fits by bisection; return its plan or None.
 
-  These are powers of two and then multiples of 128, by bisection. Memory does
-  not grow evenly with the batch, because the compiler recomputes by itself, so
-  that others may fit.
+  Tries powers of two and then multiples of 128. Larger batches may fit, because
+  memory is not monotonic in the batch size: the compiler may recompute.
 
   Args:
-    first: the plan of some batch, whether it fits or not.
-    attempt: makes others.
+    first: the plan of any batch.
+    attempt: makes other plans.
   """
   plans = {first['batch']: first}
 

@@ -1,4 +1,4 @@
-"""What the devices of a planned run compute: one update, one evaluation."""
+"""The work of a device in a planned run: one update, one evaluation step."""
 
 from collections.abc import Callable
 import dataclasses
@@ -16,24 +16,24 @@ from experiments import step as step_lib
 from nfnets.data import augmentation
 from nfnets.errors import UserError
 
-# The axis that the devices average over.
+# The axis of the devices.
 AXIS = 'i'
-# The paper's, of each device.
+# The paper's batch per device.
 _BATCH = 32
-# Of the split that published recipes train on; so that it need not be there.
+# The number of training images, so that planning does not need the dataset.
 _IMAGENET, _IMAGENET_EXAMPLES = 'imagenet2012', 1_281_167
 
 
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
-  """A function of what one device has.
+  """The program of one device.
 
   Attributes:
-    function: averages or sums over the axis `AXIS`; its results are the same on
-      all devices.
-    arguments: trees of ShapeDtypeStructs, those of one device.
-    split: which of the arguments are a part of a batch.
-    donated: the numbers of those whose memory the results may have.
+    function: a function that reduces over the axis `AXIS`. All devices have the
+      same results.
+    arguments: trees of ShapeDtypeStructs of one device.
+    split: for each argument, whether it is a part of a batch.
+    donated: indices of the donated arguments.
   """
 
   function: Callable[..., Any]
@@ -44,19 +44,19 @@ class StepSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-  """A recipe on so many devices.
+  """A recipe on a number of devices.
 
   Attributes:
-    recipe: what the settings mean.
-    devices: how many there are.
-    state: of training, as ShapeDtypeStructs.
-    batch: images of each device in an update.
-    eval_batch: images of each device in a step of evaluation.
+    recipe: the recipe.
+    state: the train state, as ShapeDtypeStructs.
+    devices: number of devices.
+    batch: images per device in an update.
+    eval_batch: images per device in an evaluation step.
     num_steps: updates of the run.
-    depths: the number of blocks of each stage.
+    depths: number of blocks of each stage.
     macs: multiply-adds of the forward pass for one training image.
-    bytes: float32 bytes of `parameters`, `optimizer`, `averages`; of the images
-      and labels of one device's `batch`.
+    bytes: bytes of `parameters`, `optimizer`, `averages` and of one device's
+      `batch`.
   """
 
   recipe: recipe.Recipe
@@ -71,11 +71,10 @@ class Workload:
 
   @property
   def flops_per_image(self) -> float:
-    """Operations that an update needs for an image, an addition being one.
+    """Operations of an update per image; a multiply-add counts as two.
 
-    Forward, and backward twice as many, as many times as the image is in its
-    batch; SAM's ascent does so for a part of the images. What is computed again
-    is not needed.
+    The backward pass counts as two forward passes. SAM's ascent adds both for a
+    part of the images. Recomputation does not count.
     """
     config = self.recipe.config
     ascent = config.sam_fraction if config.sam_rho else 0
@@ -84,11 +83,11 @@ class Workload:
 
   @functools.cached_property
   def activations(self) -> int:
-    """The bytes that the backward pass needs of the forward pass.
+    """Bytes that the forward pass stores for the backward pass.
 
-    As JAX writes the program, standardized kernels included; a compiler may
-    keep less, and compute more, or pad what it keeps. Of one part of the batch,
-    where gradients are accumulated.
+    This is JAX's program, standardized kernels included. The compiler may
+    recompute values or pad arrays. With gradient accumulation, this is for one
+    part of the batch.
     """
     model, config = self.recipe.model, self.recipe.config
     dtype = jnp.bfloat16 if config.bfloat16 else jnp.float32
@@ -112,7 +111,7 @@ class Workload:
     return num_bytes(kept) - num_bytes(params)
 
   def update(self) -> StepSpec:
-    """Returns one update of training, whose state is donated."""
+    """Return one training update. It donates the train state."""
     config = self.recipe.config
     step = step_lib.make_train_step(
       self.recipe.model,
@@ -127,7 +126,7 @@ class Workload:
     )
 
   def evaluation(self) -> StepSpec:
-    """Returns one step of evaluation."""
+    """Return one step of evaluation."""
     config = self.recipe.config
     step = step_lib.make_eval_step(self.recipe.model, config, AXIS)
     size = self.eval_batch
@@ -141,18 +140,18 @@ class Workload:
 def build(
   config: ml_collections.ConfigDict, devices: int | None, batch: int | None
 ) -> Workload:
-  """Builds what a recipe does on so many devices.
+  """Build the work of a recipe.
 
   Args:
-    config: JAXline's, whose experiment is changed.
-    devices: how many; None is as many as `train_batch_size` needs.
-    batch: images of each in an update. If None, what `train_batch_size` makes
-      of the devices, or the paper's 32 without these. With both,
-      `train_batch_size` follows from them.
+    config: JAXline's config. Its experiment is changed.
+    devices: number of devices. None: train_batch_size / batch.
+    batch: images per device in an update. None: train_batch_size / devices, or
+      the paper's 32 if both are None. With both, `train_batch_size` is their
+      product.
 
   Raises:
-    UserError: for settings that are wrong or do not go together, or if the
-      dataset cannot be used.
+    UserError: if settings are wrong or do not fit together, or the dataset
+      cannot be used.
   """
   ours = config.experiment_kwargs.config
   devices, batch = _shares(ours, devices, batch)
@@ -165,7 +164,12 @@ def build(
   )
   if is_imagenet:
     built = dataclasses.replace(built, num_examples=_IMAGENET_EXAMPLES)
-  state = _train_state(built)
+  state = jax.eval_shape(
+    lambda rng: step_lib.init_train_state(
+      built.model, built.optimizer, ours.use_ema, rng
+    ),
+    _key(),
+  )
   depths, macs = _count(built)
   return Workload(
     recipe=built,
@@ -186,14 +190,14 @@ def build(
 
 
 def num_bytes(tree: Any) -> int:
-  """Returns the bytes of a tree's arrays."""
+  """Return the number of bytes of all arrays in a tree."""
   return sum(
     math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )
 
 
 def _shares(ours, devices: int | None, batch: int | None) -> tuple[int, int]:
-  """Returns the number of devices and the images of each, in an update."""
+  """Return the number of devices and the images per device in an update."""
   total = ours.train_batch_size
   if devices and batch:
     ours.train_batch_size = devices * batch
@@ -211,7 +215,7 @@ def _shares(ours, devices: int | None, batch: int | None) -> tuple[int, int]:
 
 
 def _train_batch(ours, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns a batch as `nfnets.data.dataset.train_batches` gives it."""
+  """Return the shapes of a batch of `nfnets.data.dataset.train_batches`."""
   size *= ours.augmentation_multiplicity
   plan = augmentation.parse(ours.augment_name)
   is_uint8 = augmentation.gives_uint8(plan, ours.augment_before_mix)
@@ -235,17 +239,8 @@ def _key() -> jax.ShapeDtypeStruct:
   return jax.eval_shape(lambda: jax.random.PRNGKey(0))
 
 
-def _train_state(built: recipe.Recipe) -> step_lib.TrainState:
-  return jax.eval_shape(
-    lambda rng: step_lib.init_train_state(
-      built.model, built.optimizer, built.config.use_ema, rng
-    ),
-    jax.random.PRNGKey(0),
-  )
-
-
 def _count(built: recipe.Recipe) -> tuple[list[int], int]:
-  """Returns the depths of the stages, and the forward pass's multiply-adds."""
+  """Return the depths of the stages, and the multiply-adds of an image."""
   model, side = built.model, built.config.image_size
 
   def count():

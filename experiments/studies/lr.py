@@ -1,7 +1,7 @@
-"""Raises the learning rate over a short training, and draws the loss.
+"""Learning rate range test (arXiv 1506.01186, section 3.3).
 
-The learning rate range test (arXiv 1506.01186, section 3.3) with the training
-step of a recipe: its optimizer, AGC, augmentation and starting weights.
+Raises the learning rate from step to step with the training step of a recipe
+(optimizer, AGC, augmentation, initial weights), and draws the loss.
 """
 
 import argparse
@@ -16,19 +16,19 @@ from nfnets.errors import UserError
 from nfnets.inference import command_line as commands
 
 _EPILOG = """\
-Any setting of the recipe may be given by its name, such as --data=DIR,
---weights=W or --train_batch_size=64; see experiments/experiment.py --help.
+Any setting of the recipe can be an option: --data=DIR, --weights=W,
+--train_batch_size=64, ... See experiments/experiment.py --help.
 
-The suggestion is the rate at which the smoothed loss is lowest, for a schedule
-with warm-up and decay; try half of it, too. The last line of standard output is
+The suggestion is the rate with the lowest smoothed loss, for a schedule with
+warm-up and decay. Also try half of it. The last line of standard output is
 JSON.
 """
-_SMOOTHING = 0.9  # Of the exponential average of the losses.
-_TOO_LARGE = 3  # The test ends at so many times the lowest loss.
+_SMOOTHING = 0.9  # Decay of the exponential average of the losses.
+_TOO_LARGE = 3  # The test ends at this multiple of the lowest loss.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the arguments of `run`."""
+  """Add the arguments of `run`."""
   parser.epilog = _EPILOG
   parser.add_argument(
     '--steps',
@@ -51,13 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-  """Makes the test and writes the picture; returns the exit status.
+  """Run the test and write the picture; return the exit status.
 
   Args:
-    args: of `add_arguments`, and `settings`, the arguments of the recipe.
+    args: the arguments, and `settings`, the arguments of the recipe.
 
   Raises:
-    UserError: for wrong settings.
+    UserError: if settings are wrong.
   """
   name, config = command_line.parse(['study.py lr', *args.settings])
   command_line.check_exist(config)
@@ -89,18 +89,18 @@ def run(args: argparse.Namespace) -> int:
 def measure(
   config, lowest: float, highest: float, steps: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
-  """Trains at rates that grow from step to step.
+  """Train with a learning rate that grows from step to step.
 
   Args:
-    config: JAXline's, which is changed.
-    lowest: the first rate, as the setting `lr`.
+    config: JAXline's config. It is changed.
+    lowest: the first rate, in units of the setting `lr`.
     highest: the last rate.
-    steps: number of steps. There are fewer if the loss grows too large.
+    steps: maximum number of steps. The test ends if the loss grows too large.
 
   Returns:
-    The rates and the losses, float64 [N], and the recipe's own rate.
+    The rates and the losses, float64 [N], and the recipe's rate.
   """
-  # They take seconds; a wrong command is answered before that.
+  # Slow imports, after the checks of the command.
   import jax
   import optax
 
@@ -147,7 +147,7 @@ def measure(
 
 
 def smooth(losses) -> np.ndarray:
-  """Returns the exponential average of losses, without bias at its start."""
+  """Return the bias-corrected exponential average of losses."""
   average, averages = 0.0, []
   for i, loss in enumerate(losses, start=1):
     average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
@@ -156,7 +156,7 @@ def smooth(losses) -> np.ndarray:
 
 
 def draw(rates, losses, smoothed, suggestion, own, title: str) -> bytes:
-  """Draws losses by learning rate; returns a PNG."""
+  """Draw losses by learning rate; return a PNG."""
   from matplotlib import figure
 
   canvas = figure.Figure(figsize=(7, 4), dpi=100, layout='constrained')

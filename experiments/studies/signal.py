@@ -1,10 +1,11 @@
-"""How signals propagate through networks, by depth (arXiv 2101.08692).
+"""Draws how signals propagate through networks (arXiv 2101.08692).
 
-A picture of what enters and leaves residual blocks, and the numbers beside it.
+The picture and a table show means and variances for each residual block.
 """
 
 import argparse
 import csv
+import dataclasses
 import os
 import sys
 import time
@@ -18,50 +19,55 @@ from nfnets.errors import UserError
 from nfnets.inference import command_line
 
 _EPILOG = """\
-A network is a name of nfnets.list_models() and, after colons, what is changed
-in it, such as nf_resnet50:weight_standardization=no:alpha=1. What can be
-changed is below, from --activation on; an option is for all networks that have
-such a part.
+A network is a name of nfnets.list_models() and, after colons, its changes, such
+as nf_resnet50:weight_standardization=no:alpha=1. A change is an argument of the
+network's class (alpha, activation, ...) or one of
 
-The numbers are written beside the picture, with .csv for its suffix: a row for
-each block. The last line of standard output is JSON.
+  scaled_activations=no      activations without gamma
+  weight_standardization=no  kernels as drawn
+  init=he, init=fan_in       kernels from N(0, 2 / fan_in) or N(0, 1 / fan_in),
+                             if they are not standardized
+  order=act_norm_conv        the activation before BatchNorm
+
+A table with a row for each block is written beside the picture, as .csv. The
+last line of standard output is JSON.
 """
 _FORMATS = ('.png', '.pdf', '.svg')
 _IMAGE_SIZE = 128  # Pixels.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the arguments of `run`."""
+  """Add the arguments of `run`."""
   parser.epilog = _EPILOG
   add = parser.add_argument
   add(
     '--models',
     metavar='NAME[,NAME]',
-    help='the networks; with --weights, the one that they are of',
+    help='the networks; with --weights, variants of their network',
   )
   add(
     '--input',
     default='noise',
     metavar='noise|DATASET',
-    help='what is sent through them: pixels from N(0, 1), or training images '
-    'of a folder or a prepared dataset of TFDS (noise)',
+    help='the input: pixels from N(0, 1), or training images of a folder or '
+    'a TFDS dataset (noise)',
   )
   add(
     '--data_dir',
     metavar='DIR',
-    help="where TFDS's datasets are (TFDS's own default)",
+    help="the TFDS folder (TFDS's default)",
   )
   add(
     '--weights',
     metavar='WEIGHTS',
-    help='what `python -m nfnets.classify` takes; without, networks are new',
+    help='weights as in `python -m nfnets.classify` (new weights)',
   )
   add(
     '--image_size',
     type=command_line.positive,
     metavar='N',
-    help='side of the images in pixels (128, or the training size if that is '
-    'less; with --weights the test size)',
+    help='image size in pixels (128, or the training size if it is smaller; '
+    'with --weights the test size)',
   )
   command_line.add_batch_size(parser, 32)
   add(
@@ -69,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=command_line.whole_number(0, 2**31 - 2),
     default=0,
     metavar='N',
-    help='of the weights and the input (0)',
+    help='seed of the weights and the input (0)',
   )
   add(
     '--output',
@@ -77,15 +83,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='FILE',
     help='the picture: .png, .pdf or .svg (signal.png)',
   )
-  for key, (text, _) in signal_measure.SWITCHES.items():
-    add(f'--{key}', metavar='VALUE', help=text)
 
 
 def run(args: argparse.Namespace) -> int:
-  """Measures networks, and writes picture and table; returns the exit status.
+  """Measure networks, write the picture and the table; return the exit status.
 
   Raises:
-    UserError: if that cannot be done.
+    UserError: if an argument is wrong.
   """
   command_line.check_installed('Drawing', ['matplotlib'], 'train')
   from experiments.studies import signal_picture
@@ -101,8 +105,8 @@ def run(args: argparse.Namespace) -> int:
     names = {text.partition(':')[0] for text in texts}
     if len(names) > 1:
       raise UserError(
-        f'--weights={args.weights} are of one network, and --models names '
-        f'{len(names)}: {", ".join(sorted(names))}.',
+        f'--weights={args.weights} are weights of one network, and --models '
+        f'has {len(names)}: {", ".join(sorted(names))}.',
         2,
       )
     args.model = names.pop() if names else None
@@ -110,24 +114,23 @@ def run(args: argparse.Namespace) -> int:
     texts = texts or [opened.name]
   if not texts:
     raise UserError('--models or --weights is missing.', 2)
-  options = {key: getattr(args, key) for key in signal_measure.SWITCHES}
-  options = {key: text for key, text in options.items() if text is not None}
   with errors.prefix('--models', status=2):
-    chosen = [signal_measure.parse(text, options) for text in texts]
-  for key in options:
-    if not any(key in named.changes for named in chosen):
-      raise UserError(f'--{key}: none of these networks has that to change.', 2)
+    chosen = [signal_measure.parse(text) for text in texts]
   results = []
   for named in chosen:
     start = time.monotonic()
-    model = opened.model if opened else zoo.create_model(named.name)
+    arguments = {**opened.model.overrides} if opened else {}
+    arguments |= named.arguments
+    model = zoo.create_model(named.name, **arguments)
+    if opened:
+      model = dataclasses.replace(model, entry=opened.model.entry)
     size = min(_IMAGE_SIZE, model.train_size)
     size = args.image_size or (model.test_size if opened else size)
     images = _images(args, model, size)
     weights = opened and (opened.params, opened.state)
     rows = signal_measure.measure(named, model, images, weights, args.seed)
     print(
-      f'{named}: {len(rows) - 1} blocks, {len(images)} images of {size} px, '
+      f'{named.text}: {len(rows) - 1} blocks, {len(images)} images, {size} px, '
       f'{time.monotonic() - start:.0f} s',
       file=sys.stderr,
       flush=True,
@@ -145,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _images(args: argparse.Namespace, model: zoo.Model, size: int) -> jax.Array:
-  """Returns float32 [batch_size, size, size, 3], as the network takes them."""
+  """Return normalized images, float32 [batch_size, size, size, 3]."""
   if args.input == 'noise':
     shape = (args.batch_size, size, size, 3)
     return jax.random.normal(jax.random.key(args.seed + 1), shape)

@@ -10,29 +10,29 @@ from matplotlib import axes, figure, lines, ticker
 from experiments.studies.signal_measure import Row
 from nfnets import paths
 
-# Okabe and Ito's, which the colour-blind tell apart, too.
+# Okabe and Ito's colours, distinguishable for colour-blind people.
 _COLORS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00')
 _DASHES = ('-', (0, (6, 1)), (0, (1, 1)))  # For more networks than colours.
 _EXPECTED = {'color': 'black', 'linewidth': 1, 'linestyle': (0, (3, 2))}
 _TRANSITION = {'color': '0.75', 'linewidth': 0.8}
-# What is drawn, what the analysis expects, and the label.
+# Measured field, expected field, label.
 _PANELS = (
   ('avg_sq_mean', None, 'squared channel mean'),
   ('avg_var', 'expected_var', 'channel variance'),
   ('res_avg_var', 'expected_res_var', "branch's channel variance"),
 )
-_SPAN = 200  # An axis is logarithmic if its values span more.
-_LEAST = 1e-8  # Less than this part of the largest value is beyond float32.
+_SPAN = 200  # An axis is logarithmic if max / min is larger.
+_LEAST = 1e-8  # Smaller fractions of the maximum are below float32 precision.
 
 
 def draw(networks: Sequence[Sequence[Row]], output: str) -> None:
-  """Draws the rows of networks, which `signal_measure.measure` returns.
+  """Draw the results of `signal_measure.measure`.
 
-  Networks with as many blocks in each stage share a column.
+  Networks with the same depths share a column.
 
   Args:
     networks: the rows of each network.
-    output: the name of a .png, .pdf or .svg file.
+    output: a .png, .pdf or .svg file.
   """
   columns: dict[tuple[int, ...], list] = {}
   handles, styles = [], itertools.product(_DASHES, _COLORS)
@@ -42,7 +42,7 @@ def draw(networks: Sequence[Sequence[Row]], output: str) -> None:
     columns.setdefault(key, []).append((rows, style))
     handles.append(lines.Line2D([], [], label=rows[0].network, **style))
   for label, style in (
-    ('what the analysis expects', _EXPECTED),
+    ('expected', _EXPECTED),
     ('transition blocks', _TRANSITION),
   ):
     handles.append(lines.Line2D([], [], label=label, **style))
@@ -71,7 +71,7 @@ def draw(networks: Sequence[Sequence[Row]], output: str) -> None:
 def _draw_panel(
   ax: axes.Axes, members: list, name: str, expected: str | None
 ) -> None:
-  """Draws a measure of networks by depth, and what is expected of it."""
+  """Draw a measured field by depth, with the expected values."""
   for row in members[0][0]:
     if row.transition:
       ax.axvline(row.block, zorder=0, **_TRANSITION)

@@ -1,7 +1,7 @@
-"""Trains one recipe with many settings and seeds, and compares.
+"""Trains one recipe with many settings and seeds, and compares the results.
 
-A trial is an ordinary run in a folder of its own; a sweep that was stopped,
-even killed, goes on where it was, and several processes may share one.
+Each trial is an ordinary run in its own folder. A stopped or killed sweep
+continues, and several processes can share one.
 """
 
 import argparse
@@ -14,25 +14,25 @@ from nfnets.inference import command_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the arguments of the sub-command."""
+  """Add the arguments of the sub-command."""
   parser.add_argument(
     'file',
     metavar='FILE',
-    help='a Python file that names a config, axes and seeds, such as '
-    'examples/sweeps/batch_size.py; docs/clipping.md explains it',
+    help='a Python file with a config, axes and seeds, such as '
+    'examples/sweeps/batch_size.py (see docs/clipping.md)',
   )
   parser.add_argument(
     '--output',
     metavar='DIR',
-    help='the folder of all results (runs/NAME, after the file)',
+    help='the folder of the results (runs/NAME, where NAME is the file)',
   )
 
 
 def run(args: argparse.Namespace) -> int:
-  """Makes all trials that are left; returns the exit status.
+  """Run the remaining trials; return the exit status.
 
   Raises:
-    UserError: if the file is no sweep, or a trial cannot be made.
+    UserError: if the file does not describe a sweep, or a trial fails.
   """
   command_line.check_installed('A sweep', ['optuna'], 'study')
   command_line.check_installed('A sweep', ['matplotlib'], 'train')
@@ -42,13 +42,13 @@ def run(args: argparse.Namespace) -> int:
   name = args.output or f'runs/{pathlib.PurePath(args.file).stem}'
   if paths.is_remote(name):
     raise UserError(
-      f'--output={name}: Optuna keeps its storage in a folder of this machine.',
+      f'--output={name}: Optuna needs a local folder.',
       2,
     )
   with errors.prefix(f'--output={name}'):
     pathlib.Path(name).mkdir(parents=True, exist_ok=True)
   if not os.access(name, os.W_OK):
-    raise UserError(f'--output={name}: nothing can be written there.')
+    raise UserError(f'--output={name}: the folder is not writable.')
   from experiments.studies import sweep_results, sweep_trials
 
   folder = pathlib.Path(name)

@@ -1,4 +1,4 @@
-"""A sweep as a small Python file describes it."""
+"""Reads the description of a sweep, a small Python file."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -17,23 +17,23 @@ import optuna
 from experiments import command_line, configs
 from nfnets.errors import UserError
 
-# The settings that a value of an axis stands for, by the name of the value.
+# {name of a value: {setting: value}}.
 Choices = Mapping[Any, Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-  """What is tried.
+  """Description of a sweep.
 
   Attributes:
-    config: name of a recipe, or the path of a config file.
-    axes: {name: choices, or a distribution of Optuna's}, in the file's order.
-    seeds: values of `random_seed` that every point is trained with.
-    settings: {name: value} that all trials have.
-    metric: of the results of a run.
-    maximize: whether high values are good ones.
-    sampler: one of Optuna's; None tries all points of the grid.
-    num_points: how many the sampler chooses.
+    config: name of a recipe, or path of a config file.
+    axes: {name: choices, or a distribution of Optuna}, in the file's order.
+    seeds: values of `random_seed`. Each point is trained with all of them.
+    settings: {name: value} of all trials.
+    metric: name of a result of a run.
+    maximize: whether larger values are better.
+    sampler: a sampler of Optuna. None: all points of the grid.
+    num_points: number of points that the sampler chooses.
   """
 
   config: str
@@ -46,7 +46,7 @@ class Sweep:
   num_points: int = 0
 
   def distributions(self) -> dict[str, Any]:
-    """Returns {axis: distribution of Optuna's}."""
+    """Return {axis: distribution of Optuna}."""
     return {
       name: optuna.distributions.CategoricalDistribution(tuple(axis))
       if isinstance(axis, Mapping)
@@ -55,7 +55,7 @@ class Sweep:
     }
 
   def grid(self) -> list[dict[str, Any]]:
-    """Returns all points, {axis: name of its value}; none with a sampler."""
+    """Return all points, {axis: name of its value}; [] with a sampler."""
     if self.sampler is not None:
       return []
     return [
@@ -64,7 +64,7 @@ class Sweep:
     ]
 
   def settings_of(self, point: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Returns {name: value} of what a trial changes of the config."""
+    """Return the changed settings of a trial, {name: value}."""
     settings = dict(self.settings)
     for name, value in point.items():
       axis = self.axes[name]
@@ -75,7 +75,7 @@ class Sweep:
   def folder_of(
     self, folder: pathlib.Path, trial: optuna.trial.FrozenTrial
   ) -> pathlib.Path:
-    """Returns the folder of a trial, such as lr=0.1,seed=0."""
+    """Return the folder of a trial, e.g. lr=0.1,seed=0."""
     values = {name: trial.params[name] for name in self.axes}
     values['seed'] = trial.user_attrs['seed']
     short = {key.rpartition('.')[2]: value for key, value in values.items()}
@@ -86,26 +86,26 @@ class Sweep:
   def config_of(
     self, point: Mapping[str, Any], seed: int
   ) -> ml_collections.ConfigDict:
-    """Returns the config of a trial; raises UserError for unknown settings."""
+    """Return the config of a trial; raise UserError for unknown settings."""
     config = configs.load(self.config)
-    config.report = False  # The sweep has its own.
-    # One program for all values of what is tried most.
+    config.report = False  # The sweep writes its own.
+    # One program for all values of lr, weight decay and clipping.
     config.experiment_kwargs.config.traced_hyperparams = True
     command_line.change(config, self.settings_of(point, seed))
     return config
 
 
 def read(path: str) -> Sweep:
-  """Reads a file.
+  """Read a sweep from a file.
 
   Args:
-    path: of a Python file that sets `config`, `axes` and `seeds`, and may set
+    path: a Python file that sets `config`, `axes` and `seeds`, and optionally
       the other attributes of `Sweep`. An axis is a list of values of the
-      setting that it is named after, a dict of {name: {setting: value}}, or a
-      distribution of Optuna's. Names that begin with `_` are the file's own.
+      setting with its name, a dict {name: {setting: value}}, or a distribution
+      of Optuna. Names that begin with `_` are ignored.
 
   Raises:
-    UserError: if it cannot be read, or describes no sweep.
+    UserError: if the file cannot be read or does not describe a sweep.
   """
   if not os.path.isfile(path):
     raise UserError(f'There is no file {path}.', 2)
@@ -131,13 +131,13 @@ def read(path: str) -> Sweep:
 
 
 def _check(names: dict[str, Any]) -> Sweep:
-  """Returns the sweep; raises ValueError where something is wrong."""
+  """Build the sweep; raise ValueError if a value is wrong."""
   known = [field.name for field in dataclasses.fields(Sweep)]
   for name in names:
     if name not in known:
       raise ValueError(
         f'{name!r} says nothing about a sweep; there are {", ".join(known)}. '
-        'Begin names of your own with an underscore.'
+        'Begin other names with an underscore.'
       )
   names = {'settings': {}, **names}
   for name, kinds, text in (
@@ -156,14 +156,14 @@ def _check(names: dict[str, Any]) -> Sweep:
   for name, axis in axes.items():
     if sweep.sampler is None and not isinstance(axis, Mapping):
       raise ValueError(
-        f'axis {name!r} has no list of values, which needs a sampler: '
+        f'axis {name!r} is a distribution, which needs a sampler: '
         'sampler = optuna.samplers.TPESampler(seed=0), and num_points.'
       )
   if sweep.sampler is not None and sweep.num_points < 1:
     raise ValueError(
-      "'num_points' is missing: how many points the sampler chooses."
+      "'num_points' is missing: the number of points of the sampler."
     )
-  # Every value of every axis must be one that its setting can have.
+  # Check that all values of all axes are valid.
   values = {
     name: list(axis)
     if isinstance(axis, Mapping)
@@ -178,7 +178,7 @@ def _check(names: dict[str, Any]) -> Sweep:
 
 
 def _axis(name: str, values: Any) -> Any:
-  """Returns the choices of an axis, or its distribution."""
+  """Return the choices or the distribution of an axis."""
   if isinstance(values, optuna.distributions.BaseDistribution):
     return values
   if not isinstance(values, (list, tuple, range, Mapping)) or not values:
@@ -193,7 +193,7 @@ def _axis(name: str, values: Any) -> Any:
           f'axis {name!r}: {key!r} must be a dict, {{setting: value}}.'
         )
     return values
-  # What Optuna keeps is named; other values are named by what they look like.
+  # Optuna can only store plain values; others get a name.
   plain = (bool, int, float, str, type(None))
   return {
     value if isinstance(value, plain) else str(value): {name: value}

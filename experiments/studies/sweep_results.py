@@ -1,4 +1,4 @@
-"""What came out of a sweep: a table, and small multiples with error bars."""
+"""Writes the results of a sweep: tables and small multiples."""
 
 from collections.abc import Callable, Mapping
 import csv
@@ -19,15 +19,15 @@ from nfnets import paths
 def write(
   sweep: sweep_file.Sweep, trials: list[FrozenTrial], folder: pathlib.Path
 ) -> dict[str, str]:
-  """Writes `trials.csv`, `sweep.csv` and `sweep.png`; shows the table.
+  """Write `trials.csv`, `sweep.csv` and `sweep.png`, and print the table.
 
   Args:
-    sweep: what was tried.
-    trials: those that have ended.
-    folder: where the files go.
+    sweep: the sweep.
+    trials: the finished trials.
+    folder: the folder of the files.
 
   Returns:
-    {'table': ..., 'picture': ...}, their paths; {} if no trial has ended.
+    Paths {'table': ..., 'picture': ...}; {} without finished trials.
   """
   if not trials:
     return {}
@@ -58,7 +58,7 @@ def write(
       }
     )
 
-  def order(row):  # As in the file; what a sampler has chosen, by size.
+  def order(row):  # The order of the file, or numerical for distributions.
     return [
       list(axis).index(row[name]) if isinstance(axis, Mapping) else row[name]
       for name, axis in sweep.axes.items()
@@ -75,20 +75,20 @@ def write(
 
 
 def _draw(sweep: sweep_file.Sweep, rows: list[dict[str, Any]]) -> figure.Figure:
-  """Returns small multiples of the metric.
+  """Draw small multiples of the metric.
 
-  The first axis of the sweep is from left to right, and each choice of the
-  others is a picture, with the others' curves behind in grey. What a sampler
-  has chosen from continuous axes is points, with a picture per axis.
+  The first axis of the sweep is horizontal. Each combination of the other axes
+  has a panel, with the other curves in grey. For continuous axes,
+  each axis has a panel with points.
   """
   first, *others = sweep.axes
   is_grid = all(isinstance(axis, Mapping) for axis in sweep.axes.values())
-  # {title: (the axis from left to right, rows)}.
+  # {title: (horizontal axis, rows)}.
   panels = {} if is_grid else {name: (name, rows) for name in sweep.axes}
   for row in rows if is_grid else ():
     title = ', '.join(f'{_short(name)} {row[name]}' for name in others)
     panels.setdefault(title, (first, []))[1].append(row)
-  # Full lines where three or four in a line make some.
+  # Three columns if this fills all lines.
   columns = 3 if len(panels) % 4 and not len(panels) % 3 else 4
   columns = min(columns, len(panels))
   lines = -(-len(panels) // columns)
@@ -131,11 +131,11 @@ def _draw(sweep: sweep_file.Sweep, rows: list[dict[str, Any]]) -> figure.Figure:
 
 
 def _place(axis: Any, ax: axes_lib.Axes) -> Callable[[Any], Any]:
-  """Sets the ticks; returns a function from a value to where it is drawn."""
+  """Set the ticks; return a function from a value to its position."""
   if not isinstance(axis, Mapping):
     ax.set_xscale('log' if getattr(axis, 'log', False) else 'linear')
     return lambda value: value
-  # Values of equal distance: most are factors, or no numbers.
+  # Equal distances, because most axes are geometric or categorical.
   names, labels = list(axis), [str(name) for name in axis]
   is_long = sum(map(len, labels)) > 24
   tilt = {'rotation': 40, 'ha': 'right'} if is_long else {}
@@ -159,5 +159,5 @@ def _write_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _cells(row: dict[str, Any]) -> list[Any]:
-  """Returns values, with '' for NaN; an axis may have infinity."""
+  """Return the values of a row, with '' for None and NaN."""
   return ['' if x is None or x != x else x for x in row.values()]

@@ -1,11 +1,10 @@
-"""Makes the trials of a sweep, which several processes share.
+"""Runs the trials of a sweep in one or more processes.
 
-What is to be tried, is under way and has come out is in `sweep.db`, Optuna's
-storage. A process holds a lock of the operating system for the trial that it
-runs, in the trial's folder. The lock is free again when the process has died,
-however it did; a trial that is under way, but whose lock is free, is tried
-again by the next process. (Optuna's heartbeats would tell that after a while
-only, and wrongly of a process that was stopped for as long.)
+Optuna's storage `sweep.db` has the trials and their states. A process holds a
+file lock in the folder of the trial that it runs. The operating system releases
+the lock when the process ends. If a trial is marked as running but its lock is
+free, the next process runs it again. (Optuna's heartbeats would detect this
+later, and would also report paused processes as dead.)
 """
 
 import contextlib
@@ -35,13 +34,13 @@ _SECONDS = 60.0
 def make(
   sweep: sweep_file.Sweep, folder: pathlib.Path
 ) -> tuple[list[FrozenTrial], dict[str, Any]]:
-  """Makes trials while there are any that no other process makes.
+  """Run all trials that no other process runs.
 
   Returns:
-    Optuna's trials that have ended, and how many there are of what kind.
+    The finished trials, and their numbers by state.
 
   Raises:
-    UserError: if one cannot be made, the storage cannot be used, or it is of
+    UserError: if a trial fails, or the storage is unusable or belongs to
       another sweep.
   """
   try:
@@ -56,7 +55,14 @@ def make(
         results = _train(sweep, trial, run, shared)
         stopped = bool(results.get('stopped_by_sigterm'))
         if not stopped:
-          _tell(study, trial, results, sweep.metric)
+          if results and sweep.metric not in results:
+            raise UserError(
+              f'The results have no {sweep.metric}; they have '
+              f'{", ".join(results)}.'
+            )
+          # Samplers treat pruned trials as worse than all others.
+          state = TrialState.COMPLETE if results else TrialState.PRUNED
+          study.tell(trial.number, results.get(sweep.metric), state)
       except UserError as error:
         raise UserError(f'{run.name}: {error}', error.status) from error
       finally:
@@ -81,7 +87,7 @@ def make(
 
 
 def _open_study(sweep: sweep_file.Sweep, folder: pathlib.Path) -> optuna.Study:
-  """Opens the storage, or makes it; raises UserError for another sweep's."""
+  """Open or create the storage; raise UserError if it has another sweep."""
   optuna.logging.set_verbosity(optuna.logging.WARNING)
   axes = repr(sweep.distributions()).encode()
   same = {
@@ -97,7 +103,7 @@ def _open_study(sweep: sweep_file.Sweep, folder: pathlib.Path) -> optuna.Study:
     study = optuna.create_study(
       storage=storage,
       sampler=sweep.sampler,
-      # In a study of Optuna's, an axis keeps its values.
+      # A study of Optuna cannot change the values of an axis.
       study_name=hashlib.sha256(axes).hexdigest()[:16],
       direction='maximize' if sweep.maximize else 'minimize',
       load_if_exists=True,
@@ -115,7 +121,7 @@ def _open_study(sweep: sweep_file.Sweep, folder: pathlib.Path) -> optuna.Study:
 
 
 def _get(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
-  """Returns trials, without those by which a sampler chose a point."""
+  """Return the trials, without the placeholders of the sampler's choices."""
   found = study.get_trials(states=states or None)
   return [trial for trial in found if 'seed' in trial.user_attrs]
 
@@ -127,9 +133,9 @@ def _num_left(study: optuna.Study) -> int:
 def _take(
   study: optuna.Study, sweep: sweep_file.Sweep, folder: pathlib.Path
 ) -> tuple[FrozenTrial, filelock.FileLock] | None:
-  """Returns the next trial and its lock, which this process holds now.
+  """Return the next trial and its acquired lock.
 
-  None if nothing is left, or is under way in other processes.
+  None: no trial is left for this process.
   """
 
   def add(params, seed):
@@ -161,7 +167,7 @@ def _take(
       if sweep.sampler is None or len(points) >= sweep.num_points:
         return None
       chosen = study.ask(sweep.distributions())
-      study.tell(chosen, state=TrialState.FAIL)  # It has no seed.
+      study.tell(chosen, state=TrialState.FAIL)  # A placeholder without seed.
       for seed in sweep.seeds:
         add(chosen.params, seed)
     trial = study.trials[study.ask().number]
@@ -173,9 +179,9 @@ def _take(
 def _train(
   sweep: sweep_file.Sweep, trial: FrozenTrial, run: pathlib.Path, shared: Any
 ) -> dict[str, Any]:
-  """Trains without a word; returns the results, without any if it diverged."""
+  """Train quietly; return the results, or {} if the loss diverged."""
   info = run_folder.read_info(str(run)) or {}
-  if 'results' in info:  # But its process ended before that was noted.
+  if 'results' in info:  # The process ended before it stored them.
     return info['results']
   seed = trial.user_attrs['seed']
   settings = sweep.settings_of(trial.params, seed) | {'checkpoint_dir': run}
@@ -198,16 +204,3 @@ def _train(
   if results.get('interrupted'):
     raise KeyboardInterrupt
   return results
-
-
-def _tell(
-  study: optuna.Study, trial: FrozenTrial, results: dict[str, Any], metric: str
-) -> None:
-  """Notes what came out of a trial."""
-  if results and metric not in results:
-    raise UserError(
-      f'There is no {metric} in the results; there are {", ".join(results)}.'
-    )
-  # For samplers, a trial that was pruned is worse than all that were not.
-  state = TrialState.COMPLETE if results else TrialState.PRUNED
-  study.tell(trial.number, results.get(metric), state)

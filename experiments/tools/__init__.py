@@ -1,1 +1,1 @@
-"""Programs beside training: look at batches and curves, take out weights."""
+"""Tools: plans, batches, curves, weights and studies."""

@@ -1,4 +1,4 @@
-"""Takes the weights out of a training checkpoint.
+"""Extracts the weights of a training checkpoint.
 
 python experiments/tools/extract_weights.py runs/f0 --output=f0.npz
 """
@@ -18,25 +18,25 @@ from nfnets.inference import command_line
 if TYPE_CHECKING:
   from nfnets import weights as weights_lib
 
-# Where a train state has them.
+# Fields of the train state.
 _NAMES = {'ema': ('ema_params', 'ema_state'), 'raw': ('params', 'state')}
 
 
 def read_checkpoint(
   path: paths.Name, which: str | None = None
 ) -> tuple['weights_lib.Weights', str]:
-  """Reads the weights of a checkpoint, and nothing else of it.
+  """Read only the weights of a checkpoint.
 
   Args:
     path: the folder of a step.
-    which: 'raw', or 'ema' for the average; None for the average if there is
-      one.
+    which: 'raw', or 'ema' for the averaged weights. None: the average if the
+      checkpoint has one.
 
   Returns:
-    Parameters and state, and which they are.
+    Parameters and state, and 'raw' or 'ema'.
 
   Raises:
-    UserError: if the checkpoint is damaged, or has no average.
+    UserError: if the checkpoint is damaged or has no average.
   """
 
   def choose(full: dict[str, Any]) -> dict[str, Any]:
@@ -46,8 +46,7 @@ def read_checkpoint(
     which = which or ('ema' if has_average else 'raw')
     if which == 'ema' and not has_average:
       raise errors.UserError(
-        f'{path} has no averaged weights, because it was trained with '
-        'use_ema=False; --which=raw takes those that there are.'
+        f'{path} has no averaged weights: use_ema was False. Use --which=raw.'
       )
     chosen = {name: train_state[name] for name in _NAMES[which]}
     return {'experiment_module': {'train_state': chosen}}
@@ -61,7 +60,7 @@ def read_checkpoint(
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs the command; returns its exit status."""
+  """Run the command; returns its exit status."""
   parser = command_line.Parser(description=__doc__.split('\n')[0])
   parser.add_argument(
     'folder',
@@ -72,19 +71,18 @@ def main(argv: list[str] | None = None) -> int:
     '--output',
     required=True,
     metavar='FILE',
-    help='what to write: a name that ends in .npz or .safetensors',
+    help='file to write: .npz or .safetensors',
   )
   parser.add_argument(
     '--which',
     choices=tuple(_NAMES),
-    help='the average of the weights, or the weights themselves (the average, '
-    'if there is one)',
+    help='averaged or raw weights (the average, if there is one)',
   )
   parser.add_argument(
     '--series',
     choices=('latest', 'best'),
     default='latest',
-    help='the last checkpoint, or the one that evaluation found best (latest)',
+    help='the last checkpoint, or the best one in evaluation (latest)',
   )
   args = parser.parse_args(argv)
   if not args.output.lower().endswith(('.npz', '.safetensors')):
@@ -100,11 +98,11 @@ def _extract(args: argparse.Namespace) -> int:
   from absl import logging
   import jax
 
-  logging.set_verbosity(logging.WARNING)  # Orbax describes what it does.
+  logging.set_verbosity(logging.WARNING)  # Orbax logs its steps.
   from experiments import checkpoints
   from nfnets import weights as weights_lib
 
-  # The accelerator may be busy with the very run.
+  # The run may be using the accelerator.
   jax.config.update('jax_platforms', 'cpu')
   step = checkpoints.latest_step(series)
   if step is None:
@@ -112,15 +110,15 @@ def _extract(args: argparse.Namespace) -> int:
   weights, which = read_checkpoint(series / str(step), args.which)
   metadata = {}
   with contextlib.suppress(OSError, ValueError):
-    # Network and classes of the run's own weights, not how good these are.
+    # Network and classes of the run's final weights, without their results.
     metadata = weights_lib.read_metadata(folder / 'weights.safetensors')
   metadata = {k: v for k, v in metadata.items() if not k.startswith('eval_')}
   metadata['step'] = step
   with errors.prefix(f'{args.output} cannot be written'):
     weights_lib.save_weights(args.output, *weights, metadata=metadata)
     if output.name == 'weights.safetensors':
-      # It has a folder to itself, so a model card goes beside it.
-      from nfnets.inference import card, runs  # Bring TensorFlow.
+      # Weights of this name have their own folder, which gets a model card.
+      from nfnets.inference import card, runs  # Import TensorFlow.
 
       info = {}
       with contextlib.suppress(errors.UserError):
@@ -131,7 +129,9 @@ def _extract(args: argparse.Namespace) -> int:
   with contextlib.suppress(ValueError):  # A network with other arguments.
     match = weights_lib.identify(weights.params)
   kind = 'averaged' if which == 'ema' else 'raw'
-  print(f'took the {kind} weights of step {step} of {series}', file=sys.stderr)
+  print(
+    f'extracted the {kind} weights of step {step} of {series}', file=sys.stderr
+  )
   results = {'output': args.output, 'step': step, 'which': which}
   results['model'] = match and match.name
   results['num_classes'] = match and match.num_classes

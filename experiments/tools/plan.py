@@ -1,4 +1,4 @@
-"""Says whether a recipe fits a device that is not at hand, and how fast it is.
+"""Estimates memory and time of a recipe on an absent accelerator.
 
 python experiments/tools/plan.py --config=NAME --device=DEVICE [options]
 """
@@ -12,10 +12,10 @@ from typing import Any
 # The command works from a clone that is not installed, too.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from experiments.planning import environment
+from experiments import planning
 
 if __name__ == '__main__':
-  environment.prepare()  # Before JAX is imported.
+  planning.prepare()  # Before JAX is imported.
 
 from experiments import command_line  # noqa: E402
 from experiments.planning import chips  # noqa: E402
@@ -24,32 +24,22 @@ from nfnets.errors import UserError  # noqa: E402
 from nfnets.inference import command_line as commands  # noqa: E402
 
 _EPILOG = """\
-Any setting of the recipe may be given by its name, such as --remat=24,
---accumulate_steps=2, --bfloat16=False or --train_batch_size=2048; see
-experiments/experiment.py --help.
+Any setting of the recipe can be an option: --remat=24, --accumulate_steps=2,
+--bfloat16=False, --train_batch_size=2048, ... See experiments/experiment.py
+--help.
 
-The whole update and a step of evaluation are compiled by the device's own
-compiler, which takes from half a minute to many. Where the update does not fit,
-other settings are tried. Nothing is run: times are the compiler's estimates.
-The last line of standard output is JSON.
+The device's compiler compiles the update and an evaluation step, which takes
+half a minute or more. If the update does not fit, other settings are tried.
+Nothing runs: times are the compiler's estimates. The last line of standard
+output is JSON.
 """
 
 
 def main(argv: list[str]) -> int:
-  """Runs the command; returns its exit status.
+  """Run the command; returns its exit status.
 
-  0 is success, whether it fits or not, 1 a failure, 2 a wrong command.
+  0: success, even if the recipe does not fit; 1: failure; 2: wrong command.
   """
-  parser = _parser()
-  args, rest = parser.parse_known_args(argv[1:])
-
-  def plan(args: argparse.Namespace) -> int:
-    return finite_json.print_results(_plan(args, [argv[0], *rest], parser))
-
-  return commands.run(plan, args)
-
-
-def _parser() -> argparse.ArgumentParser:
   parser = commands.Parser(
     description=__doc__.split('\n')[0],
     usage='plan.py --config=NAME --device=DEVICE [options] [--SETTING=VALUE]',
@@ -58,41 +48,44 @@ def _parser() -> argparse.ArgumentParser:
     allow_abbrev=False,
   )
   # --config=NAME is read with the settings, by `command_line`.
+  parser.add_argument('--device', help=f'the device: {", ".join(chips.CHIPS)}')
   parser.add_argument(
-    '--device', help=f'for which device: {", ".join(chips.CHIPS)}'
-  )
-  parser.add_argument(
-    '--devices', type=commands.positive, metavar='N', help='how many of them'
+    '--devices', type=commands.positive, metavar='N', help='number of devices'
   )
   parser.add_argument(
     '--batch',
     type=commands.positive,
     metavar='N',
-    help='images of each in an update; without this and --devices, 32 and as '
-    'many devices as train_batch_size needs',
+    help='images per device in an update (train_batch_size / devices, or 32 '
+    'without --devices)',
   )
   parser.add_argument(
     '--search',
     action='store_true',
-    help='find the largest batch of each device that fits, among powers of two '
-    'and multiples of 128',
+    help='find the largest batch per device among powers of two and multiples '
+    'of 128',
   )
   parser.add_argument(
     '--quick',
     action='store_true',
-    help='the update of training alone: no evaluation, and no other settings '
-    'where it does not fit',
+    help='compile only the training update: no evaluation step and no other '
+    'settings',
   )
   parser.add_argument(
-    '--output', type=pathlib.Path, metavar='FILE', help='JSON to write, too'
+    '--output', type=pathlib.Path, metavar='FILE', help='JSON file to write'
   )
-  return parser
+  args, rest = parser.parse_known_args(argv[1:])
+
+  def plan(args: argparse.Namespace) -> int:
+    return finite_json.print_results(_plan(args, [argv[0], *rest], parser))
+
+  return commands.run(plan, args)
 
 
 def _plan(
   args: argparse.Namespace, argv: list[str], parser: argparse.ArgumentParser
 ) -> dict[str, Any]:
-  """Returns the results for one recipe and device."""
+  """Return the results for one recipe and device."""
   name, config = command_line.parse(argv, parser)
   if not args.device:
     raise UserError(
@@ -100,7 +93,7 @@ def _plan(
       2,
     )
   chip = chips.get(args.device)
-  # They take seconds; a wrong command is answered before that.
+  # Slow imports, after the checks of the command.
   from experiments.planning import estimate, screen, search, workload
 
   def attempt(
@@ -127,7 +120,7 @@ def _plan(
     at_devices = functools.partial(attempt, devices=first['devices'])
     found = search.largest_batch(first, at_devices)
     results['largest_batch'] = found and _change('batch', found)
-    text = 'No batch fits: see what does without --search.'
+    text = 'No batch fits. Without --search, other settings are tried.'
     if found:
       text = 'the largest of the batches tried that fits:\n'
       text += screen.describe_change('batch', found)
@@ -135,9 +128,9 @@ def _plan(
   elif not first['fits'] and 'eval_batch' not in first and not args.quick:
     changes = search.changes(first, attempt)
     results['changes'] = [_change(*change) for change in changes]
-    text = 'Nothing that was tried makes it fit: it needs a larger device.'
+    text = 'No setting makes it fit. It needs a larger device.'
     if changes:
-      text = 'it fits with, the cheapest first:'
+      text = 'it fits with one of these settings, fastest first:'
       text = '\n'.join([text, *(screen.describe_change(*c) for c in changes)])
     print(f'\n{text}', flush=True)
   if args.output:
@@ -147,7 +140,7 @@ def _plan(
 
 
 def _change(name: str, plan: dict[str, Any]) -> dict[str, Any]:
-  """Returns the setting, and what comes of it."""
+  """Return the main results of a plan with a changed setting."""
   names = ('devices', 'fits', 'peak_gib', 'step_ms', 'images_per_second')
   return {key: plan[key] for key in (name, *names)}
 

@@ -1,10 +1,10 @@
-"""Draws the curves of one or several runs into a picture.
+"""Draws the curves of one or more runs.
 
 python experiments/tools/plot_runs.py RUN [RUN ...] --output=curves.png
 
-Reads what training and evaluation wrote for TensorBoard: the loss and the top-1
-accuracy on the training batches and, where there was one, on the test split.
-Below these are, for runs with `log_layers`, pictures of depth and step.
+Reads the TensorBoard files of the runs: loss and top-1 accuracy on the training
+batches and, if evaluated, on the test split. Runs with `log_layers` also get
+heat maps of depth and step.
 """
 
 import argparse
@@ -29,24 +29,24 @@ _PANELS = {
   'cross-entropy': ('train_loss', 'eval_loss'),
   'top-1 accuracy': ('top_1_acc', 'eval_top_1_acc'),
 }
-# Quantities of each layer, in words, and their colour scale.
+# {quantity of a layer: (title, colour scale)}.
 _LAYERS = {
   'layers_max_ratio': ('largest ‖g‖/‖w‖ of its units', 'log'),
   'layers_median_ratio': ('median ‖g‖/‖w‖', 'log'),
   'layers_fraction_clipped': ('fraction of units clipped', 'linear'),
 }
-# Less than this part of the highest value has the colour of nothing.
+# Smaller fractions of the maximum get the lowest colour.
 _LEAST = 1e-5
 
 
 def make_picture(folders: list[pathlib.Path]) -> 'figure.Figure':
-  """Returns the curves of runs, and their layers below, a row for each run."""
+  """Draw the curves of runs, and below a row with the layers of each run."""
   from matplotlib import figure
 
   from nfnets.inference import drawing
 
   runs = {folder: drawing.read_run(folder) for folder in folders}
-  # {folder: {quantity: {layer, from the input on: (steps, values)}}}.
+  # {folder: {quantity: {layer, input first: (steps, values)}}}.
   maps: dict[Any, dict[str, dict]] = {}
   for folder, run in runs.items():
     for name in sorted(run['train']):
@@ -79,7 +79,7 @@ def make_picture(folders: list[pathlib.Path]) -> 'figure.Figure':
 
 
 def _draw_layers(part: Any, maps: dict[str, dict]) -> None:
-  """Draws a picture for each quantity: layers downwards, steps to the right."""
+  """Draw a heat map for each quantity: layers over steps."""
   from matplotlib import colors
 
   axes = part.subplots(1, len(maps), sharey=True, squeeze=False)[0]
@@ -89,7 +89,7 @@ def _draw_layers(part: Any, maps: dict[str, dict]) -> None:
     values = np.asarray([row for _, row in rows.values()])
     norm = colors.Normalize(0, 1)
     if scale == 'log':
-      # Layers whose gradient vanishes should not take all of the colours.
+      # A vanishing gradient must not stretch the colour scale.
       most = values.max() or 1
       least = values[values > most * _LEAST].min(initial=most / 10)
       norm = colors.LogNorm(least, most, clip=True)
@@ -98,7 +98,7 @@ def _draw_layers(part: Any, maps: dict[str, dict]) -> None:
     )
     part.colorbar(image, ax=ax, location='bottom', label=title)
     ax.set_xlabel('step')
-    # Not more names than can be read.
+    # At most 30 labels.
     every = -(-len(rows) // 30)
     names = [name.partition(' ')[2] for name in rows]
     ax.set_yticks(range(0, len(rows), every), names[::every], fontsize=6)

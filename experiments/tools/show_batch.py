@@ -1,9 +1,8 @@
-"""Draws images of a training batch, as the network sees them.
+"""Draws augmented images of a training batch with their labels.
 
 python experiments/tools/show_batch.py --config=NAME --output=batch.png
 
-The images are those that the first rows of the batch of that step hold when the
-recipe is trained, after all that is done to them, with their labels.
+The images are the first rows of the batch that training uses at that step.
 """
 
 import argparse
@@ -25,14 +24,14 @@ from nfnets.errors import UserError
 from nfnets.inference import command_line as commands
 
 _DPI = 100
-# Of an image in the drawing, in pixels.
+# Limits of an image's side in the drawing, in pixels.
 _MIN_SIDE, _MAX_SIDE = 160, 256
 
 
 def main(argv: list[str]) -> int:
-  """Runs the command; returns its exit status.
+  """Run the command; returns its exit status.
 
-  0 is success, 1 a failure, 2 a wrong command.
+  0: success; 1: failure; 2: wrong command.
   """
   parser = commands.Parser(
     description=__doc__.split('\n')[0],
@@ -46,14 +45,14 @@ def main(argv: list[str]) -> int:
     type=commands.positive,
     default=16,
     metavar='N',
-    help='how many images of the batch to show (16)',
+    help='number of images (16)',
   )
   parser.add_argument(
     '--step',
     type=commands.whole_number(0),
     default=0,
     metavar='N',
-    help='the step, from 0, whose batch to show (0)',
+    help='step of the batch, from 0 (0)',
   )
   args, rest = parser.parse_known_args(argv[1:])
   command = functools.partial(_show, argv=[argv[0], *rest], parser=parser)
@@ -83,39 +82,38 @@ def _show(
 def read(
   config: ml_collections.ConfigDict, step: int, num_images: int
 ) -> tuple[np.ndarray, list[str]]:
-  """Reads the first images of a training batch.
+  """Read the first images of a training batch.
 
   Args:
-    config: JAXline's.
-    step: the batch's number, from 0.
-    num_images: how many images.
+    config: JAXline's config.
+    step: number of the batch, from 0.
+    num_images: number of images.
 
   Returns:
-    What the network normalizes: uint8 [num_images, H, W, 3],
-    and the label of each, in one line per class that it belongs to.
+    Images before normalization, uint8 [num_images, H, W, 3], and their labels,
+    with one line per class.
 
   Raises:
     UserError: if settings are wrong, the batch has fewer images, or the dataset
       cannot be used.
   """
-  # They take seconds; a wrong command is answered before that.
+  # Slow imports, after the checks of the command.
   from experiments import jaxline_compat, recipe
   from nfnets.data import builders
 
   ours = config.experiment_kwargs.config
   built = recipe.build(ours, jaxline_compat.init_rng(config))
   if built.builder is None:
-    raise UserError('fake_data is set: there is nothing to see.', 2)
+    raise UserError('fake_data is set, so there are no images.', 2)
   batch_size = built.batch_size
   copies = ours.augmentation_multiplicity
   if num_images > batch_size * copies:
     raise UserError(
-      f'--images={num_images} is more than the batch has; train_batch_size is '
+      f'--images={num_images} is larger than the batch: train_batch_size is '
       f'{ours.train_batch_size}.',
       2,
     )
-  # The first of as many processes as leave it just enough of the batch: the
-  # rest of it is not even decoded.
+  # Act as the first of many processes, which reads only a part of the batch.
   share = -(-num_images // copies)
   while batch_size % share:
     share += 1
@@ -139,12 +137,12 @@ def read(
 
 
 def draw(images: np.ndarray, labels: list[str], title: str) -> bytes:
-  """Draws images in a square, each with its label below.
+  """Draw images in a grid, with their labels below.
 
   Args:
     images: uint8 [N, H, W, 3].
-    labels: of each image, in one or two lines.
-    title: what is above them all.
+    labels: label of each image, in one or two lines.
+    title: title of the drawing.
 
   Returns:
     A PNG.

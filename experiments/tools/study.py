@@ -1,4 +1,4 @@
-"""Studies networks: how their signals propagate, what their settings do.
+"""Studies networks: signal propagation, learning rate, sweeps of settings.
 
 python experiments/tools/study.py signal --models=resnet50,nf_resnet50
 python experiments/tools/study.py lr --config=finetune --data=DIR --weights=W
@@ -15,19 +15,18 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from nfnets.inference import command_line  # noqa: E402
 
-# What each is for. They are modules of `experiments.studies`, of which only the
-# one that is asked for is imported.
+# {module of `experiments.studies`: help}. Only the selected one is imported.
 _STUDIES = {
-  'signal': 'draw how means and variances propagate through networks, by depth',
-  'lr': 'find a learning rate: raise it over a short training, draw the loss',
+  'signal': 'draw means and variances of the signal by depth',
+  'lr': 'run a learning rate range test',
   'sweep': 'train one recipe with many settings and seeds, and compare',
 }
 
 
 def main(argv: list[str]) -> int:
-  """Runs a study; returns its exit status.
+  """Run a study; returns its exit status.
 
-  0 is success, 1 a failure, 2 a wrong command.
+  0: success; 1: failure; 2: wrong command.
   """
   parser = command_line.Parser(
     prog='study.py',
@@ -48,7 +47,7 @@ def main(argv: list[str]) -> int:
       module.add_arguments(study)
 
   def run(argv: list[str]) -> int:
-    if argv[:1] == ['lr']:  # The rest is settings of the recipe.
+    if argv[:1] == ['lr']:  # Other options are settings of the recipe.
       args, args.settings = parser.parse_known_args(argv)
     else:
       args = parser.parse_args(argv)

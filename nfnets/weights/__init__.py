@@ -1,4 +1,4 @@
-"""Fetching, reading, recognizing, converting and folding weights."""
+"""Weights: download, read, identify, convert and fold."""
 
 from typing import TYPE_CHECKING
 
@@ -59,7 +59,7 @@ _HOMES = {
 __getattr__, __dir__ = lazy.attributes(
   __name__,
   {
-    # Not from here, because it is about runtimes, too.
+    # It also chooses the runtime.
     'load': 'nfnets.inference.loading',
     **{
       name: f'nfnets.weights.{module}'

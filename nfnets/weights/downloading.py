@@ -1,7 +1,7 @@
-"""Downloads one file, and goes on where an earlier attempt stopped.
+"""Downloads a file, and resumes interrupted downloads.
 
-With the standard library alone, because `import nfnets` brings no package for
-HTTP; `urllib` knows proxies, redirects and certificates.
+Uses only the standard library, because nfnets does not require an HTTP package.
+`urllib` supports proxies, redirects and certificates.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ import urllib.request
 
 from nfnets import messages
 
-_TIMEOUT = 30  # Seconds, without a byte.
-_PAUSE = 1  # Seconds, before the second attempt; then twice as many.
-_ATTEMPTS = 3  # In a row that bring no more than a little.
+_TIMEOUT = 30  # Seconds without data.
+_PAUSE = 1  # Seconds before the second attempt; doubles each time.
+_ATTEMPTS = 3  # Consecutive attempts with little progress.
 _CHUNK = 2**20  # Bytes.
-# After the first of these, another attempt may go on. Other errors are those of
-# the disk.
+# `_BROKEN` errors can be retried, `_OTHERS` not. All other errors concern the
+# disk.
 _BROKEN = (
   *(TimeoutError, ConnectionResetError, ConnectionAbortedError),
   *(http.client.IncompleteRead, ssl.SSLError),
@@ -32,19 +32,18 @@ _OTHERS = (urllib.error.URLError, http.client.HTTPException, ValueError)
 
 
 def download(source: str, path: pathlib.Path) -> None:
-  """Downloads a file, with a bar on a terminal.
+  """Download a file, with a progress bar on a terminal.
 
-  What arrived before a failure stays, and is gone on from if the server says
-  that the file is still the same one. The caller sees to it that no other
-  process does the same.
+  After a failure, the received part stays. The next call resumes it if the
+  server reports the same file. The caller must prevent concurrent downloads.
 
   Args:
     source: an http or https address, or a local path.
-    path: where to; is incomplete until this returns.
+    path: target file. It is incomplete until this returns.
 
   Raises:
-    OSError: if the file cannot be had, with a message of one line and no errno;
-      or if it cannot be written.
+    OSError: if the download fails (one line, without errno), or the file cannot
+      be written.
   """
   print(f'Fetching {source}', file=sys.stderr, flush=True)
   failures = 0
@@ -53,7 +52,7 @@ def download(source: str, path: pathlib.Path) -> None:
     try:
       return _transfer(source, path)
     except (*_BROKEN, *_OTHERS) as error:
-      if getattr(error, 'code', None) == 416:  # There is no rest.
+      if getattr(error, 'code', None) == 416:  # Nothing is left to resume.
         remove(path)
       reason, is_broken = _explain(error)
       failures = 0 if _size(path) > before + _CHUNK else failures + 1
@@ -64,13 +63,13 @@ def download(source: str, path: pathlib.Path) -> None:
 
 
 def remove(path: pathlib.Path) -> None:
-  """Removes what `download` wrote."""
+  """Remove the files of `download`."""
   path.unlink(missing_ok=True)
   _notes(path).unlink(missing_ok=True)
 
 
 def _explain(error: Any) -> tuple[str, bool]:
-  """Returns the reason on one line, and whether another attempt may go on."""
+  """Return the reason on one line, and whether to retry."""
   if isinstance(error, urllib.error.HTTPError):
     reason = messages.one_line(error.reason)
     reason = f'the server answers {error.code} ({reason})'
@@ -82,12 +81,12 @@ def _explain(error: Any) -> tuple[str, bool]:
 
 
 def _transfer(source: str, path: pathlib.Path) -> None:
-  """Downloads a file, or the rest of it, once."""
+  """Make one attempt to download a file or the rest of it."""
   notes = _notes(path)
   known = notes.read_text(encoding='utf-8') if notes.exists() else ''
   known_source, _, known_validator = known.partition('\n')
   done, headers = 0, {'User-Agent': 'nfnets'}
-  # Only for this file, and while it is the same one.
+  # Resume only the same version of the same file.
   if known_source == source and known_validator and (done := _size(path)):
     headers |= {'Range': f'bytes={done}-', 'If-Range': known_validator}
   url = source
@@ -101,7 +100,7 @@ def _transfer(source: str, path: pathlib.Path) -> None:
       done = 0
     elif validator != known_validator:
       remove(path)
-      raise ConnectionAbortedError('the server sends the rest of another file')
+      raise ConnectionAbortedError('the file has changed on the server')
     left = getattr(response, 'length', None)  # None: until the end.
     if left and left > shutil.disk_usage(path.parent).free:
       reason = f'there is no space for the {left / 1e6:.0f} MB'
@@ -122,7 +121,7 @@ def _transfer(source: str, path: pathlib.Path) -> None:
 
 
 def _notes(path: pathlib.Path) -> pathlib.Path:
-  """Returns the file that says where an incomplete one is from."""
+  """Return the file with source and version of an incomplete download."""
   return path.with_name(f'{path.name}.txt')
 
 
@@ -131,7 +130,7 @@ def _size(path: pathlib.Path) -> int:
 
 
 def _bar(path: pathlib.Path, total: int | None, done: int) -> Any:
-  """Returns a bar for a terminal, if tqdm is installed."""
+  """Return a progress bar if tqdm is installed."""
   try:
     import tqdm
   except ModuleNotFoundError:

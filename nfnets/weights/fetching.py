@@ -1,10 +1,9 @@
-"""Weights by name: where they are from, where they are kept, what is checked.
+"""Finds weights by name, and downloads, caches and verifies them.
 
-The released weights are kept in one folder, the cache: NFNETS_CACHE, else
-XDG_CACHE_HOME/nfnets/weights, else ~/.cache/nfnets/weights. A file appears
-there when it is complete, and has been found to be of the model that was named.
-Its SHA-256 is written beside it then, and compared whenever a process first
-takes the file, which takes as long as reading it: 0.2 s for F0.
+The cache is NFNETS_CACHE, XDG_CACHE_HOME/nfnets/weights or
+~/.cache/nfnets/weights. A file appears there when it is complete and has the
+parameters of the named model. Its SHA-256 is stored beside it and compared when
+a process first uses the file, which takes 0.2 s for F0.
 """
 
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from typing import Any
 
 try:
   import fcntl
-except ModuleNotFoundError:  # Windows, where two processes would fetch twice.
+except ModuleNotFoundError:  # Windows: two processes may both download.
   fcntl = None
 
 from nfnets import errors, messages, paths
@@ -28,7 +27,7 @@ from nfnets.weights import downloading, hub
 
 RELEASED = {f'nfnet_f{i}': f'F{i}_haiku.npz' for i in range(7)}
 URL = 'https://storage.googleapis.com/dm-nfnets'
-# MD5 of the files at URL, as another project (ethanluoyc/jam) has recorded it.
+# MD5 of the files at URL, recorded by another project (ethanluoyc/jam).
 _MD5 = {
   'F0_haiku.npz': '0a41039da1cb43adf47f1b7d86ddfe0f',
   'F1_haiku.npz': 'c9126bbfaf855f9ddb7ff3b902558781',
@@ -38,27 +37,28 @@ _MD5 = {
   'F5_haiku.npz': '8639e925de951030651ac775b9f915c3',
   'F6_haiku.npz': 'b16cca40ac1ecec2bd5e3273866da0c1',
 }
-# What a run leaves in its folder.
+# The weights of a run.
 _RUN_WEIGHTS = 'weights.safetensors'
-# The version of each local copy of what is in a bucket.
+# {local copy of a file in a bucket: its version}.
 _copies: dict[pathlib.Path, bytes] = {}
 
 
 def find(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
-  """Returns the file of weights that a name or a path stands for.
+  """Find the file of weights with a name or path, and download it if needed.
 
   Args:
-    name_or_path: a file; or else the folder of a run, for the weights in it; or
-      else a name: 'nfnet_f0' to 'nfnet_f6' for the released weights,
-      'timm/NAME' or 'hf://org/repo[@revision]' for those of the Hugging Face
-      Hub. What is not there yet is fetched. A file or the folder of a run may
-      be in a bucket, as gs://BUCKET/NAME; then this is a copy, which this
-      process keeps until it ends.
+    name_or_path: a file, the folder of a run, 'nfnet_f0' to 'nfnet_f6' for the
+      released weights, or 'timm/NAME' or 'hf://org/repo[@revision]' for the
+      Hugging Face Hub. For files and folders in a bucket, gs://BUCKET/NAME, the
+      result is a local copy that is removed at the end of the process.
+
+  Returns:
+    The path of a local file.
 
   Raises:
-    OSError: if there is no such file, or it cannot be fetched.
-    ValueError: for a folder without weights, a name that there cannot be, and a
-      file in the cache that has changed.
+    OSError: if the file does not exist or the download fails.
+    ValueError: if a folder has no weights, a name is invalid, or a cached file
+      has changed.
 
   Example:
     >>> weights.find('digits.npz').name
@@ -77,13 +77,13 @@ def find(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
     return hub.fetch(text, is_offline())
   if paths.is_dir(path):
     raise ValueError(
-      f'{text}: this folder has no {_RUN_WEIGHTS}, which a run leaves there.'
+      f'{text}: this folder has no {_RUN_WEIGHTS}, the weights of a run.'
     )
   raise FileNotFoundError(f'{text}: there is no such file.{_hint(text)}')
 
 
 def check(name_or_path: str) -> None:
-  """Raise as `find` does where there is nothing to fetch and no such file."""
+  """Raise the errors of `find` that need no download."""
   if os.path.exists(paths.expand(name_or_path)) or not (
     paths.is_remote(name_or_path)
     or name_or_path in RELEASED
@@ -93,7 +93,7 @@ def check(name_or_path: str) -> None:
 
 
 def digest(path: pathlib.Path) -> str:
-  """Returns the SHA-256 of a file, which is read once if it does not change."""
+  """Return the SHA-256 of a file. An unchanged file is read once."""
   status = path.stat()
   return _sha256(path, status.st_size, status.st_mtime_ns, status.st_ino)
 
@@ -106,8 +106,8 @@ def _sha256(path: pathlib.Path, *version: int) -> str:
 
 
 def _copy(path: Any) -> pathlib.Path:
-  """Returns a local copy of a file in a bucket."""
-  # Under its name, because messages name the copy.
+  """Return a local copy of a file in a bucket."""
+  # With the original name, because messages contain it.
   copy = paths.process_folder() / str(path).removeprefix('gs://')
   content, _copies[copy] = paths.read_version(path, _copies.get(copy, b''))
   if content is not None:
@@ -117,14 +117,14 @@ def _copy(path: Any) -> pathlib.Path:
 
 
 def is_offline() -> bool:
-  """Returns whether NFNETS_OFFLINE forbids the network."""
+  """Return whether NFNETS_OFFLINE forbids the network."""
   value = os.environ.get('NFNETS_OFFLINE', '').strip().lower()
   return value not in ('', '0', 'false', 'no', 'off')
 
 
 def _released(name: str) -> pathlib.Path:
   path = paths.cache_folder('weights') / RELEASED[name]
-  if not os.path.exists(path):  # Nor may one look.
+  if not os.path.exists(path):  # Also if the folder is not readable.
     source = _source(path.name)
     if is_offline() and '://' in source:
       raise FileNotFoundError(
@@ -134,14 +134,14 @@ def _released(name: str) -> pathlib.Path:
     try:
       path.parent.mkdir(parents=True, exist_ok=True)
       with _locked(path):
-        if not path.exists():  # Another process may have fetched it meanwhile.
+        if not path.exists():  # Another process may have downloaded it.
           _fetch(name, source, path)
     except OSError as error:
       if error.errno is None:  # Its message is about the source.
         raise
       raise OSError(
         f'{error.filename or path.parent}: {error.strerror}. '
-        'NFNETS_CACHE=FOLDER names another place to keep weights.'
+        'NFNETS_CACHE=FOLDER sets another folder for weights.'
       ) from error
   record = _record(path)
   if record.exists():
@@ -149,22 +149,22 @@ def _released(name: str) -> pathlib.Path:
     expected, actual = text.partition(' ')[0], digest(path)
     if actual != expected:
       raise ValueError(
-        f'{path} is not what was fetched: its SHA-256 is {actual[:16]}..., not '
-        f'{messages.printable(expected[:16])}... Remove it, and it will be '
-        'fetched anew.'
+        f'{path} has changed: its SHA-256 is {actual[:16]}..., not '
+        f'{messages.printable(expected[:16])}... Remove it to download it '
+        'again.'
       )
-  else:  # Somebody put the file there.
+  else:  # A user put the file there.
     _check(name, path, path)
   return path
 
 
 def _record(path: pathlib.Path) -> pathlib.Path:
-  """Returns the file with the SHA-256 of a released one, as of `sha256sum`."""
+  """Return the file with the SHA-256 of weights, in `sha256sum`'s format."""
   return path.with_name(f'{path.name}.sha256')
 
 
 def _source(file: str) -> str:
-  """Returns the address of a released file, or its path."""
+  """Return the address or path of a released file."""
   mirror = os.environ.get('NFNETS_WEIGHTS_URL') or URL
   if mirror.startswith(('http://', 'https://')):
     return f'{mirror.rstrip("/")}/{file}'
@@ -177,7 +177,7 @@ def _source(file: str) -> str:
 
 
 def _fetch(name: str, source: str, path: pathlib.Path) -> None:
-  """Downloads a file, and looks at it."""
+  """Download a file and check its model."""
   partial = path.with_name(f'{path.name}.partial')
   downloading.download(source, partial)
   try:
@@ -191,13 +191,12 @@ def _fetch(name: str, source: str, path: pathlib.Path) -> None:
 def _check(
   name: str, file: pathlib.Path, path: pathlib.Path, source: str = ''
 ) -> None:
-  """Records the SHA-256 of a file if it has weights of that model.
+  """Check that a file has the weights of a model, and record its SHA-256.
 
-  If it came from the official address with another MD5 than is known, the
-  record says that, too.
+  The record also notes an unexpected MD5 of a file from the official address.
 
   Raises:
-    ValueError: if it has not.
+    ValueError: if the weights belong to another model.
   """
   from nfnets.weights import files, matching
 
@@ -217,15 +216,15 @@ def _check(
       )
       logging.getLogger(__name__).warning('%s', note)
       record += f'# {note}\n'
-  with contextlib.suppress(OSError):  # A folder that others look after.
+  with contextlib.suppress(OSError):  # The folder may be read-only.
     _record(path).write_text(record, 'ascii')
 
 
 @contextlib.contextmanager
 def _locked(path: pathlib.Path) -> Iterator[None]:
-  """Lets one process or thread at a time fetch a file.
+  """Lock the download of a file against other processes and threads.
 
-  The system takes the lock back from a process that ends, however it ends.
+  The operating system releases the lock when the process ends.
   """
   with open(path.with_name(f'.{path.name}.lock'), 'w') as file:
     if fcntl:
@@ -242,11 +241,11 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
 
 
 def _hint(text: str) -> str:
-  # Begins with a space, as another sentence does.
+  # The result is '' or a sentence after a space.
   names = [*RELEASED, *hub.NAMES]
   near = {f'nfnet_{text}', f'timm/{text}', os.path.basename(text)}
   close = [x for x in names if near & {x.partition('.')[0], RELEASED.get(x)}]
-  # A path is no misspelled name.
+  # Do not suggest names for a path.
   if not close and ('/' not in text or text.startswith('timm/')):
     close = difflib.get_close_matches(text, names, n=3, cutoff=0.7)
   return f' Did you mean {", ".join(close)}?' if close else ''

@@ -1,12 +1,12 @@
-"""Files of weights: reading by content, and writing.
+"""Reads and writes files of weights.
 
-What the project writes is .npz or .safetensors, with the keys 'module/name' of
-parameters and 'state:module/name' of model state, and what is to be said about
-the network as JSON beside them (see metadata.py). It also reads the released
-format, which is a pickle, and PyTorch's files. No file can run anything.
+The format is recognized by its content. The project writes .npz or .safetensors
+with the keys 'module/name' for parameters and 'state:module/name' for model
+state, and JSON metadata (see metadata.py). It also reads the released format, a
+pickle, and PyTorch's files. Reading never executes code of a file.
 
-A reader raises UserError with the rest of a sentence that begins with 'This
-file', or any other error where the file is damaged.
+Readers raise UserError with the rest of a sentence that begins with 'This
+file', and any other error if the file is damaged.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,11 +31,11 @@ Path = str | os.PathLike[str]
 
 _STATE = 'state:'
 _MAX_KEY = 1000  # Characters.
-_NPZ_METADATA = '__metadata__'  # An array of bytes in .npz.
-_METADATA = 'nfnets'  # Among the metadata that .safetensors has.
-# Weights hardly shrink when they are packed; zeros do.
+_NPZ_METADATA = '__metadata__'  # A byte array in .npz.
+_METADATA = 'nfnets'  # A key of the .safetensors metadata.
+# Maximum compression ratio. Weights hardly compress, zeros do.
 _MAX_PACKING = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 100}
-# How files begin: those that are read, and others that people take for weights.
+# First bytes of supported formats, and of files mistaken for weights.
 _STARTS = {
   b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.': (
     'is a PyTorch file of the format before version 1.6; with a newer PyTorch, '
@@ -61,11 +61,11 @@ class Weights(NamedTuple):
   """
 
   params: Tree
-  state: Tree  # Empty for most networks.
+  state: Tree  # Empty without BatchNorm.
 
 
 def load_haiku_file(path: Path) -> Tree:
-  """Reads parameters, as `load_weights` does.
+  """Read parameters, as `load_weights` does.
 
   Example:
     >>> params = weights.load_haiku_file('digits.npz')
@@ -74,21 +74,21 @@ def load_haiku_file(path: Path) -> Tree:
 
 
 def load_weights(path: Path) -> Weights:
-  """Reads parameters and state from a file that is recognized by its content.
+  """Read parameters and state from a file.
 
-  It can be in the released format (a pickle, whatever its suffix, which is read
-  without running anything), or .npz or .safetensors as `save_weights` writes.
+  The content determines the format: the released pickles, which are read
+  without executing code, or .npz or .safetensors from `save_weights`.
 
   Args:
     path: the file.
 
   Returns:
-    Plain dicts of NumPy arrays, which are writable, aligned and in the
-    machine's byte order; bfloat16 becomes float32.
+    Dicts of writable NumPy arrays in native byte order. bfloat16 becomes
+    float32.
 
   Raises:
-    FileNotFoundError: if there is no such file.
-    ValueError: if it is anything else than such a file, or is damaged.
+    FileNotFoundError: if the file does not exist.
+    ValueError: if the file has another format or is damaged.
 
   Example:
     >>> params, state = weights.load_weights('digits.npz')
@@ -103,23 +103,23 @@ def load_weights(path: Path) -> Weights:
 
 
 def load_tensors(path: Path) -> dict[str, np.ndarray]:
-  """Reads a state dict that PyTorch or safetensors wrote, without PyTorch.
+  """Read a PyTorch state dict without PyTorch.
 
-  Where a checkpoint of training has it under 'state_dict' or the like, this is
-  what is read, averaged weights first; all else in the checkpoint is skipped.
-  Before the names, '_orig_mod.', 'module.', 'model.', 'net.' and 'backbone.' of
-  torch.compile, DDP and Lightning are removed.
+  In a training checkpoint, it reads 'state_dict' or a similar key, with a
+  preference for averaged weights, and skips the rest. It removes the prefixes
+  '_orig_mod.', 'module.', 'model.', 'net.' and 'backbone.' (torch.compile, DDP,
+  Lightning) from the names.
 
   Args:
-    path: a .pth or .bin file that torch.save wrote since PyTorch 1.6, or a
-      .safetensors file; recognized by its content.
+    path: a file of torch.save (PyTorch 1.6 or later), or a .safetensors file.
+      The content determines the format.
 
   Returns:
-    {name: array}; bfloat16 becomes float32.
+    {name: array}. bfloat16 becomes float32.
 
   Raises:
-    FileNotFoundError: if there is no such file.
-    ValueError: if it is anything else than such a file, or is damaged.
+    FileNotFoundError: if the file does not exist.
+    ValueError: if the file has another format or is damaged.
 
   Example:
     >>> tensors = weights.load_tensors('digits.safetensors')
@@ -133,7 +133,7 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def load_any(path: Path) -> Weights:
-  """Reads what `load_weights` does, or converts a state dict of timm's."""
+  """Read the formats of `load_weights`, or convert a state dict of timm."""
   with _opened(path) as (kind, file):
     has_modules = kind == 'safetensors' and '/' in ''.join(file.keys())
     if has_modules or kind in ('pickle', 'npz'):
@@ -144,19 +144,7 @@ def load_any(path: Path) -> Weights:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-  """Reads what `save_weights` was given as metadata, and no weights.
-
-  Args:
-    path: the file.
-
-  Returns:
-    A dict of JSON values, empty where a file has none. What the keys mean, and
-    that they have the type for it, is in nfnets/weights/metadata.py.
-
-  Raises:
-    FileNotFoundError: if there is no such file.
-    ValueError: if it is no file of weights, or its metadata are damaged.
-  """
+  """Read only the metadata of a file; see `opening.read_metadata`."""
   text = None
   with _opened(path) as (kind, file):
     if kind == 'npz' and f'{_NPZ_METADATA}.npy' in file.namelist():
@@ -172,24 +160,23 @@ def save_weights(
   state: Mapping[str, Mapping[str, Any]] | None = None,
   metadata: Mapping[str, Any] | None = None,
 ) -> None:
-  """Writes parameters and model state, so that `load_weights` reads them.
+  """Write parameters and model state to a file for `load_weights`.
 
-  A file of this name is replaced when the new one is complete, and not before.
+  The write is atomic, also if the file exists.
 
   Args:
-    path: ends in .npz or .safetensors, which decides how it is written; here,
-      or gs://BUCKET/NAME.
-    params: {module: {name: array}} of numbers, of NumPy or JAX. bfloat16 is
-      written as float32, which has the same values, because NumPy's files do
-      not know it.
-    state: the same for model state; None or empty if there is none.
-    metadata: a dict of JSON values, for `read_metadata` and `open_model`;
-      `nfnets.weights.describe` makes one of a model.
+    path: a local file or gs://BUCKET/NAME. The suffix, .npz or .safetensors,
+      determines the format.
+    params: {module: {name: array}} of NumPy or JAX. bfloat16 is written as
+      float32 with the same values, because NumPy's files do not support it.
+    state: model state in the same form, or None.
+    metadata: a dict of JSON values for `read_metadata` and `open_model`, e.g.
+      from `nfnets.weights.describe`.
 
   Raises:
-    OSError: if it cannot be written.
-    ValueError: for another suffix or scheme, and for names, leaves or metadata
-      that would not come back from the file.
+    OSError: if the file cannot be written.
+    ValueError: if the suffix or scheme is not supported, or the file could not
+      store names, arrays or metadata.
 
   Example:
     >>> metadata = weights.describe(model, step=3000)
@@ -218,11 +205,11 @@ def save_weights(
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[str, Any]]:
-  """Opens a file of weights, and names it in what is raised about it.
+  """Open a file of weights, and add its name to errors in this context.
 
   Yields:
-    'pickle' (the released format) and the mapped file, 'npz' and 'torch' and
-    the archive, or 'safetensors' and its reader.
+    'pickle' (the released format) and the mapped file; 'npz' or 'torch' and the
+    archive; or 'safetensors' and its reader.
   """
   path = os.fspath(path)
   if not os.path.exists(path):
@@ -234,7 +221,7 @@ def _opened(path: Path) -> Iterator[tuple[str, Any]]:
     size = os.fstat(file.fileno()).st_size
     kind = _recognize(file.read(512), size)
     if kind == 'safetensors':
-      import safetensors  # `import nfnets` does without it.
+      import safetensors  # Not required by `import nfnets`.
 
       content = safetensors.safe_open(path, framework='numpy')
     elif kind == 'pickle':
@@ -247,7 +234,7 @@ def _opened(path: Path) -> Iterator[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def _naming(path: str) -> Iterator[None]:
-  """Turns any error of a reader into a ValueError with the file's name."""
+  """Convert all errors in this context to a ValueError with the file name."""
   try:
     yield
   except UserError as error:
@@ -260,11 +247,11 @@ def _naming(path: str) -> Iterator[None]:
 
 
 def _recognize(start: bytes, size: int) -> str:
-  """Returns 'pickle', 'zip' or 'safetensors', by how a file begins."""
+  """Return 'pickle', 'zip' or 'safetensors', based on the first bytes."""
   if not start:
     raise UserError('is empty: a download that did not begin')
   is_json = start[8:9] == b'{'
-  # The first eight bytes are a length then, and may look like anything else.
+  # The first eight bytes are a length, which may look like another format.
   if is_json and int.from_bytes(start[:8], 'little') <= size - 8:
     return 'safetensors'
   for magic, kind in _STARTS.items():
@@ -272,7 +259,7 @@ def _recognize(start: bytes, size: int) -> str:
       if ' ' in kind:
         raise UserError(kind)
       return kind
-  if is_json:  # Its reader says that it is too short.
+  if is_json:  # A truncated file: its reader raises the error.
     return 'safetensors'
   raise UserError(
     'is not a file of weights: neither the released format (a pickle) nor '
@@ -281,10 +268,10 @@ def _recognize(start: bytes, size: int) -> str:
 
 
 def _recognize_zip(archive: zipfile.ZipFile, size: int) -> str:
-  """Returns 'torch' or 'npz'.
+  """Return 'torch' or 'npz'.
 
-  What an archive says about sizes is checked before memory is taken: a few
-  bytes can claim, and even unpack to, more than there is.
+  Check the claimed sizes before allocating memory: a few bytes can unpack to
+  more than the machine has.
   """
   names = archive.namelist()
   sizes = [
@@ -310,7 +297,7 @@ def _read_npy(archive: zipfile.ZipFile, key: str) -> np.ndarray:
 
 
 def _read_arrays(kind: str, file: Any) -> dict[str, np.ndarray]:
-  """Reads {key: array} from a file that `_opened` yields, but for pickles."""
+  """Read {key: array} from a file of `_opened`, except pickles."""
   if kind == 'torch':
     return torch_file.read(file)
   if kind == 'npz':
@@ -321,7 +308,7 @@ def _read_arrays(kind: str, file: Any) -> dict[str, np.ndarray]:
 
 
 def _read_tensors(kind: str, file: Any) -> dict[str, np.ndarray]:
-  """Reads {name: array} from a file of PyTorch or of safetensors."""
+  """Read {name: array} from a PyTorch or safetensors file."""
   arrays = torch_file.clean_names(_read_arrays(kind, file))
   if not arrays:
     raise UserError('holds no tensors')
@@ -329,7 +316,7 @@ def _read_tensors(kind: str, file: Any) -> dict[str, np.ndarray]:
 
 
 def _read_weights(kind: str, file: Any) -> Weights:
-  """Reads what `save_weights` wrote, or the released format."""
+  """Read the files of `save_weights`, or the released format."""
   if kind == 'pickle':
     weights = Weights(pickles.read_tree(file), {})
   else:
@@ -350,7 +337,7 @@ def _read_weights(kind: str, file: Any) -> Weights:
 
 
 def _as_numbers(key: str, array: np.ndarray) -> np.ndarray:
-  """Returns an array in the machine's byte order; bfloat16 as float32."""
+  """Return an array in native byte order; bfloat16 as float32."""
   if array.dtype == jnp.bfloat16:
     array = array.astype(np.float32)
   if array.dtype.str[1:] not in pickles.NUMERIC:
@@ -361,7 +348,7 @@ def _as_numbers(key: str, array: np.ndarray) -> np.ndarray:
 
 
 def _flatten(tree: Any, prefix: str) -> dict[str, np.ndarray]:
-  """Returns {'module/name': array}, as the files have it."""
+  """Return {'module/name': array}, the content of a file."""
   flat = {}
   if not isinstance(tree, Mapping) or not all(
     isinstance(leaves, Mapping) for leaves in tree.values()
@@ -370,7 +357,7 @@ def _flatten(tree: Any, prefix: str) -> dict[str, np.ndarray]:
   for module, leaves in tree.items():
     for name, leaf in leaves.items():
       key = f'{module}/{name}'
-      # What is not printable, or very long, cannot be in every file.
+      # Not all formats support unprintable or very long names.
       if (
         not (isinstance(module, str) and module and isinstance(name, str))
         or not name

@@ -1,4 +1,4 @@
-"""Standardizing the kernels once, for inference."""
+"""Standardizes kernels once, for inference."""
 
 from collections.abc import Callable
 from concurrent import futures
@@ -18,23 +18,22 @@ from nfnets.weights import matching
 def fold_weights(
   params: hk.Params, model: zoo.Model | None = None
 ) -> dict[str, dict[str, Any]]:
-  """Standardizes the kernels of a network, so that inference need not.
+  """Standardize the kernels of a network before inference.
 
-  The standardized kernel of NF-ResNets (arXiv 2101.08692), equation 2, does not
+  The standardized kernel (NF-ResNets, arXiv 2101.08692, equation 2) does not
   depend on the input.
 
   Args:
     params: parameters {module: {name: array}}.
-    model: whose parameters they are; the model that they fit if None.
+    model: the model of the parameters. None: the model that they fit.
 
   Returns:
-    Parameters for the same `model.logits`, `features` and `embed`, in which
-    each WSConv2D has its standardized kernel, `base.FOLDED`, in place of `w`
-    and `gain`. Other modules keep what they have; networks without WSConv2D,
-    and folded weights, are returned as they are.
+    Parameters for the same `model.logits`, `features` and `embed`. Each
+    WSConv2D has a standardized kernel, `base.FOLDED`, instead of `w` and
+    `gain`. Other modules, and folded weights, do not change.
 
   Raises:
-    ValueError: if no model is given and the parameters fit none.
+    ValueError: if no model is given and the parameters fit no model.
 
   Example:
     >>> folded = weights.fold_weights(params, model)
@@ -46,8 +45,8 @@ def fold_weights(
   gains = [leaves['gain'] for leaves in params.values() if 'gain' in leaves]
   if not gains:
     return folded
-  # The scale is computed for as many channels everywhere, because to compile it
-  # for each number of them takes longer than all the rest.
+  # Pad all scales to one size, because compiling each size would take most of
+  # the time.
   widest = max(map(len, gains))
 
   def fold(module: base.WSConv2D, eps: float) -> None:
@@ -72,7 +71,7 @@ def fold_weights(
     images = jnp.zeros((1, 32, 32, 3), jnp.float32)
     return model.apply(params, {}, None, images, False)
 
-  # Kernels are standardized while the next ones are looked for.
+  # Standardize kernels while tracing continues.
   with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     layers: list[futures.Future] = []
     with hk.intercept_methods(record), conv.lowering('plain'):
@@ -88,20 +87,20 @@ def freeze(
   state: hk.State | None = None,
   output: str = 'logits',
 ) -> Callable[[jax.Array], Any]:
-  """Makes a function of images alone, which runs as fast as this model can.
+  """Compile a function of images with the folded weights as constants.
 
-  Its weights are folded and become constants of the compiled program, so that
-  the compiler lays out the kernels beforehand. That takes twice the memory of
-  the weights, and they must be smaller than 2 GB.
+  This is the fastest form of inference in JAX: the compiler optimizes the
+  layout of the kernels. It needs twice the memory of the weights, which must be
+  smaller than 2 GB.
 
   Args:
     model: the model.
     params: its parameters, folded or not.
-    state: the state that belongs to them, for networks with BatchNorm.
+    state: the state of the weights, for networks with BatchNorm.
     output: 'logits', 'pool' or 'features'.
 
   Returns:
-    A jitted function of normalized images [B, H, W, 3] to that output.
+    A jitted function from normalized images [B, H, W, 3] to the output.
 
   Raises:
     ValueError: if the model has no such output.

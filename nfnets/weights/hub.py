@@ -1,6 +1,6 @@
-"""Weights of the Hugging Face Hub: timm's, and those of anyone.
+"""Downloads weights from the Hugging Face Hub.
 
-The package `huggingface_hub` downloads and keeps them, in its own cache.
+The package `huggingface_hub` downloads them to its own cache.
 """
 
 import os
@@ -11,7 +11,7 @@ from nfnets import messages
 
 _FILES = ('model.safetensors', 'weights.safetensors')
 _REPOSITORY = re.compile(r'hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')
-# timm's networks that have published weights, and the tag of the first ones.
+# {timm's network with published weights: default tag}.
 _TAGS = {
   **{f'dm_nfnet_f{i}': 'dm_in1k' for i in range(7)},
   'nfnet_l0': 'ra2_in1k',
@@ -26,12 +26,12 @@ NAMES = tuple(f'timm/{name}.{tag}' for name, tag in _TAGS.items())
 
 
 def is_name(text: str) -> bool:
-  """Returns whether a text names weights of the hub."""
+  """Return whether a name refers to the hub."""
   return text.startswith('hf://') or model_name(text) is not None
 
 
 def model_name(text: str) -> str | None:
-  """Returns the model that a name of timm's says it is; None for others."""
+  """Return the model of a name 'timm/NAME'; None for other names."""
   prefix, _, name = text.partition('/')
   if prefix != 'timm':
     return None
@@ -41,15 +41,15 @@ def model_name(text: str) -> str | None:
 
 
 def fetch(name: str, offline: bool) -> pathlib.Path:
-  """Returns the file of weights, which is downloaded if it is not there.
+  """Return the file of weights, and download it if needed.
 
   Args:
     name: 'timm/NAME', with or without a tag, or 'hf://org/repo[@revision]'.
-    offline: whether to take it from the hub's cache or not at all.
+    offline: use only the hub's cache.
 
   Raises:
-    OSError: if it cannot be had.
-    ValueError: if there can be no such weights.
+    OSError: if the weights do not exist or the download fails.
+    ValueError: if the name is invalid.
   """
   repository, revision = _parse(name)
   try:
@@ -58,10 +58,10 @@ def fetch(name: str, offline: bool) -> pathlib.Path:
   except ModuleNotFoundError as error:
     raise OSError(
       f'{name}: the Hugging Face Hub needs a package that is not installed: '
-      f'{error.name}; pip install ".[hub]" in the folder of this project.'
+      f'{error.name}. Run pip install ".[hub]" in the folder of this project.'
     ) from error
   offline = offline or constants.HF_HUB_OFFLINE
-  # As with the released files, what is there is not asked for again.
+  # Do not contact the hub for files in the cache.
   for is_local in (True,) if offline else (True, False):
     for file in _FILES:
       try:
@@ -74,7 +74,7 @@ def fetch(name: str, offline: bool) -> pathlib.Path:
           local_files_only=is_local,
         )
         return pathlib.Path(path)
-      # Of the hub, of its transport, of the disk: a dozen kinds.
+      # Errors of the hub, the connection or the disk have many classes.
       except Exception as error:
         if is_local or isinstance(error, errors.RemoteEntryNotFoundError):
           continue

@@ -1,4 +1,4 @@
-"""Which model a tree of weights belongs to, and where it differs from one."""
+"""Identifies the model of weights, and compares weights with a model."""
 
 from collections.abc import Mapping
 import functools
@@ -16,7 +16,7 @@ _NUM_SHOWN = 3
 
 
 class Match(NamedTuple):
-  """The model that weights fit.
+  """The model of weights.
 
   Example:
     >>> weights.identify(params)
@@ -25,24 +25,24 @@ class Match(NamedTuple):
 
   name: str  # As in `nfnets.list_models()`.
   num_classes: int  # 0 without a last layer.
-  folded: bool  # Whether the kernels are standardized already.
+  folded: bool  # The kernels are standardized.
 
 
 def identify(params: hk.Params) -> Match:
-  """Finds the model whose parameters these are.
+  """Find the model of parameters.
 
   Args:
-    params: {module: {name: array}}; folded weights and those without a last
-      layer are known, too.
+    params: {module: {name: array}}; may be folded, or without a last layer.
 
   Returns:
     The model's name, its number of classes and whether the weights are folded.
-    Where two models have the same parameters, the first of
+    If two models have the same parameters, the first one in
     `nfnets.list_models()`.
 
   Raises:
-    ValueError: if they are no model's; the message names the closest one and
-      how they differ.
+    ValueError: if the parameters fit no model. The message has the closest
+    model
+      and the differences.
 
   Example:
     >>> weights.identify(params).name
@@ -65,17 +65,16 @@ def identify(params: hk.Params) -> Match:
 def check_fits(
   params: hk.Params, model: zoo.Model, state: hk.State | None = None
 ) -> None:
-  """Raises ValueError where weights are not those of a model.
+  """Raise ValueError if weights do not fit a model.
 
   Args:
     params: {module: {name: array}}, folded or not.
     model: the model.
-    state: the state that goes with the parameters, if there is any.
+    state: the state of the weights, if there is one.
 
   Raises:
-    ValueError: the message names the model that the weights do fit or, where
-      they fit none, the first names that are missing, unexpected, or of
-      another shape.
+    ValueError: if the weights do not fit. The message has the model that they
+      fit, or the first names that are missing, unexpected or of another shape.
 
   Example:
     >>> weights.check_fits(params, model)
@@ -99,16 +98,16 @@ def check_fits(
 
 
 def last_layer(model: zoo.Model, params: hk.Params) -> tuple[set[str], int]:
-  """Finds the last layer, which may be of any size in the weights.
+  """Find the last layer of a model, and its size in the weights.
 
   Args:
     model: the model, with any number of classes.
     params: the weights.
 
   Returns:
-    The modules of the last layer, and for how many classes it is in the
-    weights: 0 if they have none. If the weights are another model's, it is the
-    model's own number.
+    The modules of the last layer, and the number of classes of the weights, 0
+    without a last layer. If the weights belong to another model, the model's
+    number of classes.
 
   Example:
     >>> weights.last_layer(model, params)
@@ -123,7 +122,7 @@ def last_layer(model: zoo.Model, params: hk.Params) -> tuple[set[str], int]:
 
 
 def model_shapes(model: zoo.Model) -> tuple[hk.MutableParams, hk.MutableState]:
-  """Returns a model's parameters and state as shapes and dtypes."""
+  """Return a model's parameters and state as shapes and dtypes."""
   if model.overrides:
     return _trace(model)
   # A copy, because the caller may change it.
@@ -134,7 +133,7 @@ def model_shapes(model: zoo.Model) -> tuple[hk.MutableParams, hk.MutableState]:
 def named_shapes(
   name: str, num_classes: int
 ) -> tuple[hk.MutableParams, hk.MutableState]:
-  """Returns `model_shapes` of a name; a large network takes half a second."""
+  """Return `model_shapes` of a name. A large network takes half a second."""
   return _trace(zoo.create_model(name, num_classes))
 
 
@@ -151,7 +150,7 @@ def _trace(model: zoo.Model) -> tuple[hk.MutableParams, hk.MutableState]:
 
 
 def flat_shapes(tree: Mapping[str, Mapping[str, Any]]) -> Shapes:
-  """Returns {'module/name': shape}, those of folded kernels unfolded."""
+  """Return {'module/name': shape}, with folded kernels as unfolded ones."""
   found = {}
   for module, leaves in tree.items():
     for name, leaf in leaves.items():
@@ -164,14 +163,14 @@ def flat_shapes(tree: Mapping[str, Mapping[str, Any]]) -> Shapes:
 
 
 def differences(actual: Shapes, expected: Shapes) -> str:
-  """Names the first weights that are missing, unexpected or mis-shaped.
+  """Describe the first missing, unexpected and mis-shaped weights.
 
   Args:
     actual: {name: shape} of the weights.
     expected: {name: shape} of the network, in its order.
 
   Returns:
-    A part of a sentence; empty if there is no difference.
+    A part of a sentence; '' if there is no difference.
   """
   missing = {k: v for k, v in expected.items() if k not in actual}
   unexpected = {k: v for k, v in actual.items() if k not in expected}
@@ -189,7 +188,7 @@ def differences(actual: Shapes, expected: Shapes) -> str:
 
 
 def some(shapes: Mapping[str, Any]) -> str:
-  """Returns the first names with their shapes, and how many more there are."""
+  """Return the first names with their shapes, and the number of others."""
   first = [
     f'{name} {list(shape) if isinstance(shape, tuple) else shape}'
     for name, shape in [*shapes.items()][:_NUM_SHOWN]
@@ -205,7 +204,7 @@ def _describe(name: str, num_classes: int) -> str:
 
 
 def _candidates(params: hk.Params) -> list[str]:
-  """Returns the models of the same class with about as many blocks."""
+  """Return the models of the same class with the closest number of blocks."""
   tops = {module.partition('/')[0] for module in params}
   num_blocks = len({*map(module_names.block, params)} - {None})
   distances = {}

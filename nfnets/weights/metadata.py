@@ -1,19 +1,19 @@
-"""What a file of weights says about its network, beside the numbers.
+"""Metadata of a file of weights, a dict of JSON values.
 
-A dict of JSON values. These keys have a meaning, and all may be missing:
+These keys are optional and checked:
 
-  model              as in `nfnets.list_models()`
-  model_kwargs       what `nfnets.create_model` is given besides
-  num_classes        of the last layer, 0 without one
-  class_names        [str], in the order of the logits
-  image_size         of evaluation, side in pixels
-  train_size         of training
-  preprocessing      of evaluation, as `preprocess_eval` names it
-  train_preprocessing
-  mean, std          [3] each, of the channels in 0-255
-  privacy            {name: number} of private training, as PRIVACY names them
+  model                a name of `nfnets.list_models()`
+  model_kwargs         other arguments of `nfnets.create_model`
+  num_classes          size of the last layer, 0 without one
+  class_names          [str], in the order of the logits
+  image_size           evaluation image size, in pixels
+  train_size           training image size, in pixels
+  preprocessing        evaluation mode of `preprocess_eval`
+  train_preprocessing  training preprocessing
+  mean, std            [3] each, channel statistics in 0-255
+  privacy              {name: number} of private training, see PRIVACY
 
-Others are carried along: `step`, `accuracy`, what it was trained on.
+Other keys, such as `step` and `accuracy`, are kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,11 +27,11 @@ import numpy as np
 from nfnets import imagenet, zoo
 from nfnets.errors import UserError, prefix
 
-_MAX_BYTES = 2**22  # As JSON; 20,000 names of classes take a tenth.
-_MAX_SIDE = 8192  # Pixels, also of what is cropped afterwards.
+_MAX_BYTES = 2**22  # Of JSON; 20,000 class names need a tenth.
+_MAX_SIDE = 8192  # Pixels, also before the crop.
 _MAX_CLASSES = 10**6
 _MAX_STATISTIC = 1000.0
-# What is an entry's, and its name there.
+# {metadata key: field of `variants.Entry`}.
 _FIELDS = {
   'image_size': 'test_size',
   'train_size': 'train_size',
@@ -39,24 +39,23 @@ _FIELDS = {
   'mean': 'mean',
   'std': 'std',
 }
-# How the weights were trained; `key_is_secret` is 0 where a setting fixed the
-# noise and the draws, so that epsilon does not hold.
+# Numbers of private training. `key_is_secret` is 0 if a setting fixed noise and
+# sampling, so that epsilon does not hold.
 PRIVACY = (
   *('epsilon', 'delta', 'noise_multiplier', 'clipping', 'batch_size'),
   *('largest_batch', 'num_examples', 'steps', 'key_is_secret'),
 )
-# How training computes, which is the same network.
+# Arguments that do not change the function of the network.
 _NOT_OF_THE_NETWORK = ('remat',)
 
 
 def describe(model: zoo.Model, /, **others: Any) -> dict[str, Any]:
-  """Returns what there is to say about a model, for `save_weights`.
+  """Return the metadata of a model for `save_weights`.
 
   Args:
-    model: the model. Its initializers, and other functions among its arguments,
-      are left out: with weights they make no difference.
-    **others: more, or instead, also metadata as `read_metadata` returns them;
-      None is as good as missing.
+    model: the model. Initializers and other function arguments are omitted,
+      because they have no effect with weights.
+    **others: additional or different values. None removes a key.
 
   Example:
     >>> weights.describe(model, step=3000)['model']
@@ -66,7 +65,7 @@ def describe(model: zoo.Model, /, **others: Any) -> dict[str, Any]:
   described = {
     'model': model.name,
     'model_kwargs': {
-      # A nested part of a config is one of ml_collections.
+      # Nested configs are ml_collections.ConfigDict.
       key: value.to_dict() if hasattr(value, 'to_dict') else value
       for key, value in model.overrides.items()
       if key not in _NOT_OF_THE_NETWORK and not callable(value)
@@ -84,15 +83,14 @@ def describe(model: zoo.Model, /, **others: Any) -> dict[str, Any]:
 
 
 def apply(model: zoo.Model, metadata: Mapping[str, Any]) -> zoo.Model:
-  """Returns a model with the sizes, preprocessing and names of classes.
+  """Return the model with sizes, preprocessing and class names from metadata.
 
   Args:
-    model: the model, with as many classes as the weights have.
-    metadata: as `decode` returns it.
+    model: the model, with the number of classes of the weights.
+    metadata: the result of `decode`.
 
   Raises:
-    ValueError: if it speaks of another number of classes, or of sizes that
-      cannot be meant.
+    ValueError: if the number of classes differs, or a size is too large.
   """
   names = metadata.get('class_names')
   for what, number in (
@@ -119,7 +117,7 @@ def apply(model: zoo.Model, metadata: Mapping[str, Any]) -> zoo.Model:
 
 
 def encode(metadata: Mapping[str, Any]) -> str:
-  """Returns metadata as a file has them, in ASCII.
+  """Encode metadata as ASCII JSON.
 
   Raises:
     UserError: if they are not JSON, too large, or wrong.
@@ -133,11 +131,12 @@ def encode(metadata: Mapping[str, Any]) -> str:
 
 
 def decode(text: str | bytes) -> dict[str, Any]:
-  """Returns the metadata of a file, after a look at them.
+  """Decode and check the metadata of a file.
 
   Raises:
-    UserError: if they are damaged or too large, or a key with a meaning has not
-      the type for it. The message begins in the middle of a sentence.
+    UserError: if they are damaged or too large, or a value is wrong. The
+    message
+      is the rest of a sentence.
   """
   if len(text) > _MAX_BYTES:
     raise UserError(f'has metadata of more than {_MAX_BYTES} bytes')
@@ -157,7 +156,7 @@ def _refuse_constant(name: str) -> float:
 
 
 def _is_list(x: Any, kinds: Sequence[type], length: int = 0) -> bool:
-  """Returns whether this is a list of values of these types."""
+  """Return whether x is a list of values of these types."""
   is_long = isinstance(x, list) and length in (0, len(x))
   return is_long and all(type(value) in kinds for value in x)
 

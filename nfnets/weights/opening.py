@@ -1,4 +1,4 @@
-"""Weights by name or path: their numbers, and the model that they are of."""
+"""Reads weights by name or path, and builds their model."""
 
 from collections.abc import Mapping
 import os
@@ -13,19 +13,19 @@ from nfnets.weights import fetching, files, hub, matching, metadata
 
 
 def read_weights(name_or_path: files.Path) -> files.Weights:
-  """Reads weights of Haiku's or timm's, as float32.
+  """Read Haiku's or timm's weights as float32.
 
   Args:
-    name_or_path: a file that `load_weights` reads, or a .safetensors or .pth
-      file of one of timm's normalizer-free networks, which is converted; or
-      what else stands for one, see `nfnets.weights.find`.
+    name_or_path: a file that `load_weights` reads, a .safetensors or .pth file
+      of one of timm's normalizer-free networks, or another name that
+      `nfnets.weights.find` accepts.
 
   Returns:
     Parameters and state.
 
   Raises:
-    OSError: if there is no such file, or it cannot be fetched.
-    ValueError: if it is no file of weights.
+    OSError: if the file does not exist or the download fails.
+    ValueError: if the file does not contain weights.
 
   Example:
     >>> params, state = weights.read_weights('digits.npz')
@@ -38,18 +38,19 @@ def read_weights(name_or_path: files.Path) -> files.Weights:
 
 
 def read_metadata(name_or_path: files.Path) -> dict[str, Any]:
-  """Reads what `save_weights` was given as metadata, and no weights.
+  """Read only the metadata of a file of weights.
 
   Args:
-    name_or_path: as `nfnets.weights.find` takes it.
+    name_or_path: a name that `nfnets.weights.find` accepts.
 
   Returns:
-    A dict of JSON values, empty where a file has none. What the keys mean, and
-    that they have the type for it, is in nfnets/weights/metadata.py.
+    A dict of JSON values, or {}. nfnets/weights/metadata.py describes and
+    checks the keys.
 
   Raises:
-    OSError: if there is no such file, or it cannot be fetched.
-    ValueError: if it is no file of weights, or its metadata are damaged.
+    OSError: if the file does not exist or the download fails.
+    ValueError: if the file does not contain weights, or its metadata are
+      damaged.
 
   Example:
     >>> weights.read_metadata('digits.npz')
@@ -61,22 +62,22 @@ def read_metadata(name_or_path: files.Path) -> dict[str, Any]:
 def open_model(
   name_or_path: files.Path, name: str | None = None
 ) -> tuple[zoo.Model, hk.Params, hk.State]:
-  """Reads weights and finds the model that they are of.
+  """Read weights and build their model.
 
   Args:
-    name_or_path: what `read_weights` takes.
-    name: the model's name; if None, the one in the file's metadata or, without
-      any, the one that the weights fit.
+    name_or_path: a name that `read_weights` accepts.
+    name: name of the model. None: the name in the file's metadata, or the model
+      that the weights fit.
 
   Returns:
-    The model, with as many classes as the weights have, its parameters and its
-    state, float32. Sizes, preprocessing, normalization and the names of the
-    classes are those of the metadata, where there are any.
+    The model with the number of classes of the weights, the parameters and the
+    state, float32. Sizes, preprocessing, normalization and class names are from
+    the metadata, if present.
 
   Raises:
-    OSError: if there is no such file, or it cannot be fetched.
-    ValueError: if it is no file of weights, or its weights fit no model, or not
-      the one that was named.
+    OSError: if the file does not exist or the download fails.
+    ValueError: if the file does not contain weights, or the weights do not fit
+      the named model or any model.
 
   Example:
     >>> model, params, state = weights.open_model('digits.npz')
@@ -97,7 +98,7 @@ def open_model(
 def _create(
   name: str, params: hk.Params, described: Mapping[str, Any]
 ) -> zoo.Model:
-  """Returns the model of that name, with the arguments in the metadata."""
+  """Build a model with the arguments in the metadata."""
   num_classes = module_names.num_classes(params)
   plain = zoo.create_model(name, num_classes)
   kwargs = described.get('model_kwargs')
@@ -106,8 +107,8 @@ def _create(
   try:
     model = zoo.create_model(name, num_classes, **kwargs)
     matching.model_shapes(model)
-  except Exception as error:  # Nothing is known about the arguments.
-    # Raises what is wrong without them, too, which they are not to blame for.
+  except Exception as error:  # The arguments can have any wrong value.
+    # Raise errors that do not depend on the arguments.
     matching.model_shapes(plain)
     raise ValueError(
       f'The metadata have arguments that {name} does not take: '

@@ -1,11 +1,10 @@
-"""Reads pickles as data: nothing that they name is imported or called.
+"""Reads pickles as data, without importing or calling anything.
 
-A pickle is a program for a small stack machine, and may ask that machine to
-import and call anything. Here the machine gets only the instructions that
-containers, numbers, strings and bytes need, and each name and call becomes a
-`Node` that says what it was. `read_tree` and `torch_file` look for arrays in
-these nodes. The machine is the one that the standard library has in Python: the
-one in C ends the process on a key of nested tuples.
+A pickle is a program for a stack machine that can import and call any function.
+This machine supports only the instructions for containers, numbers, strings and
+bytes. Each name and call becomes a `Node`. `read_tree` and `torch_file` find
+arrays in these nodes. The base class is the standard library's unpickler in
+Python, because the one in C crashes on keys of nested tuples.
 """
 
 import math
@@ -18,13 +17,13 @@ import numpy as np
 
 from nfnets.errors import UserError
 
-# What JAX computes with: no strings, objects, records or complex numbers.
+# The dtypes of weights: no strings, objects, records or complex numbers.
 NUMERIC = frozenset('i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8'.split())
 _MAX_DIMS = 32
 _MAX_SIZE = 2**48
 # A network has some thousands of arrays, of about 40 instructions each.
 _MAX_INSTRUCTIONS = 1_000_000
-# What the tree may take, as a multiple of the file; and a leaf, but for its
+# Maximum size of the tree / size of the file, and bytes of a leaf besides its
 # array.
 _MAX_SHARING = 4
 _LEAF_BYTES = 30
@@ -37,7 +36,7 @@ _HINT = (
 _MACHINE = pickle._Unpickler
 _NAMES = {ord(op.code): op.name for op in pickletools.opcodes}
 _CODES = {name: code for code, name in _NAMES.items()}
-# Others call, or build what no file of weights has.
+# Other instructions make calls, or values that no file of weights has.
 _INSTRUCTIONS = (
   'PROTO FRAME MARK STOP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 '
   'BINFLOAT SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES '
@@ -45,10 +44,10 @@ _INSTRUCTIONS = (
   'SETITEM SETITEMS BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL '
   'STACK_GLOBAL BUILD BINPERSID'
 ).split()
-# The names with a meaning, and what their nodes are called. The files of 2021
-# were written with dill, which finds some of NumPy's functions by their names.
-# Versions of NumPy differ in where they keep them, and in protocol 5 arrays are
-# made by another one. Python 3 writes bytes in protocol 2 as encoded text.
+# {supported name: name of its node}. dill wrote the files of 2021 and looks up
+# some NumPy functions by name. Their modules depend on the NumPy version, and
+# protocol 5 uses another function. With protocol 2, Python 3 writes bytes as
+# encoded text.
 _KNOWN = {
   'collections.OrderedDict': 'dict',
   'builtins.bytes': 'bytes',
@@ -86,12 +85,12 @@ _KNOWN = {
 
 
 class Node(dict):
-  """A dict of a pickle, or a name, or a call that was not made.
+  """A dict, a name, or a call that was not executed.
 
   Attributes:
-    name: the name, as in `_KNOWN` or else in full.
-    args: what it is called with; None for the name alone.
-    state: what is to be put into the result.
+    name: the value in `_KNOWN`, or the full name.
+    args: arguments of the call. None: only a name.
+    state: argument of __setstate__.
   """
 
   __slots__ = ('args', 'name', 'state')
@@ -102,7 +101,7 @@ class Node(dict):
     self.name, self.args, self.state = name, args, None
 
   def __setitem__(self, key: Any, value: Any) -> None:
-    # Others could be chosen to have the same hash, or to be nested too deeply.
+    # Other keys could have hash collisions or be nested too deeply.
     is_small = type(key) is int and abs(key) < 2**31
     if not is_small and type(key) is not str:
       key = f'{describe(key)} for a key', len(self)
@@ -112,13 +111,13 @@ class Node(dict):
     self.state = state
 
   def append(self, value: Any) -> None:
-    """Ignores the items of what is not needed."""
+    """Ignore the items of unsupported containers."""
 
   extend = append
 
 
 class Unpickler(_MACHINE):
-  """Reads one pickle; `has_inert` allows names that are not in `_KNOWN`."""
+  """Reads one pickle. `has_inert` allows names that are not in `_KNOWN`."""
 
   def __init__(self, file: Any, has_inert: bool):
     super().__init__(file)
@@ -126,7 +125,7 @@ class Unpickler(_MACHINE):
     self._count = 0
 
   def __getitem__(self, code: int) -> Any:
-    """Returns the function of an instruction, as `dispatch` does."""
+    """Return the function of an instruction, like `dispatch`."""
     self._count += 1
     if self._count > _MAX_INSTRUCTIONS:
       raise UserError(
@@ -142,7 +141,7 @@ class Unpickler(_MACHINE):
     return self.functions[name]
 
   def find_class(self, module: str, name: str) -> Node:
-    """Returns what stands for a name."""
+    """Return the node of a name."""
     full = f'{module}.{name}'
     shown = ascii(full[:200])[1:-1]
     if full not in _KNOWN and not self._has_inert:
@@ -153,11 +152,11 @@ class Unpickler(_MACHINE):
     return Node(_KNOWN.get(full, shown))
 
   def persistent_load(self, pid: Any) -> Node:
-    """Returns what stands for a piece of memory of PyTorch's."""
+    """Return the node of a PyTorch storage."""
     return Node('storage', (pid,))
 
   def _call(self) -> None:
-    """Replaces a name and its arguments by what stands for the call."""
+    """Replace a name and its arguments by the node of the call."""
     args = self.stack.pop()
     match self.stack.pop(), args:
       case Node('attribute', None), (
@@ -176,7 +175,7 @@ class Unpickler(_MACHINE):
         raise UserError('is damaged: it calls what is no function')
     self.append(node)
 
-  # No attribute, with which the bytes in the memo would stay.
+  # A property: an attribute would be a cycle that keeps the memo alive.
   dispatch = property(lambda self: self)
   functions = {
     **{name: _MACHINE.dispatch[_CODES[name]] for name in _INSTRUCTIONS},
@@ -188,18 +187,18 @@ class Unpickler(_MACHINE):
 
 
 def describe(value: Any) -> str:
-  """Returns what to call a value in a message, and nothing of its content."""
+  """Describe the type of a value for a message, without its content."""
   is_node = isinstance(value, Node)
   return f'a value of type {value.name if is_node else type(value).__name__}'
 
 
 def is_dict(value: Any) -> bool:
-  """Returns whether this is a dict, ordered or not."""
+  """Return whether a value is a dict, ordered or not."""
   return isinstance(value, Node) and (value.name, value.args) == ('dict', ())
 
 
 def is_shape(shape: Any) -> bool:
-  """Returns whether NumPy could make an array of this shape."""
+  """Return whether NumPy supports this shape."""
   return (
     isinstance(shape, tuple)
     and len(shape) <= _MAX_DIMS
@@ -209,13 +208,13 @@ def is_shape(shape: Any) -> bool:
 
 
 def read_tree(file: mmap.mmap) -> dict[str, dict[str, np.ndarray]]:
-  """Reads the released format, {module: {name: array}}, of writable arrays.
+  """Read the released format, {module: {name: array}}, with writable arrays.
 
   Args:
-    file: the whole file. It returns no more than it has, whatever is claimed.
+    file: the mapped file.
 
   Raises:
-    UserError: if it is anything else; other errors if it is damaged.
+    UserError: if the file has another content; other errors if it is damaged.
   """
   tree = Unpickler(file, has_inert=False).load()
   if not is_dict(tree):
@@ -236,7 +235,7 @@ def read_tree(file: mmap.mmap) -> dict[str, dict[str, np.ndarray]]:
           f'{shown}, not a NumPy array'
         )
       params[module][name] = _array(leaf)
-      # A pickle can name one array, or a whole dict of them, again and again.
+      # A pickle can refer to an array or a dict many times.
       budget -= _LEAF_BYTES + params[module][name].nbytes
       if budget < 0:
         raise UserError('has the same arrays over and over')
@@ -244,7 +243,7 @@ def read_tree(file: mmap.mmap) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _array(node: Node) -> np.ndarray:
-  """Returns the array that a call would have made."""
+  """Build the array of a call."""
   axes = [None]
   match node.args, node.state:
     case (Node('ndarray'), (0,), _), (1, shape, dtype, order, data):
@@ -268,7 +267,7 @@ def _array(node: Node) -> np.ndarray:
       f'{dtype.itemsize} for each number'
     )
   array = np.empty(0)
-  # Takes the bytes as its memory, and gives them the machine's order.
+  # Uses the bytes as its memory, in native byte order.
   array.__setstate__((1, shape, dtype, order, data))
   return array if axes in ([], [None]) else array.transpose(*axes)
 
@@ -278,7 +277,7 @@ def _dtype(node: Any) -> np.dtype:
     case Node(
       'dtype',
       (str(code), *_),
-      # Version, byte order, then what only records, dates and the like have.
+      # Version, byte order, and fields of records and dates.
       (3, '<' | '>' | '=' | '|' as order, None, None, None, -1, -1, int()),
     ) if code in NUMERIC:
       return np.dtype(code).newbyteorder(order)

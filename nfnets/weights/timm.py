@@ -1,9 +1,9 @@
-"""Weights of timm's normalizer-free networks, in both directions.
+"""Converts weights of timm's normalizer-free networks, in both directions.
 
-timm (PyTorch Image Models) keeps them in a state dict with keys such as
-`stages.0.1.conv2.weight`; here they are Haiku's {module: {name: array}}. The
-numbers are the same: kernels [O, I, H, W] become [H, W, I, O], gains [O, 1, 1,
-1] become [O], and 1x1 kernels [O, I, 1, 1] of squeeze and excite [I, O].
+timm (PyTorch Image Models) has state dicts with keys such as
+`stages.0.1.conv2.weight`, and this project has Haiku's {module: {name: array}}.
+The conversion is exact: kernels [O, I, H, W] become [H, W, I, O], gains [O, 1,
+1, 1] become [O], and 1x1 kernels [O, I, 1, 1] of squeeze and excite [I, O].
 """
 
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ import haiku as hk
 import jax
 import numpy as np
 
-from nfnets import module_names, timm_variants
+from nfnets import module_names, variants
 from nfnets.weights import matching
 
-# timm's networks, and what `nfnets.create_model` calls them.
+# {timm's name: name in `nfnets.create_model`}.
 NETWORKS = {
   **{f'dm_nfnet_f{i}': f'nfnet_f{i}' for i in range(7)},
-  **{name: f'timm/{name}' for name in timm_variants.timm_params},
+  **{name: f'timm/{name}' for name in variants.timm_params},
 }
-# timm's modules, those of a block without its name, and what they are here.
+# {timm's module, relative to its block: module here}.
 _MODULES = {
   'stem.conv': 'initial_conv',
   **{f'stem.conv{i + 1}': f'stem_conv{i}' for i in range(4)},
@@ -46,22 +46,21 @@ _TIMM_BLOCK = re.compile(r'stages\.(\d+)\.(\d+)(?:\.(.*))?')
 
 
 def from_timm(name: str, state_dict: Mapping[str, Any]) -> hk.MutableParams:
-  """Turns a state dict of timm's into parameters.
+  """Convert a state dict of timm to parameters.
 
   Args:
     name: timm's name of the network, with or without a tag: 'dm_nfnet_f0',
       'eca_nfnet_l0.ra2_in1k'. `dm_nfnet_f0` to `f6` are `nfnet_f0` to `f6`
-      here; each other network is `timm/<name>`.
-    state_dict: {key: array}; of NumPy, or of what it reads, such as PyTorch's
-      tensors on the CPU. The last layer may be missing, or have any number of
-      classes.
+      here, and other networks are `timm/<name>`.
+    state_dict: {key: array} of NumPy arrays or PyTorch tensors on the CPU. The
+      last layer may be missing or have any number of classes.
 
   Returns:
-    {module: {name: array}}, of the same dtypes.
+    {module: {name: array}} with the same dtypes.
 
   Raises:
-    ValueError: for an unknown name, or a state dict that is not that network's;
-      the message has the first keys that differ.
+    ValueError: if the name is unknown or the state dict does not fit. The
+      message has the first keys that differ.
 
   Example:
     >>> timm_params = weights.from_timm('test_nfnet', tensors)
@@ -77,18 +76,18 @@ def from_timm(name: str, state_dict: Mapping[str, Any]) -> hk.MutableParams:
 
 
 def to_timm(name: str, params: hk.Params) -> dict[str, np.ndarray]:
-  """Turns parameters into a state dict of timm's.
+  """Convert parameters to a state dict of timm.
 
   Args:
-    name: timm's name of the network, as `from_timm` takes it.
+    name: timm's name of the network, see `from_timm`.
     params: {module: {name: array}}, with any number of classes or none.
 
   Returns:
-    {key: array} of NumPy and the same dtypes.
+    {key: NumPy array} with the same dtypes.
 
   Raises:
-    ValueError: for an unknown name, or parameters that are not that network's;
-      the message has the first names that differ.
+    ValueError: if the name is unknown or the parameters do not fit. The message
+      has the first names that differ.
 
   Example:
     >>> tensors = weights.to_timm('test_nfnet', timm_params)
@@ -104,16 +103,16 @@ def to_timm(name: str, params: hk.Params) -> dict[str, np.ndarray]:
 
 
 def guess_tree(state_dict: Mapping[str, Any]) -> hk.MutableParams:
-  """Turns a state dict of timm's into parameters, whatever network it is of.
+  """Convert a state dict of any normalizer-free network of timm.
 
   Args:
-    state_dict: {key: array}, of a normalizer-free network of timm's.
+    state_dict: {key: array}.
 
   Returns:
-    {module: {name: array}}, of the same dtypes.
+    {module: {name: array}} with the same dtypes.
 
   Raises:
-    ValueError: if it has a key, or a shape, that no such network has.
+    ValueError: if a key or a shape is unknown.
   """
   arrays = {key: np.asarray(value) for key, value in state_dict.items()}
   blocks = [m for m in map(_TIMM_BLOCK.match, arrays) if m]
@@ -147,7 +146,7 @@ def guess_tree(state_dict: Mapping[str, Any]) -> hk.MutableParams:
 def _leaf(
   module: str, name: str, value: np.ndarray
 ) -> tuple[str, np.ndarray] | None:
-  """Returns the name and value here of a parameter of timm's, if it can be."""
+  """Convert name and value of a parameter of timm; None if unknown."""
   is_linear = module.endswith(('linear', 'linear_1'))
   match name, value.shape:
     case 'weight', (_, _, 1, 1) if 'squeeze_excite' in module:
@@ -168,7 +167,7 @@ def _leaf(
 
 
 def _to_state_dict(params: hk.Params) -> dict[str, np.ndarray]:
-  """Returns timm's keys with views of the parameters."""
+  """Return {timm's key: view of a parameter}."""
   blocks, first = {}, {}
   for number, stage in module_names.stages(params).items():
     start = first.setdefault(stage, number)
@@ -193,10 +192,10 @@ def _to_state_dict(params: hk.Params) -> dict[str, np.ndarray]:
 
 
 def _zeros(name: str, num_classes: int) -> hk.MutableParams:
-  """Returns the parameters of a network of timm's, without memory for them.
+  """Return zero parameters of a timm network that need no memory.
 
   Raises:
-    ValueError: for an unknown name.
+    ValueError: if the name is unknown.
   """
   plain = name.removeprefix('timm/').partition('.')[0]
   if plain not in NETWORKS:

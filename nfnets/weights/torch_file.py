@@ -1,12 +1,12 @@
-"""PyTorch's .pth files as NumPy arrays, without PyTorch.
+"""Reads PyTorch's .pth files as NumPy arrays, without PyTorch.
 
-`torch.save` writes a zip archive of a pickle, in which each tensor is a call
-that names a piece of memory (a storage), a shape and strides, and one file for
-each storage. Before version 1.6 it wrote another format, which is not read.
+`torch.save` writes a zip archive with a pickle and one file per storage. In the
+pickle, each tensor is a call with a storage, a shape and strides. The format
+before version 1.6 is not supported.
 
-Checkpoints of training hold more: the state of the optimizer, the arguments of
-the command (argparse.Namespace), NumPy's scalars. Nothing of these is made, and
-they are refused only where a tensor should be.
+Training checkpoints also contain optimizer state, command-line arguments
+(argparse.Namespace) and NumPy scalars. These are ignored, and raise an error
+only in the place of a tensor.
 """
 
 from collections.abc import Callable
@@ -36,21 +36,20 @@ _DTYPES = {
   'torch.ByteStorage': 'u1',
   'torch.BoolStorage': 'u1',
 }
-# Where a checkpoint of training keeps the state dict, what is averaged first,
-# in timm's order.
+# Keys of the state dict in a checkpoint, averaged weights first, in timm's
+# order.
 _WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
-# What torch.compile, DDP and attributes of Lightning's modules put before the
-# names of tensors.
+# Prefixes of torch.compile, DDP and attributes of Lightning modules.
 _PREFIXES = re.compile(r'\A(?:(?:_orig_mod|module|model|net|backbone)\.)+')
 _HINT = 'Save the state dict of the model alone: model.state_dict()'
 _log = logging.getLogger(__name__)
 
 
 def read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
-  """Reads {name: array} from an archive that torch.save wrote.
+  """Read {name: array} from an archive of torch.save.
 
   Raises:
-    UserError: if it holds no state dict; other errors if it is damaged.
+    UserError: if there is no state dict; other errors if the file is damaged.
   """
   names = archive.namelist()
   pickle = next(name for name in names if name.endswith('/data.pkl'))
@@ -72,7 +71,7 @@ def read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
   def read_storage(key):
     return bytearray(archive.read(f'{root}data/{key}'))
 
-  # Tensors can share a storage, and bfloat16 takes twice as much here.
+  # Tensors can share a storage, and bfloat16 doubles in size.
   arrays, budget = {}, 4 * sum(m.file_size for m in archive.infolist())
   for name, tensor in tree.items():
     match tensor:
@@ -91,9 +90,9 @@ def read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
 
 
 def clean_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Returns the dict without what wrapping a model puts before the names.
+  """Remove prefixes of wrapped models from the names.
 
-  Two models in one checkpoint would have the same names then; these stay.
+  If this makes names equal, e.g. of two models, all names stay.
   """
   cleaned = {_PREFIXES.sub('', name): x for name, x in arrays.items()}
   return cleaned if len(cleaned) == len(arrays) else arrays
@@ -102,11 +101,11 @@ def clean_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _array(
   tensor: Node, read_storage: Callable[[str], bytearray], order: str
 ) -> np.ndarray:
-  """Returns the numbers of a tensor; bfloat16 as float32, of the same values.
+  """Return the values of a tensor; bfloat16 as float32.
 
   Args:
     tensor: the call.
-    read_storage: returns the bytes of a storage by its name.
+    read_storage: a function from the name of a storage to its bytes.
     order: byte order, '<' or '>'.
   """
   match tensor.args:
@@ -135,12 +134,12 @@ def _array(
       f'has a tensor of shape {list(shape)} that reaches beyond its storage of '
       f'{len(data)} bytes'
     )
-  if not count:  # Its offset and strides may be anything.
+  if not count:  # Offset and strides do not matter.
     return np.zeros(shape, dtype.newbyteorder('='))
   offset, *strides = (n * dtype.itemsize for n in (offset, *strides))
   array = np.ndarray(shape, dtype, data, offset, strides)
   if kind == _BFLOAT16:
     return (array.astype(np.uint32, order='C') << 16).view(np.float32)
-  # Not a piece of a larger storage, which it would keep in memory.
+  # Copy a part of a larger storage, so that the storage can be freed.
   copy = array.nbytes < len(data)
   return array.astype(dtype.newbyteorder('='), order='C', copy=copy)

@@ -52,7 +52,7 @@ def test_signals_end_it_and_the_folder_is_removed(tmp_path, name):
 def test_other_addresses_are_refused_unless_that_is_meant(host, capsys):
   assert demo.main(['--weights=nfnet_f0', f'--host={host}']) == 2
   message = capsys.readouterr().err
-  assert f'--host={host} lets whoever reaches' in message
+  assert f'--host={host} lets anyone who reaches' in message
   assert '--allow_others' in message and message.count('\n') == 1
 
 

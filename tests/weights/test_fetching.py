@@ -260,7 +260,7 @@ def test_wrong_file_in_the_cache_is_refused(server, cache, content):
   path.unlink()
   assert weights.find(NAME).read_bytes() == content
   path.write_bytes(content[:-1] + b'x')
-  with pytest.raises(ValueError, match=f'^{path} is not what was fetched'):
+  with pytest.raises(ValueError, match=f'^{path} has changed: its SHA-256'):
     weights.find(NAME)
 
 

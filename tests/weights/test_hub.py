@@ -151,6 +151,6 @@ def test_offline_the_hub_is_not_asked(served, monkeypatch):
 def test_package_that_is_missing_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
   with pytest.raises(
-    OSError, match=r'installed: hug.*; pip install "\.\[hub\]'
+    OSError, match=r'installed: hug.*. Run pip install "\.\[hub\]'
   ):
     hub.fetch('timm/nfnet_l0', offline=False)

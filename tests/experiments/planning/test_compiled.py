@@ -15,14 +15,8 @@ import sys
 import jax
 import pytest
 
-from experiments import configs
-from experiments.planning import (
-  chips,
-  compiling,
-  environment,
-  hlo,
-  workload,
-)
+from experiments import configs, planning
+from experiments.planning import chips, compiling, hlo, workload
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +57,7 @@ def libtpu(tmp_path_factory):
 @pytest.fixture(scope='module')
 def compiled(work, libtpu):
   before = dict(os.environ)
-  environment.prepare()  # The compiler, which is no Python, reads these.
+  planning.prepare()  # The compiler, which is no Python, reads these.
   yield compiling.compile_for(chips.get('tpu_v3'), work.update())
   for key in os.environ.keys() - before.keys():
     del os.environ[key]

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.planning import chips, compiling, environment, workload
+from experiments import planning
+from experiments.planning import chips, compiling, workload
 from nfnets import conv
 from nfnets.errors import UserError
 
@@ -53,7 +54,7 @@ def test_a_missing_compiler_says_what_to_install(monkeypatch):
 
 def test_no_device_is_looked_for(monkeypatch):
   monkeypatch.setattr(os, 'environ', {'JAX_PLATFORMS': 'tpu'})
-  environment.prepare()
+  planning.prepare()
   assert os.environ['JAX_PLATFORMS'] == 'cpu'
   assert os.environ['TPU_SKIP_MDS_QUERY'] == '1'
 
