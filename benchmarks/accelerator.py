@@ -1,6 +1,6 @@
 """Measures NFNet-F0 on one accelerator, and timm's in PyTorch.
 
-python benchmarks/accelerator.py [--timm_python=/path/to/python]
+python benchmarks/accelerator.py [--timm_python=/path/to/python] [--minutes=8]
 
 Measures in bfloat16 on the first device of JAX:
 
@@ -20,14 +20,16 @@ batches.
 A multiply-add counts as two operations, a training step as three forward
 passes. Memory is the compiler's plan, arguments included; for PyTorch it is the
 peak allocation. Times are medians. Each result is printed when it is complete.
-On a CPU, all sizes are small, as a test. The last line of standard output is
-JSON.
+After --minutes (timm: half of them) the rest is left out. On a CPU, all sizes
+are small, as a test. The last line of standard output is JSON.
 """
 
 from concurrent import futures
 import json
 import os
 import subprocess
+import sys
+import time
 
 import timing
 
@@ -47,8 +49,8 @@ _SMALL = {
 }
 
 
-def _measure_networks() -> list[dict]:
-  """Measure the networks here."""
+def _measure_networks(deadline: float) -> list[dict]:
+  """Measure the networks here, until `time.monotonic()` is at the deadline."""
   import haiku as hk
   import jax
   import jax.numpy as jnp
@@ -101,14 +103,14 @@ def _measure_networks() -> list[dict]:
   programs = [(f, (b,)) for b in sizes['batches'] for f in (train, infer)]
   programs.append((train, (sizes['batches'][0], 'split')))
   # Compilation takes most of the time, so it runs in parallel.
-  with futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
-    prepared = [pool.submit(make, *args) for make, args in programs]
+  pool = futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2))
+  prepared = [pool.submit(make, *args) for make, args in programs]
   for (make, args), future in zip(programs, prepared, strict=True):
     what, size = make.__name__, sizes[make.__name__]
     result = {'what': what, 'batch': args[0], 'image_size': size}
     result |= {'lowering': args[1]} if args[1:] else {}
     try:
-      compiled, run = future.result()
+      compiled, run = future.result(max(0, deadline - time.monotonic()))
       seconds = timing.median_seconds(run, sizes['seconds'])
       memory = compiled.memory_analysis()
       used = memory.argument_size_in_bytes + memory.output_size_in_bytes
@@ -122,12 +124,15 @@ def _measure_networks() -> list[dict]:
         'share_of_peak': round(operations * rate / peak, 4),
         'gib': round(used / 2**30, 3),
       }
+    except TimeoutError:
+      result['left_out'] = True
     except Exception as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
       result['fits'] = False
     results.append(result)
     timing.say(json.dumps(result))
+  pool.shutdown(wait=False, cancel_futures=True)
   return results
 
 
@@ -199,15 +204,25 @@ def _measure_timm() -> list[dict]:
 
 def main() -> None:
   """Run the benchmark."""
-  args = timing.arguments(__doc__, timm_python=None, serve_timm=False)
+  args = timing.arguments(
+    __doc__, timm_python=None, minutes=8.0, serve_timm=False
+  )
   if args.serve_timm:
     return timing.emit(timm=_measure_timm())
+  deadline = time.monotonic() + 60 * args.minutes
   results = {}
   if args.timm_python:  # Before JAX allocates the memory.
     command = [args.timm_python, __file__, '--serve_timm']
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    results = json.loads(done.stdout.splitlines()[-1])
-  timing.emit(**results, networks=_measure_networks())
+    try:
+      done = subprocess.run(
+        command, stdout=subprocess.PIPE, check=True, timeout=30 * args.minutes
+      )
+      results = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+      timing.say('timm took too long: the lines above are all of it')
+  timing.emit(**results, networks=_measure_networks(deadline))
+  sys.stdout.flush()
+  os._exit(0)  # Without waiting for programs that are still being compiled.
 
 
 if __name__ == '__main__':
