@@ -279,6 +279,11 @@ def make(config: ml_collections.ConfigDict, num_examples: int) -> Privacy:
       'so that a gradient would tell of two.',
     ),
     (
+      config.class_weights or config.balance_classes,
+      'private: class_weights and balance_classes follow from the number of '
+      'examples of each class, and would tell of it.',
+    ),
+    (
       config.skip_nonfinite,
       'private: skip_nonfinite is True, and what is left out would tell of the '
       'examples.',

@@ -18,7 +18,7 @@ from experiments import command_line, defaults, gradients
 from experiments import privacy as privacy_lib
 import nfnets
 from nfnets import errors, optim, zoo
-from nfnets.data import builders, dataset
+from nfnets.data import builders, class_balance, dataset
 from nfnets.weights import matching
 
 # Fake data: images of an epoch, and classes where num_classes is open.
@@ -115,6 +115,13 @@ class Recipe:
     # Values may be lists.
     return repr(sorted(settings.items())), self.num_examples
 
+  def class_weights(self) -> np.ndarray | None:
+    """Returns the weights of the classes in the loss, float32 [K], or None."""
+    if not self.config.class_weights:
+      return None
+    counts = class_balance.class_counts(self.builder, _train_split(self.config))
+    return class_balance.class_weights(counts)
+
   def num_eval_batches(self, split: str | None = None) -> int:
     """Returns how many batches it takes; what the last lacks is masked."""
     return -(-self.num_eval_examples(split) // self.eval_batch_size)
@@ -175,6 +182,7 @@ class Recipe:
       augment_before_mix=config.augment_before_mix,
       augment_kwargs=config.augment_kwargs,
       augmentation_multiplicity=config.augmentation_multiplicity,
+      balance_classes=config.balance_classes,
       skip_corrupt=config.skip_corrupt,
       transpose=config.transpose,
       **processes,
