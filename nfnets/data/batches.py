@@ -110,18 +110,16 @@ class PoissonOrder:
   def __init__(self, num_examples: int, batch_size: int, poisson: Poisson):
     self._num_examples, self._batch_size = num_examples, batch_size
     self._poisson = poisson
-    self._lock = threading.Lock()
     self._cached = functools.lru_cache(maxsize=2)(self._draw)
 
   def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns (steps, indices) as `EpochOrder`; -1 is no example."""
     steps, rows = np.divmod(positions, self._batch_size)
     indices = np.full_like(positions, -1)
-    with self._lock:
-      for step in np.unique(steps):
-        drawn = self._cached(int(step))
-        here = (steps == step) & (rows < len(drawn))
-        indices[here] = drawn[rows[here]]
+    for step in np.unique(steps):
+      drawn = self._cached(int(step))
+      here = (steps == step) & (rows < len(drawn))
+      indices[here] = drawn[rows[here]]
     return steps, indices
 
   def _draw(self, step: int) -> np.ndarray:

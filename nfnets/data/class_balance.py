@@ -30,7 +30,7 @@ def read_labels(builder: builders.Dataset, split: str) -> np.ndarray:
     UserError: The split is unknown, empty or damaged.
   """
   if isinstance(builder, Folder):
-    return np.array(builder.labels(split))
+    return np.array(builder.labels(split), np.int64)
   with contextlib.closing(builders.SplitReader(builder, split)) as source:
     size, file = source.num_examples * source.mean_bytes, None
     if size > _MANY_BYTES:
@@ -45,12 +45,11 @@ def read_labels(builder: builders.Dataset, split: str) -> np.ndarray:
     read = tf.autograph.experimental.do_not_convert(
       lambda record: source.parse(record)[1]
     )
-    labels = []
-    everything = np.arange(source.num_examples)
-    for start in everything[::_EXAMPLES_PER_READ]:
-      found = source.read(everything[start : start + _EXAMPLES_PER_READ])
-      found = tf.data.Dataset.from_tensor_slices(found)
-      labels.extend(found.map(read).as_numpy_iterator())
+    labels, indices = [], np.arange(source.num_examples)
+    for start in indices[::_EXAMPLES_PER_READ]:
+      records = source.read(indices[start : start + _EXAMPLES_PER_READ])
+      found = tf.data.Dataset.from_tensor_slices(records).map(read)
+      labels.extend(found.as_numpy_iterator())
   labels = np.array(labels, np.int64)
   if file:
     with contextlib.suppress(OSError):  # Then it takes as long again.
@@ -78,8 +77,9 @@ def class_weights(counts: np.ndarray) -> np.ndarray:
 class BalancedOrder:
   """The classes equally often, in an endless sequence of shuffled rounds.
 
-  Each class that has examples is once in every round. Its n examples come in
-  shuffled passes: in round r, it is example r % n of its pass r // n.
+  Each class that has examples is once in every round, so that their numbers
+  differ by at most two in any part of the sequence. The n examples of a class
+  come in shuffled passes: in round r, it is number r % n of its pass r // n.
   """
 
   def __init__(self, labels: np.ndarray, seed: int):
