@@ -84,7 +84,7 @@ def test_training_batches_have_the_documented_form(imagenet):
     {},
     {'augment_name': 'cutmix_mixup', 'batch_size': 9},
     MIXING | {'augmentation_multiplicity': COPIES},
-    MIXING | {'balance_classes': True},
+    {'balance_classes': True},
   ],
   ids=['plain', 'mixing', 'copies', 'balanced'],
 )
