@@ -139,11 +139,10 @@ class Recipe:
       secret_key: `privacy.NoiseState`'s, where training is private.
       **processes: `process_index` and `process_count`, if not JAX's own.
     """
-    options = self._data_options(**(processes or _processes()))
+    options = self._data_options(**processes)
     if self.privacy:
       key = np.zeros(4, np.uint32) if secret_key is None else secret_key
-      sample = self.privacy.sampling(key)
-      options = dataclasses.replace(options, poisson=sample)
+      options = dataclasses.replace(options, poisson=self.privacy.sampling(key))
     if self.builder is None:
       return dataset.fake_batches(options, self.config.num_classes)
     return dataset.train_batches(
@@ -157,7 +156,7 @@ class Recipe:
       split: 'valid' or 'test'; `config.eval_subset` if None.
     """
     options = dataclasses.replace(
-      self._data_options(**_processes()),
+      self._data_options(),
       image_size=self.config.eval_image_size,
       batch_size=self.eval_batch_size,
       preprocessing=self.config.eval_preproc,
@@ -173,19 +172,18 @@ class Recipe:
 
   def _data_options(self, **processes: int) -> dataset.Options:
     config = self.config
+    index, count = jax.process_index(), jax.process_count()
+    same = (
+      *('image_size', 'augment_before_mix', 'augment_kwargs', 'skip_corrupt'),
+      *('augmentation_multiplicity', 'balance_classes', 'transpose'),
+    )
     return dataset.Options(
-      image_size=config.image_size,
       batch_size=self.batch_size,
       preprocessing=config.train_preproc,
       seed=self.data_seed,
       augment_name=config.augment_name or '',
-      augment_before_mix=config.augment_before_mix,
-      augment_kwargs=config.augment_kwargs,
-      augmentation_multiplicity=config.augmentation_multiplicity,
-      balance_classes=config.balance_classes,
-      skip_corrupt=config.skip_corrupt,
-      transpose=config.transpose,
-      **processes,
+      **{'process_index': index, 'process_count': count, **processes},
+      **{key: config[key] for key in same},
     )
 
 
@@ -241,24 +239,14 @@ def build(
   )
 
 
-def create_model(
-  config: ml_collections.ConfigDict, num_classes: int | None = None
-) -> nfnets.Model:
-  """Builds the network that the settings name.
-
-  Args:
-    config: the experiment's.
-    num_classes: another number of classes than the config's, if not None.
-  """
+def create_model(config: ml_collections.ConfigDict) -> nfnets.Model:
+  """Builds the network that the experiment's settings name."""
   kwargs = dict(config.model_kwargs)
   if kwargs.get('skipinit_gain') in _INITIALIZERS:
     kwargs['skipinit_gain'] = _INITIALIZERS[kwargs['skipinit_gain']]
   try:
     return zoo.create_model(
-      config.model,
-      config.num_classes if num_classes is None else num_classes,
-      remat=config.remat,
-      **kwargs,
+      config.model, config.num_classes, remat=config.remat, **kwargs
     )
   except (TypeError, ValueError) as error:
     raise _wrong(f'model or model_kwargs: {error}') from error
@@ -347,11 +335,6 @@ def create_optimizer(
 
 def _round_up(number: int, factor: int) -> int:
   return number + -number % factor
-
-
-def _processes() -> dict[str, int]:
-  index, count = jax.process_index(), jax.process_count()
-  return {'process_index': index, 'process_count': count}
 
 
 def _train_split(config: ml_collections.ConfigDict) -> str:

@@ -349,7 +349,7 @@ def test_sam_ascends_on_each_device_and_descends_together():
       out, _ = _model().apply(params, {}, None, images_in, is_training=True)
       log_probs = jax.nn.log_softmax(out['logits'])
       losses = -log_probs[jnp.arange(len(labels)), labels]
-      return jnp.mean(_CLASS_WEIGHTS[labels] * losses)
+      return jnp.mean(jnp.asarray(_CLASS_WEIGHTS)[labels] * losses)
 
     return jax.grad(loss)(params)
 
