@@ -139,10 +139,12 @@ def check(config: ml_collections.ConfigDict, num_devices: int) -> None:
     ('which_loss', step_lib.LOSSES),
     ('which_ema', step_lib.EMAS),
     ('eval_subset', ('test', 'valid')),
+    ('class_weights', (None, 'balanced')),
   ):
     if config[key] not in known:
       raise _wrong(
-        f'{key} is {config[key]!r}; it must be one of {", ".join(known)}.'
+        f'{key} is {config[key]!r}; it must be one of '
+        f'{", ".join(map(str, known))}.'
       )
   for key in (
     *('train_batch_size', 'eval_batch_size', 'image_size', 'eval_image_size'),
@@ -173,6 +175,16 @@ def check(config: ml_collections.ConfigDict, num_devices: int) -> None:
       share % parts,
       f'accumulate_steps is {parts}, which does not divide the {share} images '
       'of each device.',
+    ),
+    (
+      config.class_weights and config.balance_classes,
+      'class_weights and balance_classes both make up for unequal classes, and '
+      'together would do so twice; set one of them.',
+    ),
+    (
+      config.fake_data and (config.class_weights or config.balance_classes),
+      'class_weights and balance_classes need a dataset, but fake_data is '
+      'True: random images have equal classes.',
     ),
     (
       config.sam_rho < 0 or not 0 < config.sam_fraction <= 1,

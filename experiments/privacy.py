@@ -278,6 +278,11 @@ def make(config: ml_collections.ConfigDict, num_examples: int) -> Privacy:
       'a gradient would depend on two examples.',
     ),
     (
+      config.class_weights or config.balance_classes,
+      'private: class_weights and balance_classes follow from the number of '
+      'examples of each class, and would tell of it.',
+    ),
+    (
       config.skip_nonfinite,
       'private: skip_nonfinite is True; skipped updates would reveal '
       'information about the examples.',

@@ -18,7 +18,7 @@ from experiments import command_line, defaults, gradients
 from experiments import privacy as privacy_lib
 import nfnets
 from nfnets import errors, optim, zoo
-from nfnets.data import builders, dataset
+from nfnets.data import builders, class_balance, dataset
 from nfnets.weights import matching
 
 # Fake data: images per epoch, and classes if num_classes is None.
@@ -115,6 +115,13 @@ class Recipe:
     # Values may be lists.
     return repr(sorted(settings.items())), self.num_examples
 
+  def class_weights(self) -> np.ndarray | None:
+    """Return the weights of the classes in the loss, float32 [K], or None."""
+    if not self.config.class_weights:
+      return None
+    counts = class_balance.class_counts(self.builder, _train_split(self.config))
+    return class_balance.class_weights(counts)
+
   def num_eval_batches(self, split: str | None = None) -> int:
     """Return the number of batches; padding of the last one is masked."""
     return -(-self.num_eval_examples(split) // self.eval_batch_size)
@@ -132,11 +139,10 @@ class Recipe:
       secret_key: that of `privacy.NoiseState`, in private training.
       **processes: `process_index` and `process_count`, if not JAX's.
     """
-    options = self._data_options(**(processes or _processes()))
+    options = self._data_options(**processes)
     if self.privacy:
       key = np.zeros(4, np.uint32) if secret_key is None else secret_key
-      sample = self.privacy.sampling(key)
-      options = dataclasses.replace(options, poisson=sample)
+      options = dataclasses.replace(options, poisson=self.privacy.sampling(key))
     if self.builder is None:
       return dataset.fake_batches(options, self.config.num_classes)
     return dataset.train_batches(
@@ -150,7 +156,7 @@ class Recipe:
       split: 'valid' or 'test'; `config.eval_subset` if None.
     """
     options = dataclasses.replace(
-      self._data_options(**_processes()),
+      self._data_options(),
       image_size=self.config.eval_image_size,
       batch_size=self.eval_batch_size,
       preprocessing=self.config.eval_preproc,
@@ -166,18 +172,18 @@ class Recipe:
 
   def _data_options(self, **processes: int) -> dataset.Options:
     config = self.config
+    index, count = jax.process_index(), jax.process_count()
+    same = (
+      *('image_size', 'augment_before_mix', 'augment_kwargs', 'skip_corrupt'),
+      *('augmentation_multiplicity', 'balance_classes', 'transpose'),
+    )
     return dataset.Options(
-      image_size=config.image_size,
       batch_size=self.batch_size,
       preprocessing=config.train_preproc,
       seed=self.data_seed,
       augment_name=config.augment_name or '',
-      augment_before_mix=config.augment_before_mix,
-      augment_kwargs=config.augment_kwargs,
-      augmentation_multiplicity=config.augmentation_multiplicity,
-      skip_corrupt=config.skip_corrupt,
-      transpose=config.transpose,
-      **processes,
+      **{'process_index': index, 'process_count': count, **processes},
+      **{key: config[key] for key in same},
     )
 
 
@@ -232,24 +238,14 @@ def build(
   )
 
 
-def create_model(
-  config: ml_collections.ConfigDict, num_classes: int | None = None
-) -> nfnets.Model:
-  """Build the network.
-
-  Args:
-    config: the experiment's.
-    num_classes: number of classes. None: `config.num_classes`.
-  """
+def create_model(config: ml_collections.ConfigDict) -> nfnets.Model:
+  """Build the network that the experiment's settings name."""
   kwargs = dict(config.model_kwargs)
   if kwargs.get('skipinit_gain') in _INITIALIZERS:
     kwargs['skipinit_gain'] = _INITIALIZERS[kwargs['skipinit_gain']]
   try:
     return zoo.create_model(
-      config.model,
-      config.num_classes if num_classes is None else num_classes,
-      remat=config.remat,
-      **kwargs,
+      config.model, config.num_classes, remat=config.remat, **kwargs
     )
   except (TypeError, ValueError) as error:
     raise _wrong(f'model or model_kwargs: {error}') from error
@@ -338,11 +334,6 @@ def create_optimizer(
 
 def _round_up(number: int, factor: int) -> int:
   return number + -number % factor
-
-
-def _processes() -> dict[str, int]:
-  index, count = jax.process_index(), jax.process_count()
-  return {'process_index': index, 'process_count': count}
 
 
 def _train_split(config: ml_collections.ConfigDict) -> str:

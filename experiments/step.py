@@ -15,6 +15,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from experiments import gradients
@@ -120,13 +121,19 @@ def _topk_correct(logits: jax.Array, labels: jax.Array) -> Metrics:
 
 
 def make_loss(
-  model: nfnets.Model, config: ml_collections.ConfigDict
+  model: nfnets.Model,
+  config: ml_collections.ConfigDict,
+  class_weights: np.ndarray | None = None,
 ) -> Callable[..., tuple[jax.Array, tuple[hk.State, Metrics]]]:
   """Builds the loss of training.
 
   Args:
     model: the network.
     config: the experiment's.
+    class_weights: factors of the loss by label, float32 [K], whose mean over
+      the examples is 1; None: equal ones. Their sum in a batch does not count,
+      so that no example's gradient depends on the others of its batch, and
+      devices and parts of a batch may be averaged.
 
   Returns:
     A function from (parameters, state, batch, key) to (loss, (state, metrics)),
@@ -141,14 +148,26 @@ def make_loss(
     logits, new_state = _apply(
       model, params, state, rng, batch, True, config.bfloat16
     )
-    targets = jax.nn.one_hot(batch['labels'], logits.shape[-1])
-    if 'ratio' in batch:
-      others = jax.nn.one_hot(batch['mix_labels'], logits.shape[-1])
-      ratio = batch['ratio'][:, None]
-      targets = ratio * targets + (1 - ratio) * others
-    targets = utils.smooth_labels(targets, config.label_smoothing)
+    labels, ratio = batch['labels'], batch.get('ratio')
+    one_hot = functools.partial(jax.nn.one_hot, num_classes=logits.shape[-1])
+
+    def loss_of(targets):
+      targets = utils.smooth_labels(targets, config.label_smoothing)
+      return LOSSES[config.which_loss](logits, targets)
+
+    if class_weights is not None:
+      factors, shares = jnp.asarray(class_weights), [(1, labels)]
+      if ratio is not None:
+        shares = [(ratio, labels), (1 - ratio, batch['mix_labels'])]
+      loss = sum(s * factors[x] * loss_of(one_hot(x)) for s, x in shares)
+    else:
+      targets = one_hot(labels)
+      if ratio is not None:
+        others, ratio = one_hot(batch['mix_labels']), ratio[:, None]
+        targets = ratio * targets + (1 - ratio) * others
+      loss = loss_of(targets)
     values = {
-      'train_loss': LOSSES[config.which_loss](logits, targets),
+      'train_loss': loss,
       **_topk_correct(logits, batch['labels']),
     }
     if 'mask' in batch:  # Of a Poisson sample.
@@ -181,6 +200,7 @@ def make_train_step(
   schedule: optax.Schedule,
   config: ml_collections.ConfigDict,
   axis_name: str | None = None,
+  class_weights: np.ndarray | None = None,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
   """Builds the function that makes one update.
 
@@ -190,6 +210,7 @@ def make_train_step(
     schedule: the learning rate by step, to report it.
     config: the experiment's.
     axis_name: the pmapped axis to average over; None outside of pmap.
+    class_weights: see `make_loss`.
 
   Returns:
     A function from (train state, batch, key) to (train state, metrics). The
@@ -201,7 +222,8 @@ def make_train_step(
     `config.log_layers`, `layers` are `gradients.Layers`.
   """
   decay_at = EMAS[config.which_ema]
-  gradient = gradients.make_gradient(make_loss(model, config), config)
+  loss_fn = make_loss(model, config, class_weights)
+  gradient = gradients.make_gradient(loss_fn, config)
 
   def mean(tree):
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
@@ -336,10 +358,13 @@ class CompiledSteps(NamedTuple):
 def make_compiled(recipe: Any) -> CompiledSteps:
   """Return the steps of a `Recipe`, which are compiled when they are called."""
   model, optimizer, config = recipe.model, recipe.optimizer, recipe.config
-  train_step = make_train_step(model, optimizer, recipe.schedule, config, AXIS)
 
   def train_step_with_stop(train_state, batch, rng):
     """Has the devices of all hosts agree on whether one of them shall end."""
+    train_step = make_train_step(
+      *(model, optimizer, recipe.schedule, config, AXIS),
+      recipe.class_weights(),  # May read the dataset, so not for evaluation.
+    )
     batch = dict(batch)
     stop = batch.pop(STOP, None)
     train_state, metrics = train_step(train_state, batch, rng)

@@ -334,6 +334,16 @@ EXPERIMENT: dict[str, tuple[Any, str]] = {
     0.1,
     'Fraction of each label that is spread over all classes.',
   ),
+  'class_weights': (
+    _optional(str),
+    'balanced: weight the training loss of each example by the inverse '
+    'frequency of its class. None: equal weights.',
+  ),
+  'balance_classes': (
+    False,
+    'Draw each class equally often in training; an epoch has as many examples '
+    'as before.',
+  ),
   'use_ema': (
     False,
     'Keep an exponential moving average of the weights, and evaluate it, too.',

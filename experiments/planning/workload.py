@@ -158,6 +158,8 @@ def build(
   is_imagenet = ours.which_dataset.partition(':')[0] == _IMAGENET
   if is_imagenet:
     ours.fake_data = True
+    # They change no time or memory.
+    ours.class_weights, ours.balance_classes = None, False
     ours.num_classes = ours.num_classes or 1000
   built = recipe.build(
     ours, jax.random.PRNGKey(0), devices, config.training_steps

@@ -118,7 +118,8 @@ def measure(
   )
   train_step = jax.jit(
     step_lib.make_train_step(
-      built.model, built.optimizer, built.schedule, ours
+      *(built.model, built.optimizer, built.schedule, ours),
+      class_weights=built.class_weights(),
     ),
     donate_argnums=0,
   )

@@ -63,14 +63,21 @@ class Place(NamedTuple):
     return tf.random.fold_in(seed, tf.constant(use, tf.int64))
 
 
+def shuffle(size: int, seed: int, number: int) -> np.ndarray:
+  """Returns the permutation, int64 [size], of this number."""
+  # Sorting raw bits: NumPy promises never to change these, but not what
+  # Generator.permutation makes of them.
+  philox = np.random.Philox(key=np.array([seed, number], np.uint64))
+  return np.argsort(philox.random_raw(size), kind='stable')
+
+
 class EpochOrder:
   """The examples in an endless sequence of shuffled epochs."""
 
   def __init__(self, num_examples: int, seed: int):
-    self._num_examples = num_examples
-    self._seed = seed
+    self._num_examples, self._seed = num_examples, seed
     # Reading ahead touches one epoch and the next.
-    self._permutation = functools.lru_cache(maxsize=2)(self._permute)
+    self._shuffle = functools.lru_cache(maxsize=2)(shuffle)
 
   def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns (epochs, indices), both int64 [n], for positions int64 [n]."""
@@ -78,14 +85,9 @@ class EpochOrder:
     indices = np.empty_like(positions)
     for epoch in np.unique(epochs):
       here = epochs == epoch
-      indices[here] = self._permutation(int(epoch))[places[here]]
+      order = self._shuffle(self._num_examples, self._seed, int(epoch))
+      indices[here] = order[places[here]]
     return epochs, indices
-
-  def _permute(self, epoch: int) -> np.ndarray:
-    # Sorting raw bits: NumPy promises never to change these, but not what
-    # Generator.permutation makes of them.
-    philox = np.random.Philox(key=np.array([self._seed, epoch], np.uint64))
-    return np.argsort(philox.random_raw(self._num_examples), kind='stable')
 
 
 class Poisson(NamedTuple):
@@ -108,18 +110,16 @@ class PoissonOrder:
   def __init__(self, num_examples: int, batch_size: int, poisson: Poisson):
     self._num_examples, self._batch_size = num_examples, batch_size
     self._poisson = poisson
-    self._lock = threading.Lock()
     self._cached = functools.lru_cache(maxsize=2)(self._draw)
 
   def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns (steps, indices) as `EpochOrder`; -1 is no example."""
     steps, rows = np.divmod(positions, self._batch_size)
     indices = np.full_like(positions, -1)
-    with self._lock:
-      for step in np.unique(steps):
-        drawn = self._cached(int(step))
-        here = (steps == step) & (rows < len(drawn))
-        indices[here] = drawn[rows[here]]
+    for step in np.unique(steps):
+      drawn = self._cached(int(step))
+      here = (steps == step) & (rows < len(drawn))
+      indices[here] = drawn[rows[here]]
     return steps, indices
 
   def _draw(self, step: int) -> np.ndarray:

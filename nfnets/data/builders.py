@@ -20,8 +20,6 @@ from nfnets.inference import images
 
 SPLITS = ('train', 'valid', 'train_and_valid', 'test')
 
-_EXAMPLES_PER_READ = 1024
-
 Dataset = tfds.core.DatasetBuilder | Folder
 
 
@@ -285,28 +283,6 @@ class SplitReader:
   def where(self, index: int) -> str:
     """Says in words where an example is, for messages."""
     return self._files.where(self._start + index)
-
-
-def class_counts(builder: Dataset, split: str) -> np.ndarray:
-  """Counts the examples of each class, without decoding images: int64 [K].
-
-  Raises:
-    UserError: The split is unknown, empty or damaged.
-  """
-  if isinstance(builder, Folder):
-    labels = builder.labels(split)
-  else:
-    labels = []
-    with contextlib.closing(SplitReader(builder, split)) as source:
-      read = tf.autograph.experimental.do_not_convert(
-        lambda record: source.parse(record)[1]
-      )
-      everything = np.arange(source.num_examples)
-      for start in everything[::_EXAMPLES_PER_READ]:
-        found = source.read(everything[start : start + _EXAMPLES_PER_READ])
-        found = tf.data.Dataset.from_tensor_slices(found)
-        labels.extend(found.map(read).as_numpy_iterator())
-  return np.bincount(labels, minlength=num_classes(builder))
 
 
 def image_sizes(builder: Dataset, split: str, most: int = 100) -> np.ndarray:

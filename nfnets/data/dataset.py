@@ -10,7 +10,8 @@ mixup or CutMix an image is made from two: position q from those at 2 q and
 2 q + 1 of that sequence, so a batch reads 2 B examples. With an augmentation
 multiplicity of k, each of the B becomes k images, next to each other: what
 happens to the copies follows from their numbers, too, and the first is what it
-would be alone.
+would be alone. With balanced classes the sequence is another, of passes through
+each class in place of epochs; see `class_balance.BalancedOrder`.
 Process p of P takes the p-th slice of every global batch, so neither the
 number of processes nor the step that a run resumes from changes a single pixel.
 """
@@ -24,16 +25,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nfnets.data import augmentation, preprocess
-from nfnets.data.batches import (
-  Batch,
-  Batches,
-  EpochOrder,
-  Place,
-  Poisson,
-  PoissonOrder,
-  Reader,
-)
+from nfnets.data import augmentation, batches, class_balance, preprocess
+from nfnets.data.batches import Batch, Batches, Place, Reader
 from nfnets.data.builders import (
   Dataset,
   SplitReader,
@@ -81,6 +74,8 @@ class Options:
     skip_corrupt: Whether an image that cannot be decoded is replaced by the
       next one of the split (and masked, in evaluation), instead of being an
       error.
+    balance_classes: Whether training draws each class equally often, instead of
+      each example; see `class_balance.BalancedOrder`.
     poisson: Training's batches are draws instead of parts of shuffled epochs;
       what is left of `batch_size` is filled, and masked.
     transpose: Whether images come as HWCN instead of NHWC.
@@ -100,7 +95,8 @@ class Options:
   augment_kwargs: Mapping[str, Any] | None = None
   augmentation_multiplicity: int = 1
   skip_corrupt: bool = False
-  poisson: Poisson | None = None
+  balance_classes: bool = False
+  poisson: batches.Poisson | None = None
   transpose: bool = False
   process_index: int = 0
   process_count: int = 1
@@ -184,9 +180,12 @@ def train_batches(
   if first_step < 0:
     raise ValueError(f'The first step has to be 0 or more, not {first_step}.')
   source = SplitReader(builder, split, options.skip_corrupt, reduces=True)
-  index_of = EpochOrder(source.num_examples, options.seed)
-  if options.poisson:
-    index_of = PoissonOrder(
+  index_of = batches.EpochOrder(source.num_examples, options.seed)
+  if options.balance_classes:
+    labels = class_balance.read_labels(builder, split)
+    index_of = class_balance.BalancedOrder(labels, options.seed)
+  elif options.poisson:
+    index_of = batches.PoissonOrder(
       source.num_examples, options.batch_size, options.poisson
     )
   copies = options.augmentation_multiplicity

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from nfnets import messages, paths
-from nfnets.data import builders, dataset, folders
+from nfnets.data import builders, class_balance, dataset, folders
 from nfnets.errors import UserError
 from nfnets.inference import (
   card,
@@ -165,6 +165,6 @@ def _train_counts(
     is_folder = isinstance(builder, folders.Folder)
     if not is_folder and dataset.num_examples(builder, split) > _MOST_RECORDS:
       return None
-    return builders.class_counts(builder, split)
+    return class_balance.class_counts(builder, split)
   except UserError:
     return None  # A dataset that is only there to be tested on.

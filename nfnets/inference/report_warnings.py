@@ -65,7 +65,9 @@ def check_class_counts(
       train[most] >= _IMBALANCE * train[least] > 0,
       f'The classes are unequal: {train[most]:,} training images of the '
       f'largest and {train[least]:,} of the smallest. The accuracy overall '
-      'says little of the small ones; look at theirs. Largest and smallest:',
+      'says little of the small ones; look at theirs. In training, '
+      '--class_weights=balanced or --balance_classes make up for that. Largest '
+      'and smallest:',
       [names[most], names[least]],
     ),
     (

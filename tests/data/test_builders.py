@@ -8,7 +8,7 @@ import pytest
 from sklearn import datasets
 import tensorflow_datasets as tfds
 
-from nfnets.data import builders, digits
+from nfnets.data import builders, class_balance, digits
 from nfnets.errors import UserError
 
 LABEL = tfds.features.ClassLabel(names=['cat', 'dog'])
@@ -49,7 +49,7 @@ def test_other_datasets_are_found_by_name(tmp_path, name):
   builder = load(name, str(tmp_path))
   assert builders.class_names(builder) == ['cat', 'dog']
   assert builders.num_examples(builder, 'test') == 1
-  assert builders.class_counts(builder, 'train').tolist() == [0, 3]
+  assert class_balance.class_counts(builder, 'train').tolist() == [0, 3]
 
 
 @pytest.mark.parametrize('split', ['', 'validation', 'train[:10]', 'Test'])

@@ -238,6 +238,17 @@ def test_the_command_is_a_program(run_process, straight, tmp_path):
     ((*_SMALL, '--train_preproc=x'), 2, 'training preprocessing'),
     ((*_SMALL, '--augment_name=mixap'), 2, "did you mean 'mixup'?"),
     ((*_SMALL, '--accumulate_steps=3'), 2, 'does not divide the 4'),
+    ((*_SMALL, '--class_weights=x'), 2, 'must be one of None, balanced'),
+    (
+      (*_SMALL, '--class_weights=balanced', '--balance_classes'),
+      2,
+      'would do so twice',
+    ),
+    (
+      (*_SMALL, '--balance_classes', '--fake_data'),
+      2,
+      'random images have equal classes',
+    ),
     ((*_SMALL, '--num_processes=2'), 2, 'processes need --coordinator_addr'),
     ((*_SMALL, '--which_dataset=x'), 1, "Unknown dataset 'x'"),
     ((*_SMALL, '--lr_schedule.name=x'), 2, 'lr_schedule.name'),

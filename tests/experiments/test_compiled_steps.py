@@ -7,6 +7,7 @@ import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import small_network
 
 from experiments import loop, recipe, step
@@ -61,6 +62,14 @@ def _train(built, num_steps=12, make=step.make_compiled):
   # Memory is used again, but for that of the first state, which pmap copies.
   assert num_steps == 1 or all(x.is_deleted() for x in jax.tree.leaves(before))
   return history, experiment.snapshot_state()['train_state']
+
+
+def test_the_compiled_step_has_the_weights_of_the_classes(monkeypatch):
+  plain = _train(_recipe(), 1)[0]
+  weights = np.full(10, 3, np.float32)
+  monkeypatch.setattr(recipe.Recipe, 'class_weights', lambda _: weights)
+  weighted = _train(_recipe(), 1)[0]
+  assert weighted[0]['train_loss'] == pytest.approx(3 * plain[0]['train_loss'])
 
 
 def test_the_same_program_trains_with_other_numbers_as_constants_do():

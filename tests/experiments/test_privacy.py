@@ -253,6 +253,8 @@ def test_a_run_that_goes_on_counts_what_it_has_made():
     ({'clip_per_example': ''}, "clip_per_example is ''"),
     ({'train_batch_size': 1024}, 'more than the 1000 examples'),
     ({'augment_name': 'cutmix'}, "'cutmix', which mixes images"),
+    ({'class_weights': 'balanced'}, 'the number of examples of each class'),
+    ({'balance_classes': True}, 'the number of examples of each class'),
     ({'skip_nonfinite': True}, 'skip_nonfinite is True'),
     ({'skip_corrupt': True}, 'skip_corrupt is True'),
   ],

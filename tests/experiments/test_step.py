@@ -19,6 +19,7 @@ from nfnets import imagenet, optim
 _SIZE = 16
 _BATCH = 8
 _LR = 0.1
+_CLASS_WEIGHTS = np.linspace(0.1, 1.9, 10, dtype=np.float32)
 
 
 def _batch(seed=0):
@@ -59,7 +60,8 @@ def _state(optimizer, use_ema=False):
 
 def _pmapped(config, optimizer, devices):
   step = step_lib.make_train_step(
-    _model(), optimizer, lambda _: _LR, config, axis_name='i'
+    *(_model(), optimizer, lambda _: _LR, config, 'i'),
+    class_weights=_CLASS_WEIGHTS,
   )
   return jax.pmap(
     step,
@@ -162,7 +164,9 @@ def test_moving_averages_are_the_same_on_all_devices(axis):
   np.testing.assert_allclose(ema[0].ravel(), 0.1 * old + 0.9 * want, rtol=1e-4)
 
 
-def test_mixed_labels_give_a_mixed_loss():
+@pytest.mark.parametrize('name', step_lib.LOSSES)
+@pytest.mark.parametrize('class_weights', [None, _CLASS_WEIGHTS])
+def test_mixed_labels_give_a_mixed_loss(name, class_weights):
   rng = np.random.default_rng(1)
   ratio = rng.uniform(size=_BATCH).astype(np.float32)
   others = rng.integers(10, size=_BATCH, dtype=np.int32)
@@ -171,19 +175,25 @@ def test_mixed_labels_give_a_mixed_loss():
     _model(),
     _optimizer(),
     lambda _: _LR,
-    small_network.config(label_smoothing=0.1),
+    small_network.config(label_smoothing=0.1, which_loss=name),
+    class_weights=class_weights,
   )
   _, metrics = jax.jit(step)(_state(_optimizer()), batch, jax.random.PRNGKey(0))
   logits = _model().logits(_params(), imagenet.normalize(batch['images']))
   logits = np.asarray(logits, np.float64)
-  log_probs = logits - np.log(np.sum(np.exp(logits), -1, keepdims=True))
-  rows = np.arange(_BATCH)
-  loss = -np.mean(
-    0.9 * ratio * log_probs[rows, batch['labels']]
-    + 0.9 * (1 - ratio) * log_probs[rows, others]
-    + 0.1 * log_probs.mean(-1)
-  )
-  np.testing.assert_allclose(metrics['train_loss'], loss, rtol=1e-5)
+
+  def loss(labels):
+    targets = 0.9 * np.eye(10)[labels] + 0.01
+    if name == 'softmax_cross_entropy':
+      sums = np.sum(np.exp(logits), -1, keepdims=True)
+      losses = -targets * (logits - np.log(sums))
+    else:  # log(1 + e^x) - t x.
+      losses = np.logaddexp(0, logits) - targets * logits
+    weights = np.ones(10) if class_weights is None else class_weights
+    return weights[labels] * losses.sum(-1)
+
+  mixed = ratio * loss(batch['labels']) + (1 - ratio) * loss(others)
+  np.testing.assert_allclose(metrics['train_loss'], mixed.mean(), rtol=1e-5)
   top_1 = np.mean(np.argmax(logits, -1) == batch['labels'])
   assert metrics['top_1_acc'] == top_1
   assert metrics['learning_rate'] == pytest.approx(_LR)
@@ -338,7 +348,8 @@ def test_sam_ascends_on_each_device_and_descends_together():
       images_in = imagenet.normalize(images)
       out, _ = _model().apply(params, {}, None, images_in, is_training=True)
       log_probs = jax.nn.log_softmax(out['logits'])
-      return -jnp.mean(log_probs[jnp.arange(len(labels)), labels])
+      losses = -log_probs[jnp.arange(len(labels)), labels]
+      return jnp.mean(jnp.asarray(_CLASS_WEIGHTS)[labels] * losses)
 
     return jax.grad(loss)(params)
 
