@@ -18,13 +18,17 @@ from experiments import command_line, defaults, gradients
 from experiments import privacy as privacy_lib
 import nfnets
 from nfnets import errors, optim, zoo
-from nfnets.data import builders, dataset
+from nfnets.data import batches, builders, dataset
 from nfnets.weights import matching
 
 # Fake data: images of an epoch, and classes where num_classes is open.
 _FAKE_EXAMPLES, _FAKE_CLASSES = 10_000, 10
 # Batches of fake data that an evaluation takes.
 _FAKE_EVAL_BATCHES = 2
+# Stands for a split in evaluation: some of the training examples, not more than
+# these, in an order that is none of training's.
+TRAIN_SAMPLE = 'train_sample'
+_MAX_TRAIN_SAMPLE, _SAMPLE_EPOCH = 1000, 2**32
 # What a setting can call them by.
 _INITIALIZERS = {'zeros': jnp.zeros, 'ones': jnp.ones}
 # The settings that `traced_hyperparams` passes to the compiled step, by their
@@ -73,7 +77,22 @@ class Recipe:
     """Returns how many examples an evaluation counts; see `eval_batches`."""
     if self.builder is None:
       return _FAKE_EVAL_BATCHES * self.eval_batch_size
+    if split == TRAIN_SAMPLE:
+      return len(self.train_sample())
     return dataset.num_examples(self.builder, split or self.config.eval_subset)
+
+  def train_sample(self) -> np.ndarray:
+    """Returns the training examples that are evaluated, too, int64 [N].
+
+    They are as many as evaluation counts, but at most 1,000, and follow from
+    the seed and the dataset alone.
+    """
+    count = min(
+      *(self.num_eval_examples(), self.num_examples, _MAX_TRAIN_SAMPLE)
+    )
+    order = batches.EpochOrder(self.num_examples, self.data_seed)
+    first = _SAMPLE_EPOCH * self.num_examples
+    return np.sort(order(first + np.arange(count))[1])
 
   @property
   def test_split(self) -> str:
@@ -147,7 +166,7 @@ class Recipe:
     """Returns batches with every example once; see `dataset`.
 
     Args:
-      split: 'valid' or 'test'; `config.eval_subset` if None.
+      split: 'valid', 'test' or TRAIN_SAMPLE; `config.eval_subset` if None.
     """
     options = dataclasses.replace(
       self._data_options(**_processes()),
@@ -160,9 +179,10 @@ class Recipe:
       return dataset.fake_batches(
         options, self.config.num_classes, _FAKE_EVAL_BATCHES
       )
-    return dataset.eval_batches(
-      self.builder, split or self.config.eval_subset, options
-    )
+    split, indices = split or self.config.eval_subset, None
+    if split == TRAIN_SAMPLE:
+      split, indices = _train_split(self.config), self.train_sample()
+    return dataset.eval_batches(self.builder, split, options, indices)
 
   def _data_options(self, **processes: int) -> dataset.Options:
     config = self.config

@@ -43,9 +43,9 @@ def make_picture(folders: list[pathlib.Path]) -> 'figure.Figure':
   """Returns the curves of runs, and their layers below, a row for each run."""
   from matplotlib import figure
 
-  from nfnets.inference import drawing
+  from nfnets.inference import curves
 
-  runs = {folder: drawing.read_run(folder) for folder in folders}
+  runs = {folder: curves.read_run(folder) for folder in folders}
   # {folder: {quantity: {layer, from the input on: (steps, values)}}}.
   maps: dict[Any, dict[str, dict]] = {}
   for folder, run in runs.items():
