@@ -102,8 +102,7 @@ class Validation:
     is_best = is_best and math.isfinite(value)
     self._log(curves.Row.of(step, metrics, is_best))
     if is_best:
-      # A step that is made again after a stop may be before the known one.
-      improved = min(improved, step) if value == best else step
+      improved = improved if value == best else step
       facts = {self._metric: value, _IMPROVED: improved}
       self._unsaved = module.weights(), step, facts
     try:
