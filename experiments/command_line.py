@@ -66,6 +66,17 @@ def parse(
   config.lock()
   with errors.prefix('--config', status=2):
     base_config.validate_config(config)
+  if config.patience is not None:
+    if config.patience < 1:
+      raise UserError(
+        f'patience is {config.patience}; it must be positive, or None.', 2
+      )
+    if not config.evaluations:
+      raise UserError(
+        'patience counts evaluations during training, and there are none: set '
+        '--evaluations=10, too.',
+        2,
+      )
   if not config.get('checkpoint_dir'):
     path, _, argument = name.partition(':')
     run_name = '_'.join(filter(None, (pathlib.Path(path).stem, argument)))

@@ -144,6 +144,11 @@ def _check_mode(argv: list[str], config: Any, mode: str) -> None:
     raise UserError(
       f'--jaxline_mode is {mode!r}; it must be one of {", ".join(_MODES)}.', 2
     )
+  if mode == 'train_eval_multithreaded' and config.patience:
+    raise UserError(
+      'patience is for --jaxline_mode=train, where training evaluates itself.',
+      2,
+    )
   weights = config.experiment_kwargs.config.weights
   folder = config.checkpoint_dir
   if mode == 'eval' and weights:

@@ -50,7 +50,7 @@ class Experiment(experiment.AbstractExperiment):
     reporter: screen.Reporter | None = None,
     notice: hosts.Notice | None = None,
     weights: weights_lib.Weights | None = None,
-    validate: Callable[['Experiment', int], None] | None = None,
+    validate: Callable[['Experiment', int], bool] | None = None,
     make_steps: Callable[
       [recipe_lib.Recipe], step_lib.CompiledSteps
     ] = step_lib.make_compiled,
@@ -68,7 +68,8 @@ class Experiment(experiment.AbstractExperiment):
         in evaluation to evaluate, unless a checkpoint is restored. What reads
         `config.weights` is the command.
       validate: is called in training with this and the number of steps made,
-        before the next step and after the last; None never stops for that.
+        before the next step and after the last, and returns whether training
+        should end; None never stops for that.
       make_steps: `step.make_compiled`, or a `step.make_shared()`.
 
     Raises:
@@ -116,7 +117,8 @@ class Experiment(experiment.AbstractExperiment):
       return False
     if self._validate is not None:
       try:
-        self._validate(self, global_step)
+        if self._validate(self, global_step):
+          return False
       except hosts.StoppedError:
         return False
     return global_step < min(config.training_steps, self._last_step)
@@ -271,6 +273,15 @@ class Experiment(experiment.AbstractExperiment):
     """
     return self._measure(self._pairs(), self.config.eval_subset)
 
+  def measure_train_sample(self) -> dict[str, float]:
+    """Measures the weights that are kept on some of the training images.
+
+    Returns:
+      `train_sample_loss` and so on, computed as `measure` does.
+    """
+    *_, last = self._pairs().values()
+    return self._measure({'train_sample_': last}, recipe_lib.TRAIN_SAMPLE)
+
   def test(self, weights: weights_lib.Weights) -> dict[str, Any]:
     """Measures weights on the test split.
 
@@ -329,14 +340,14 @@ class Experiment(experiment.AbstractExperiment):
       in_flight.append(outputs)
       count(_STEPS_AHEAD - 1)
     count(0)
-    num_examples = sums['eval_num_examples']
+    num_examples = int(sums[f'{next(iter(weights))}num_examples'])
     metrics = {}
     for key, value in sums.items():
       if not key.endswith('num_examples'):
         prefix = max((p for p in weights if key.startswith(p)), key=len)
         # An accuracy says nothing where the loss is not finite.
         metrics[key] = (value + 0 * sums[f'{prefix}loss']) / num_examples
-    return {**metrics, 'eval_num_examples': int(num_examples)}
+    return {**metrics, f'{next(iter(weights))}num_examples': num_examples}
 
   # What both need.
 
@@ -355,7 +366,7 @@ class Experiment(experiment.AbstractExperiment):
     return jaxline_compat.shard_local_devices(parts)
 
 
-def log_evaluation(metrics: Mapping[str, float], note: str = '') -> None:
+def log_evaluation(metrics: Mapping[str, float]) -> None:
   """Logs the metrics of `Experiment.evaluate` on one line."""
   shown = [
     f'{key.removeprefix("eval_")} {value:.4f}'
@@ -365,5 +376,5 @@ def log_evaluation(metrics: Mapping[str, float], note: str = '') -> None:
   logging.info(
     'evaluated %d examples: %s',
     metrics['eval_num_examples'],
-    '  '.join([*shown, note]).rstrip(),
+    '  '.join(shown),
   )

@@ -18,13 +18,17 @@ from experiments import command_line, defaults, gradients
 from experiments import privacy as privacy_lib
 import nfnets
 from nfnets import errors, optim, zoo
-from nfnets.data import builders, class_balance, dataset
+from nfnets.data import batches, builders, class_balance, dataset
 from nfnets.weights import matching
 
 # Fake data: images per epoch, and classes if num_classes is None.
 _FAKE_EXAMPLES, _FAKE_CLASSES = 10_000, 10
 # Batches of fake data in an evaluation.
 _FAKE_EVAL_BATCHES = 2
+# Pseudo-split of evaluation: a sample of the training examples, of at most this
+# size. The epoch of its order is none of training's.
+TRAIN_SAMPLE = 'train_sample'
+_MAX_TRAIN_SAMPLE, _SAMPLE_EPOCH = 1000, 2**32
 # Initializers that settings can name.
 _INITIALIZERS = {'zeros': jnp.zeros, 'ones': jnp.ones}
 # Settings that `traced_hyperparams` passes to the compiled step, by their names
@@ -73,7 +77,22 @@ class Recipe:
     """Return the number of examples in an evaluation; see `eval_batches`."""
     if self.builder is None:
       return _FAKE_EVAL_BATCHES * self.eval_batch_size
+    if split == TRAIN_SAMPLE:
+      return len(self.train_sample())
     return dataset.num_examples(self.builder, split or self.config.eval_subset)
+
+  def train_sample(self) -> np.ndarray:
+    """Return the indices of training examples to evaluate, int64 [N].
+
+    There are as many as in an evaluation, at most 1,000. They depend only on
+    the seed and the dataset.
+    """
+    count = min(
+      *(self.num_eval_examples(), self.num_examples, _MAX_TRAIN_SAMPLE)
+    )
+    order = batches.EpochOrder(self.num_examples, self.data_seed)
+    first = _SAMPLE_EPOCH * self.num_examples
+    return np.sort(order(first + np.arange(count))[1])
 
   @property
   def test_split(self) -> str:
@@ -153,7 +172,7 @@ class Recipe:
     """Return batches that hold every example once; see `dataset`.
 
     Args:
-      split: 'valid' or 'test'; `config.eval_subset` if None.
+      split: 'valid', 'test' or TRAIN_SAMPLE; `config.eval_subset` if None.
     """
     options = dataclasses.replace(
       self._data_options(),
@@ -166,9 +185,10 @@ class Recipe:
       return dataset.fake_batches(
         options, self.config.num_classes, _FAKE_EVAL_BATCHES
       )
-    return dataset.eval_batches(
-      self.builder, split or self.config.eval_subset, options
-    )
+    split, indices = split or self.config.eval_subset, None
+    if split == TRAIN_SAMPLE:
+      split, indices = _train_split(self.config), self.train_sample()
+    return dataset.eval_batches(self.builder, split, options, indices)
 
   def _data_options(self, **processes: int) -> dataset.Options:
     config = self.config

@@ -9,15 +9,13 @@ card.
 import datetime
 import importlib.metadata
 import json
-import math
 import platform
 import types
 from typing import Any
 
-from absl import logging
 import jax
 
-from experiments import command_line, loop, recipe, screen
+from experiments import command_line, recipe
 from nfnets import errors, finite_json, paths, weights
 from nfnets.data import builders, folders
 from nfnets.errors import UserError
@@ -32,7 +30,8 @@ _FREE = (
   *('traced_hyperparams', 'log_layers', 'per_example.chunk'),
   *('skip_corrupt', 'skip_nonfinite', 'private.epsilon', 'private.delta'),
 )
-# Those at the top that decide on its result; training_steps may be others.
+# Those at the top that decide on its result; training_steps may be others, and
+# patience, which is none of them: neither changes what is at a step.
 _OF_RUN = (
   *('training_steps', 'random_seed', 'random_mode_train', 'evaluations'),
   *(
@@ -298,65 +297,3 @@ def read_info(folder: str) -> dict[str, Any] | None:
       return json.loads(paths.read_bytes(path))
     except (FileNotFoundError, NotADirectoryError, ValueError):
       return None
-
-
-class Validation:
-  """Evaluates training at equal intervals, and keeps the best weights.
-
-  When depends on the step alone, so that a run that is stopped and goes on
-  keeps the same.
-  """
-
-  def __init__(self, config: Any, folder: RunFolder):
-    """Evaluates nothing yet.
-
-    Args:
-      config: JAXline's, with `evaluations` above 0.
-      folder: where the best weights go.
-    """
-    self._last = config.training_steps
-    self._interval = math.ceil(self._last / config.evaluations)
-    self._metric = config.best_model_eval_metric
-    self._sign = 1 if config.best_model_eval_metric_higher_is_better else -1
-    if config.experiment_kwargs.config.use_ema:
-      # The averaged weights are what is kept.
-      name = self._metric.removeprefix('eval_').removeprefix('ema_')
-      self._metric = f'eval_ema_{name}'
-    self._folder = folder
-    # The arguments of `keep` for the best weights, until they are written.
-    self._unsaved: tuple[weights.Weights, int, dict[str, float]] | None = None
-    self._writer = screen.Writer(config, 'eval')
-    self.close = self._writer.finish
-
-  def __call__(self, module: loop.Experiment, step: int) -> None:
-    """Evaluate if it is time to.
-
-    Raises:
-      hosts.StoppedError: if the run was asked to end meanwhile.
-    """
-    if step % self._interval and step != self._last or not step:
-      return
-    metrics = module.measure()
-    self._writer.write_scalars(step, metrics)
-    if not self._folder.is_writer:
-      return
-    value = metrics[self._metric]
-    known = self._unsaved[2] if self._unsaved else self._folder.kept()
-    best = known.get(self._metric)
-    # Of equal ones the later, which was trained for longer.
-    is_best = best is None or self._sign * value >= self._sign * best
-    is_best = is_best and math.isfinite(value)
-    loop.log_evaluation(metrics, '* best so far' if is_best else '')
-    if is_best:
-      self._unsaved = module.weights(), step, {self._metric: value}
-    try:
-      self.save()
-    except UserError as error:
-      logging.error('%s Training goes on.', error)
-
-  def save(self) -> None:
-    """Write the best weights, if they are not; raise UserError if it fails."""
-    if self._unsaved is not None:
-      kept, step, facts = self._unsaved
-      self._folder.keep(kept, step, **facts)
-      self._unsaved = None

@@ -291,6 +291,12 @@ def describe_end(
     speed = results.get('images_per_second')
     speed = f', {speed:.0f} images per second' if speed else ''
     lines = [f'Trained to step {step} in {took}{speed}.']
+  if results.get('stopped_early'):
+    lines.append(
+      f'Stopped early: the last {config.patience} evaluations were no better '
+      f'than one before. The best weights are those of step '
+      f'{results.get("best_step", step)}.'
+    )
   accuracies = []
   for key, what in (
     ('test_top_1_acc', 'Test accuracy'),
@@ -310,6 +316,13 @@ def describe_end(
   if stopped and saved is not None:
     lines.append(f'Saved: step {saved} in {folder / "latest"}')
   lines += accuracies
+  if mode == 'train' and 'best_step' in results:  # It has ended.
+    from nfnets.inference import curves, report_warnings
+
+    scalars = curves.read_scalars(folder / 'eval')
+    rows = curves.rows(scalars, results['best_step'])
+    early = results.get('stopped_early', False)
+    lines += [x.text for x in report_warnings.check_training(rows, early)]
   best = checkpoints.best(folder)
   if best is not None:
     metric = config.best_model_eval_metric

@@ -23,6 +23,7 @@ from experiments import (
   recipe,
   run_folder,
   screen,
+  validation,
 )
 from experiments import step as step_lib
 from nfnets import errors, paths
@@ -85,7 +86,7 @@ def train_and_evaluate(
   folder = run_folder.RunFolder(config, built, command)
   if begun:
     folder.go_on(begun, step, is_training)
-    if is_training and step >= config.training_steps and 'results' in begun:
+    if is_training and _has_ended(begun, config, step):
       report = paths.path(config.checkpoint_dir) / 'report.html'
       if config.report and paths.is_file(report):
         where['report'] = str(report)
@@ -125,6 +126,17 @@ def train_and_evaluate(
     elif notice.is_interrupt:
       last |= {'stopped_by_sigterm': False, 'interrupted': True}
   return {**last, **where}
+
+
+def _has_ended(begun: dict[str, Any], config: Any, step: int) -> bool:
+  """Return whether a run with these settings has come to its end."""
+  results = begun.get('results')
+  if results is None:
+    return False
+  # With another patience it may go on.
+  stops = results.get('stopped_early')
+  stops = stops and begun['run']['patience'] == config.patience
+  return stops or step >= config.training_steps
 
 
 def _describe_devices() -> str:
@@ -176,15 +188,17 @@ def _train_and_test(make, config, built, reporter, folder) -> dict[str, Any]:
   """Train, keep the weights to use, and measure them on the test split."""
   validates = config.evaluations > 0
   if validates:
-    validation = run_folder.Validation(config, folder)
-    make = functools.partial(make, validate=validation)
+    watch = validation.Validation(config, folder, built, reporter)
+    make = functools.partial(make, validate=watch)
   try:
     last, module = _train(make, config, reporter)
   finally:
     if validates:
-      validation.close()
+      watch.close()
   if validates:
-    validation.save()
+    watch.save()
+    if watch.stopped_early:
+      last |= {'stopped_by_sigterm': False, 'stopped_early': True}
   if last['stopped_by_sigterm']:
     return last
   most = config.test_at_end
@@ -195,6 +209,7 @@ def _train_and_test(make, config, built, reporter, folder) -> dict[str, Any]:
     folder.keep(weights, last['step'])
   elif validates:
     weights = folder.kept_weights()
+    last['best_step'] = folder.kept()['step']
   if validates or built.num_eval_examples('test') <= most:
     try:
       tested = module.test(weights)

@@ -89,6 +89,11 @@ RUN: dict[str, tuple[Any, str]] = {
     'tested at the end. 0: none; a second program with --jaxline_mode=eval can '
     'evaluate the checkpoints.',
   ),
+  'patience': (
+    _optional(int),
+    'Stop after this many evaluations without a better one. None: train to the '
+    'last step.',
+  ),
   'report': (False, 'Write a page on the results, report.html, at the end.'),
   'change_settings': (
     False,

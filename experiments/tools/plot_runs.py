@@ -43,9 +43,9 @@ def make_picture(folders: list[pathlib.Path]) -> 'figure.Figure':
   """Draw the curves of runs, and below a row with the layers of each run."""
   from matplotlib import figure
 
-  from nfnets.inference import drawing
+  from nfnets.inference import curves
 
-  runs = {folder: drawing.read_run(folder) for folder in folders}
+  runs = {folder: curves.read_run(folder) for folder in folders}
   # {folder: {quantity: {layer, input first: (steps, values)}}}.
   maps: dict[Any, dict[str, dict]] = {}
   for folder, run in runs.items():

@@ -256,16 +256,21 @@ def train_batches(
   return Batches(reader, per_batch, build, int(first_step))
 
 
-def eval_batches(builder: Dataset, split: str, options: Options) -> Batches:
+def eval_batches(
+  builder: Dataset,
+  split: str,
+  options: Options,
+  indices: np.ndarray | None = None,
+) -> Batches:
   """Every example once, in order, in ceil(N / B) batches.
 
-  All processes get the same number of batches; what the last ones lack is
-  filled with zeros, and masked.
+  All processes get as many batches; what the last ones lack is masked zeros.
 
   Args:
     builder: A dataset from `load_builder`.
     split: 'test' or 'valid', usually.
     options: The options of the pipeline.
+    indices: The examples to read, int64 [N]; None: all of the split.
 
   Returns:
     An iterator of {'images': float32 [b, H, W, 3] (or [H, W, 3, b]) in 0-255,
@@ -279,7 +284,8 @@ def eval_batches(builder: Dataset, split: str, options: Options) -> Batches:
   preprocess.check_eval_mode(options.preprocessing)
   source = SplitReader(builder, split, options.skip_corrupt)
   size, local = options.size, options.local_batch_size
-  whole, rest = divmod(source.num_examples, options.batch_size)
+  indices = np.arange(source.num_examples) if indices is None else indices
+  whole, rest = divmod(len(indices), options.batch_size)
   num_batches = whole + (rest > 0)
   # A process's examples come before its filling.
   last = np.clip(rest - options.process_index * local, 0, local)
@@ -287,7 +293,7 @@ def eval_batches(builder: Dataset, split: str, options: Options) -> Batches:
 
   def locate(numbers: np.ndarray) -> Place:
     positions = options.positions(numbers)
-    return Place(np.zeros_like(positions), positions, positions)
+    return Place(np.zeros_like(positions), indices[positions], positions)
 
   def load(record: tf.Tensor, place: Place) -> tuple[tf.Tensor, tf.Tensor]:
     del place  # Nothing is random.

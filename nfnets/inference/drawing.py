@@ -4,26 +4,22 @@ import base64
 from collections.abc import Mapping
 import io
 import math
-import pathlib
 
 import matplotlib
 from matplotlib import colors, figure, ticker
 import numpy as np
 from PIL import Image
-from tensorboard.backend.event_processing import event_accumulator
-from tensorboard.util import tensor_util
 
-from nfnets import paths
-
-# TensorBoard uses TensorFlow, which this keeps from the accelerators.
-import nfnets.data  # noqa: F401
-
-Scalars = dict[str, tuple[list[int], list[float]]]
+from nfnets.inference.curves import Scalars
 
 _INK, _GRID = '#33383f', '#d9dde3'
 _BLUE = '#1d5fa8'
 _TRAINING = ('train', 'training', {'color': '#8a94a3'})
 _EVALUATION = ('eval', 'evaluation', {'color': _BLUE, 'marker': 'o'})
+_FIT = (
+  *('eval', 'training images, evaluated'),
+  {'color': '#8a94a3', 'marker': 'o'},
+)
 _AVERAGED = (
   *('eval', 'evaluation, averaged weights'),
   {'color': _BLUE, 'marker': 'o', 'linestyle': '--'},
@@ -32,11 +28,13 @@ _AVERAGED = (
 _PANELS = {
   'loss': (
     (_TRAINING, 'train_loss'),
+    (_FIT, 'train_sample_loss'),
     (_EVALUATION, 'eval_loss'),
     (_AVERAGED, 'eval_ema_loss'),
   ),
   'top-1 accuracy': (
     (_TRAINING, 'top_1_acc'),
+    (_FIT, 'train_sample_top_1_acc'),
     (_EVALUATION, 'eval_top_1_acc'),
     (_AVERAGED, 'eval_ema_top_1_acc'),
   ),
@@ -44,30 +42,6 @@ _PANELS = {
   'fraction of gradients clipped': ((_TRAINING, 'fraction_clipped'),),
 }
 _SMALL = 64  # Pixels; smaller pictures keep every one of them.
-
-
-def read_scalars(folder: pathlib.Path) -> Scalars:
-  """Returns {name: (steps, values)} of the event files in a folder."""
-  # TensorFlow 2 writes scalars as tensors; 0 keeps every point.
-  events = event_accumulator.EventAccumulator(str(folder), {'tensors': 0})
-  events.Reload()
-  curves = {}
-  for name in events.Tags()['tensors']:
-    # A step that was made again after a stop counts once, as it was last.
-    points = {
-      event.step: tensor_util.make_ndarray(event.tensor_proto).item()
-      for event in events.Tensors(name)
-    }
-    curves[name] = (sorted(points), [points[step] for step in sorted(points)])
-  return curves
-
-
-def read_run(folder: pathlib.Path) -> dict[str, Scalars]:
-  """Returns {'train': scalars, 'eval': scalars} of a run; {} for none."""
-  return {
-    mode: read_scalars(folder / mode) if paths.is_dir(folder / mode) else {}
-    for mode in ('train', 'eval')
-  }
 
 
 def picture(pixels: np.ndarray, kind: str | None = None) -> str:
@@ -82,7 +56,7 @@ def draw_curves(scalars: Mapping[str, Scalars]) -> list[tuple[str, str]]:
   """Returns (title, SVG) of every panel that a run has numbers for.
 
   Args:
-    scalars: what `read_run` returns.
+    scalars: what `curves.read_run` returns.
   """
   found = {
     title: [

@@ -21,6 +21,7 @@ from nfnets.data import builders, class_balance, dataset, folders
 from nfnets.errors import UserError
 from nfnets.inference import (
   card,
+  curves,
   drawing,
   evaluation,
   networks,
@@ -58,7 +59,8 @@ def write(run: str, batch_size: int = 32) -> str:
     train_split='train' if opened.validates else 'train_and_valid',
     run_info=opened.info,
     weights_name=os.fspath(opened.weights),
-    scalars=drawing.read_run(opened.folder),
+    scalars=curves.read_run(opened.folder),
+    best_step=opened.best_step,
     batch_size=batch_size,
   )
   output = os.fspath(opened.folder / 'report.html')
@@ -82,7 +84,8 @@ def make(
   train_split: str = 'train_and_valid',
   run_info: Mapping[str, Any] | None = None,
   weights_name: str = '',
-  scalars: Mapping[str, drawing.Scalars] | None = None,
+  scalars: Mapping[str, curves.Scalars] | None = None,
+  best_step: int | None = None,
   batch_size: int = 32,
 ) -> tuple[str, evaluation.Evaluation]:
   """Evaluates a network; returns the page, as HTML, and the predictions.
@@ -94,7 +97,8 @@ def make(
     train_split: what training sees, whose images are counted.
     run_info: the content of run.json, if there is a run.
     weights_name: where the weights are from, to be shown.
-    scalars: what `drawing.read_run` returns for the run.
+    scalars: what `curves.read_run` returns for the run.
+    best_step: the step of training that was found to be best.
     batch_size: how many images go through the network together.
 
   Raises:
@@ -115,6 +119,8 @@ def make(
       for path, error in folder.unreadable.items()
     }
   _, loss = scalars.get('train', {}).get('train_loss', ((), ()))
+  rows = curves.rows(scalars.get('eval', {}), best_step)
+  stopped_early = (run_info or {}).get('results', {}).get('stopped_early')
   matrix = found.confusion(_CELLS)
   is_table = found.num_classes <= _MANY_CLASSES
   style = (templates.FOLDER / 'report.css').read_text(encoding='utf-8')
@@ -134,7 +140,10 @@ def make(
       *report_warnings.check_setup(
         found.split, sizes, network.image_size, loss
       ),
+      *report_warnings.check_training(rows, bool(stopped_early)),
     ],
+    rows=rows,
+    stopped_early=stopped_early,
     curves=drawing.draw_curves(scalars),
     matrix=matrix.tolist() if is_table else None,
     heat_map=None if is_table else drawing.draw_confusion(matrix),

@@ -5,13 +5,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nfnets.inference import evaluation
+from nfnets.inference import curves, evaluation
 
 # Times as many examples in the largest class as in the smallest.
 _IMBALANCE = 5
 _FEW_PER_CLASS = 10
 _WIDE = 0.1  # The width of an interval, as a share.
 _SHOWN = 5  # Names in one warning.
+# Of training: a loss differs from a smaller one if it is larger by this factor
+# and by so many nats.
+_LARGER, _MARGIN = 1.1, 0.02
+# The loss of validation says that the network overfits if it is larger than
+# that of training by this factor and by so many nats.
+_OVERFIT, _OVERFIT_MARGIN = 2.0, 0.2
+# The best step is long before the end if it is in this part of all steps, and
+# the end of training is what comes after this part.
+_LONG_BEFORE, _BEFORE_END = 2 / 3, 3 / 4
+_FEW_ROWS = 4  # With fewer there is no trend.
 
 
 class Warned(NamedTuple):
@@ -157,6 +167,58 @@ def check_files(
     copies(
       contradictions,
       'classes, so that one of the labels is wrong, or a picture shows both:',
+    ),
+  )
+
+
+def check_training(
+  rows: Sequence[curves.Row], stopped_early: bool = False
+) -> list[Warned]:
+  """Warns of overfitting, and of training that was too long or too short.
+
+  Args:
+    rows: the evaluations during training, the best one marked.
+    stopped_early: whether training ended because none was better for long.
+  """
+  best = next((row for row in rows if row.is_best), None)
+  if best is None:
+    return []
+  last, has_trend = rows[-1], len(rows) >= _FEW_ROWS
+
+  def is_worse(row: curves.Row, other: curves.Row) -> bool:
+    loss = other.valid_loss
+    return row.valid_loss > max(_LARGER * loss, loss + _MARGIN)
+
+  # The last evaluation before the end of training.
+  before = [x for x in rows if x.step <= _BEFORE_END * last.step]
+  before = before[-1] if before else rows[0]
+  return _select(
+    (
+      best.valid_loss
+      > max(_OVERFIT * best.train_loss, best.train_loss + _OVERFIT_MARGIN),
+      'The network fits its training images much better than others: at step '
+      f'{best.step:,} the loss is {best.train_loss:.3f} in training and '
+      f'{best.valid_loss:.3f} in validation. More augmentation, such as '
+      '--augment_name=cutmix_mixup, or more images may help.',
+      (),
+    ),
+    (
+      has_trend
+      and not stopped_early
+      and best.step <= _LONG_BEFORE * last.step
+      and is_worse(last, best),
+      'Validation got worse long before the end: the best step was '
+      f'{best.step:,} of {last.step:,}, and the loss of validation has risen '
+      f'from {best.valid_loss:.3f} to {last.valid_loss:.3f} since then. Fewer '
+      'steps (--training_steps), or --patience=3, save that time.',
+      (),
+    ),
+    (
+      has_trend and best is last and is_worse(before, last),
+      'Validation was still improving at the end: its loss has fallen from '
+      f'{before.valid_loss:.3f} to {last.valid_loss:.3f} since step '
+      f'{before.step:,}. More steps (--training_steps) may help.',
+      (),
     ),
   )
 

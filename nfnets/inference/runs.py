@@ -23,6 +23,7 @@ class Run(NamedTuple):
     builder: The dataset, from `load_builder`.
     validates: Whether training left out images to evaluate on.
     chose_by_test: Whether the images of 'test' decided which weights to keep.
+    best_step: The step that was found to be best; None if the last was kept.
   """
 
   folder: pathlib.Path
@@ -32,6 +33,7 @@ class Run(NamedTuple):
   builder: tfds.core.DatasetBuilder
   validates: bool
   chose_by_test: bool
+  best_step: int | None
 
 
 def open_run(folder: str) -> Run:
@@ -61,11 +63,13 @@ def open_run(folder: str) -> Run:
   builder = dataset.load_builder(name, settings.get('data_dir') or None)
   subset = settings.get('eval_subset', 'test')
   # Evaluation notes its metric beside the weights that it keeps.
-  chose = any(key.startswith('eval_') for key in weights.read_metadata(file))
+  metadata = weights.read_metadata(file)
+  chose = any(key.startswith('eval_') for key in metadata)
   return Run(
     *(path, info, file, network, builder),
     validates=subset == 'valid',
     chose_by_test=chose and builders.is_test_split(builder, subset),
+    best_step=metadata.get('step') if chose else None,
   )
 
 

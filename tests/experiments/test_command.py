@@ -226,6 +226,7 @@ def test_the_command_is_a_program(run_process, straight, tmp_path):
     (('--config=digits', '--frob'), 2, "There is no setting 'frob'"),
     (('--config=digits', 'more'), 2, 'Unknown argument: more'),
     (('--config=digits', '--jaxline_mode=x'), 2, "--jaxline_mode is 'x'"),
+    (('--config=finetune', '--patience=0'), 2, 'patience is 0; it must be'),
     (('--config=digits', '--config.foo=1'), 2, "no setting 'foo'"),
     (('--config=digits', '--training_steps=x'), 2, 'training_steps=x'),
     (('--config=f0',), 1, 'imagenet2012 is not prepared: looked for it in'),

@@ -13,7 +13,7 @@ from experiments import gradients, jaxline_compat, privacy, screen
 from experiments import step as step_lib
 from experiments.configs import digits
 from nfnets import optim
-from nfnets.inference import drawing
+from nfnets.inference import curves
 
 _ROWS = 8
 _KEY = jax.random.PRNGKey(0)
@@ -373,7 +373,7 @@ def test_layers_become_curves_and_leave_the_log_and_the_results_alone(
   with caplog.at_level('INFO', logger='absl'):
     reporter.log(3, metrics)
   assert 'layer' not in caplog.text and 'stem' not in caplog.text
-  found = drawing.read_scalars(tmp_path / 'train')
+  found = curves.read_scalars(tmp_path / 'train')
   name = 'layers_max_ratio/001 nf_block_2/conv1'
   assert found[name] == ([3], [pytest.approx(metrics['layers'].max_ratio[1])])
   assert sum(k.startswith(gradients._PREFIX) for k in found) == 3 * 5

@@ -194,3 +194,18 @@ def test_help_shows_the_values_of_the_recipe(run_command):
   assert 'as --config=digits has them' in shown
   assert '--train_batch_size=64\n' in shown
   assert '--train_preproc=shift_3\n' in shown
+
+
+@pytest.mark.parametrize(
+  'args, message',
+  [
+    (['--patience=0'], 'patience is 0; it must be positive'),
+    (['--patience=-2'], 'patience is -2; it must be positive'),
+    (['--patience=2', '--evaluations=0'], 'set --evaluations=10'),
+    (['--patience=x'], '--patience=x: '),
+  ],
+)
+def test_patience_that_cannot_be_is_a_wrong_command(parse, args, message):
+  with pytest.raises(UserError, match=message) as error:
+    parse('--config=finetune', *args)
+  assert error.value.status == 2

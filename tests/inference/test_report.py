@@ -144,6 +144,31 @@ def test_curves_are_drawn_where_there_are_numbers():
   assert drawing.draw_curves({}) == []
 
 
+def test_the_evaluations_of_training_are_a_table(pictures):
+  losses = [0.9, 0.5, 0.6, 0.7, 0.8]
+  steps = [10, 20, 30, 40, 50]
+  scalars = {
+    'eval_loss': (steps, losses),
+    'eval_top_1_acc': (steps, [0.5, 0.75, 0.7, 0.7, 0.7]),
+    'train_sample_loss': (steps, losses),
+    'epoch': (steps, [0.5, 1.0, 1.5, 2.0, 2.5]),
+    'learning_rate': (steps, [0.1] * 5),
+  }
+  html, _ = report.make(
+    *(network(), pictures, 'test'),
+    scalars={'eval': scalars},
+    best_step=20,
+    batch_size=BATCH,
+  )
+  table = html[html.index('training loss</th>') :].split('</table>')[0]
+  rows = [re.findall(r'>([^<]*)</td>', row) for row in table.split('<tr')[1:]]
+  assert [row[1] for row in rows] == ['10', '20', '30', '40', '50']
+  assert rows[1][:6] == ['1.0', '20', '0.5000', '0.5000', '75.00 %', '0.1']
+  assert [bool(row[6]) for row in rows] == [False, True, False, False, False]
+  assert table.count('class="best"') == 1
+  assert 'Validation got worse long before the end' in Page(html).text
+
+
 def test_what_is_wrong_with_the_pictures_is_on_the_page(pictures, tmp_path):
   root = tmp_path / 'pictures'
   shutil.copytree(pictures.root, root, ignore=lambda *_: ['.cache'])

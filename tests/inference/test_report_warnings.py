@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nfnets.inference import evaluation, report_warnings
+from nfnets.inference import curves, evaluation, report_warnings
 
 NAMES = ['ant', 'bee', 'cat']
 GOOD = 500 * np.eye(3, dtype=int) + 5
@@ -30,6 +30,21 @@ def of_predictions(matrix, num_failed=0):
 
 of_files, of_setup = report_warnings.check_files, report_warnings.check_setup
 SIZES = np.full((9, 2), 100)
+
+
+def of_rows(train, valid, best, stopped_early=False):
+  """Warns of a training with these losses, at every tenth step."""
+  rows = [
+    curves.Row(i / 2, 10 * i, x, y, 0.5, 0.1, is_best=10 * i == best)
+    for i, (x, y) in enumerate(zip(train, valid, strict=True), 1)
+  ]
+  return report_warnings.check_training(rows, stopped_early)
+
+
+# Validation gets better and then worse, the best of nine at step 40.
+TURNS = [1.0, 0.7, 0.6, 0.5, 0.52, 0.55, 0.58, 0.6, 0.7]
+FALLS = [1.0, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3]
+SETTLES = [1.0, 0.7, 0.6, 0.5, 0.45, 0.41, 0.4, 0.4, 0.4]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +82,21 @@ SIZES = np.full((9, 2), 100)
     ),
     (lambda: of_setup('test', SIZES, 99, [2.0, np.nan]), 'diverged', ()),
     (lambda: of_setup('validation', SIZES, 99), 'validation images', ()),
+    (
+      lambda: of_rows([0.1] * 9, SETTLES, 90),
+      'at step 90 the loss is 0.100 in training and 0.400 in validation',
+      (),
+    ),
+    (
+      lambda: of_rows(TURNS, TURNS, 40),
+      'was 40 of 90, and the loss of validation has risen from 0.500 to 0.700',
+      (),
+    ),
+    (
+      lambda: of_rows(FALLS, FALLS, 90),
+      'its loss has fallen from 0.450 to 0.300 since step 60',
+      (),
+    ),
   ],
 )
 def test_what_is_wrong_is_said_with_the_names(warned, text, names):
@@ -81,6 +111,13 @@ def test_nothing_is_wrong_with_good_data():
     *of_files({}),
     *of_setup('test', SIZES, 192, [2.0, 1.0]),
     *of_setup('test', np.zeros((0, 2), int), 192),
+    *of_rows(SETTLES, SETTLES, 90),
+    *of_rows([0.001] * 9, [0.15] * 9, 90),  # Little is left to learn.
+    *of_rows(TURNS, TURNS, 40, stopped_early=True),
+    *of_rows(TURNS, TURNS, 70),  # Not long before the end.
+    *of_rows(FALLS[:3], FALLS[:3], 30),  # Too few to tell.
+    *of_rows([], [], 0),
+    *of_rows([np.nan] * 5, [np.nan] * 5, 0),  # None is best.
   ]
 
 

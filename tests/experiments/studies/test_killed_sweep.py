@@ -12,7 +12,7 @@ import optuna
 import pytest
 
 from experiments.tools import study
-from nfnets.inference import drawing
+from nfnets.inference import curves
 
 _COMMAND = pathlib.Path(study.__file__)
 _SWEEP = """
@@ -59,7 +59,7 @@ def test_a_trial_goes_on_from_its_checkpoint_after_a_kill(tmp_path):
   *_, last = sorted((second / 'train').iterdir(), key=lambda p: p.name)
   for other in set((second / 'train').iterdir()) - {last}:
     other.unlink()
-  steps, _ = drawing.read_scalars(second / 'train')['train_loss']
+  steps, _ = curves.read_scalars(second / 'train')['train_loss']
   assert min(steps) > reached and max(steps) == 60
   with open(folder / 'sweep.csv', newline='') as table:
     assert [row['seeds'] for row in csv.DictReader(table)] == ['1', '1']

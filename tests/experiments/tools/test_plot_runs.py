@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from experiments.tools import plot_runs
-from nfnets.inference import drawing
+from nfnets.inference import curves
 
 
 def _write(folder, points, name='train_loss'):
@@ -20,7 +20,7 @@ def _write(folder, points, name='train_loss'):
 def test_steps_made_again_count_once(tmp_path):
   _write(tmp_path / 'train', [(1, 5.0), (2, 4.0), (3, 9.0)])
   _write(tmp_path / 'train', [(3, 3.0), (4, 2.0)])
-  steps, values = drawing.read_scalars(tmp_path / 'train')['train_loss']
+  steps, values = curves.read_scalars(tmp_path / 'train')['train_loss']
   assert (steps, values) == ([1, 2, 3, 4], [5.0, 4.0, 3.0, 2.0])
 
 
