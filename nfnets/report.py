@@ -5,7 +5,9 @@ python -m nfnets.report runs/flowers
 python -m nfnets.report --weights=flowers.safetensors --data=flowers
 
 With RUN, the page is RUN/report.html, as training leaves it there, and the
-weights and the data are the run's. Otherwise any weights will do, and data with
+weights and the data are the run's. Beside the page, suspects.csv lists the
+images whose label the network contradicts, the most confidently first.
+Otherwise any weights will do, and data with
 the same classes or some of them. The last line of standard output is JSON;
 everything else goes to standard error. The exit status is 0 if all went well, 1
 for a failure and 2 for a wrong command.
@@ -35,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     help='the page to write, without RUN (report.html)',
   )
   command_line.add_batch_size(parser, 32)
+  command_line.add_tta(parser)
   args = parser.parse_args(argv)
   command_line.check_run_or_data(parser, args, ('weights', 'data'))
   command_line.check_images_can_be_read()
@@ -44,20 +47,19 @@ def main(argv: list[str] | None = None) -> int:
   from nfnets.inference import report
 
   if args.run is not None:
-    output = report.write(args.run, args.batch_size)
+    results = report.write(args.run, args.batch_size, args.tta)
   else:
     command_line.check_output(args.output)
-    output = args.output
     network = command_line.open_network(args)
     builder = command_line.open_data(args)
-    html, _ = report.make(
+    html, found = report.make(
       *(network, builder, args.split),
       train_split='train' if args.split == 'valid' else 'train_and_valid',
       weights_name=args.weights,
       batch_size=args.batch_size,
     )
-    report.save(output, html)
-  return finite_json.print_results({'output': output})
+    results = report.save(args.output, html, found, builder, args.split)
+  return finite_json.print_results(results)
 
 
 if __name__ == '__main__':

@@ -287,6 +287,17 @@ class SplitReader:
     return self._files.where(self._start + index)
 
 
+def example_names(builder: Dataset, split: str) -> Callable[[int], str]:
+  """Returns what gives the name of an example of a split, by its number.
+
+  It is a path or, in a dataset of TFDS, NAME/SPLIT[NUMBER].
+  """
+  if not isinstance(builder, Folder):
+    return lambda i: f'{builder.name}/{split}[{i}]'
+  found = builder.paths(split)
+  return lambda i: os.path.join(builder.root, found[i])
+
+
 def class_counts(builder: Dataset, split: str) -> np.ndarray:
   """Counts the examples of each class, without decoding images: int64 [K].
 
