@@ -227,12 +227,14 @@ def _train_and_test(make, config, built, reporter, folder) -> dict[str, Any]:
   return last
 
 
-def _report(folder: str) -> dict[str, str]:
+def _report(folder: str) -> dict[str, Any]:
   """Write the page on a run; without it, the results are as good."""
   from nfnets.inference import report  # Brings matplotlib.
 
   try:
-    return {'report': report.write(folder)}
+    found = report.write(folder)
+    named = {f'test_{k}': v for k, v in found.items() if k[:5] == 'macro'}
+    return {'report': found['output'], 'suspects': found['suspects'], **named}
   except (OSError, ValueError) as error:
     logging.warning('There is no report: %s', error)
     return {}

@@ -97,6 +97,7 @@ def main(argv: list[str] | None = None) -> int:
       'split': found.split,
       'images': found.accuracy['total'],
       'accuracy': found.accuracy['share'],
+      **found.macro,
     }
   return finite_json.print_results(results)
 

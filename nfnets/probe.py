@@ -51,6 +51,12 @@ def main(argv: list[str] | None = None) -> int:
     help='write the network to a .safetensors or .npz file, with the '
     'regression on all training images as its last layer',
   )
+  parser.add_argument(
+    '--suspects',
+    metavar='FILE',
+    help='.csv to write: images whose label another class contradicts, the '
+    'most confidently first; training images by cross-validation',
+  )
   args = parser.parse_args(argv)
   command_line.check_images_can_be_read()
   command_line.check_installed('The probe', ('scipy', 'sklearn'), 'train')
@@ -61,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         f'--output={args.output} ends neither in .npz nor in .safetensors.',
         2,
       )
+  if args.suspects is not None:
+    command_line.check_output(args.suspects, '.csv', '--suspects')
   network = command_line.open_network(args, throughput=True)
   builder = command_line.open_data(args)
   from nfnets.data import builders
@@ -104,6 +112,14 @@ def main(argv: list[str] | None = None) -> int:
       trained_on=builders.title(builder),
     )
     results['output'] = args.output
+  if args.suspects is not None:
+    from nfnets.inference import suspects
+
+    rows = suspects.find(head.evaluate(test), builder, 'test')
+    found = probing.cross_validate(train)
+    rows += suspects.find(found, builder, 'train_and_valid')
+    suspects.write(args.suspects, rows)
+    results['suspects'] = args.suspects
   return finite_json.print_results(results)
 
 

@@ -5,9 +5,10 @@ python -m nfnets.report --weights=flowers.safetensors --data=flowers
 
 With RUN, it evaluates the run's weights on the run's data and writes
 RUN/report.html, like training. Without RUN, the data must have the classes of
-the weights, or some of them. The last line of standard output is JSON. Messages
-go to standard error. The exit status is 0 for success, 1 for a failure and 2
-for a wrong command.
+the weights, or some of them. Beside the page, suspects.csv lists the images
+whose label the network contradicts, the most confident first. The last line of
+standard output is JSON. Messages go to standard error. The exit status is 0 for
+success, 1 for a failure and 2 for a wrong command.
 """
 
 import sys
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     help='the page to write if RUN is not given (report.html)',
   )
   command_line.add_batch_size(parser, 32)
+  command_line.add_tta(parser)
   args = parser.parse_args(argv)
   command_line.check_run_or_data(parser, args, ('weights', 'data'))
   command_line.check_images_can_be_read()
@@ -43,20 +45,19 @@ def main(argv: list[str] | None = None) -> int:
   from nfnets.inference import report
 
   if args.run is not None:
-    output = report.write(args.run, args.batch_size)
+    results = report.write(args.run, args.batch_size, args.tta)
   else:
     command_line.check_output(args.output)
-    output = args.output
     network = command_line.open_network(args)
     builder = command_line.open_data(args)
-    html, _ = report.make(
+    html, found = report.make(
       *(network, builder, args.split),
       train_split='train' if args.split == 'valid' else 'train_and_valid',
       weights_name=args.weights,
       batch_size=args.batch_size,
     )
-    report.save(output, html)
-  return finite_json.print_results({'output': output})
+    results = report.save(args.output, html, found, builder, args.split)
+  return finite_json.print_results(results)
 
 
 if __name__ == '__main__':

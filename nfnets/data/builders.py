@@ -285,6 +285,17 @@ class SplitReader:
     return self._files.where(self._start + index)
 
 
+def example_names(builder: Dataset, split: str) -> Callable[[int], str]:
+  """Return a function from the index of an example to its name.
+
+  The name is a path or, for TFDS datasets, NAME/SPLIT[INDEX].
+  """
+  if not isinstance(builder, Folder):
+    return lambda i: f'{builder.name}/{split}[{i}]'
+  found = builder.paths(split)
+  return lambda i: os.path.join(builder.root, found[i])
+
+
 def image_sizes(builder: Dataset, split: str, most: int = 100) -> np.ndarray:
   """Returns (height, width) of some images of a split, before preprocessing.
 

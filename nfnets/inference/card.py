@@ -146,7 +146,7 @@ def _accuracy(info, found) -> dict[str, Any] | None:
   """Returns the accuracy that was measured now, or by training."""
   if found is not None:
     names = {'split': found.split, 'chose_weights': found.chose_weights}
-    return {**found.accuracy, **names}
+    return {**found.accuracy, **names, 'macro': found.macro}
   results = info.get('results') or {}
   part, total = (
     results.get(f'test_{x}') for x in ('top_1_acc', 'num_examples')
@@ -176,8 +176,13 @@ def _header(metadata, base, data, accuracy) -> dict[str, Any]:
   if accuracy is not None:
     slug = re.sub(r'[^\w.-]+', '-', data).strip('-') or 'images'
     dataset = {'type': known or slug, 'name': data, 'split': accuracy['split']}
-    metric = {'type': 'accuracy', 'name': 'top-1', 'value': accuracy['share']}
-    result = {'task': {'type': kind}, 'dataset': dataset, 'metrics': [metric]}
+    metrics = [('accuracy', 'top-1', accuracy['share'])]
+    for key, value in accuracy.get('macro', {}).items():
+      name = key.partition('_')[2]
+      metrics.append((name, f'macro {name}', value))
+    keys = 'type', 'name', 'value'
+    result = {'task': {'type': kind}, 'dataset': dataset}
+    result['metrics'] = [dict(zip(keys, x, strict=True)) for x in metrics]
     name = metadata.get('model', 'network')
     block['model-index'] = [{'name': name, 'results': [result]}]
   return {key: value for key, value in block.items() if value}

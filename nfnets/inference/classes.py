@@ -13,11 +13,15 @@ from nfnets import errors, imagenet, paths
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-  """Returns float64 probabilities; NaN for logits that are not finite."""
+  """Returns float64 probabilities; NaN for logits that are not finite.
+
+  Args:
+    logits: float [..., num_classes].
+  """
   logits = np.float64(logits)
   with np.errstate(invalid='ignore'):
-    exp = np.exp(logits - logits.max())
-    return exp / exp.sum()
+    exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exp / exp.sum(axis=-1, keepdims=True)
 
 
 def top_classes(

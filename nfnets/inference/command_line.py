@@ -152,6 +152,17 @@ def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_tta(parser: argparse.ArgumentParser) -> None:
+  """Adds the argument `--tta`, which `open_network` reads."""
+  parser.add_argument(
+    '--tta',
+    choices=networks.TTA,
+    help='test-time augmentation: average over each image and its mirror image '
+    '(flip; twice the time), or over the centre and the corners of a larger '
+    'image and their mirror images (crops; ten times)',
+  )
+
+
 def add_data_arguments(
   parser: argparse.ArgumentParser, required: bool = False
 ) -> None:
@@ -310,7 +321,7 @@ def open_network(
   """
   options = {
     name: getattr(args, name)
-    for name in ('runtime', 'precision', 'threads')
+    for name in ('runtime', 'precision', 'threads', 'tta')
     if hasattr(args, name)
   }
   with errors.prefix(args.weights):
@@ -353,20 +364,21 @@ def check_installed(what: str, names: Iterable[str], extra: str) -> None:
     )
 
 
-def check_output(path: str, suffix: str = '') -> None:
+def check_output(path: str, suffix: str = '', option: str = '--output') -> None:
   """Raises UserError unless a file can be written, as far as one sees.
 
   Args:
-    path: the file, of the argument `--output`.
+    path: the file.
     suffix: how its name has to end.
+    option: the argument that names it.
   """
   target = paths.path(path)
   folder = str(target.parent)
   if not path.endswith(suffix):
-    raise errors.UserError(f'--output={path} does not end in {suffix}.', 2)
+    raise errors.UserError(f'{option}={path} does not end in {suffix}.', 2)
   reason = ''
   if paths.is_remote(path):
-    with errors.prefix(f'--output={path}'):
+    with errors.prefix(f'{option}={path}'):
       paths.make_folder(folder)
   elif not os.path.isdir(folder):
     reason = f': there is no folder {folder}'
@@ -375,7 +387,7 @@ def check_output(path: str, suffix: str = '') -> None:
   elif not os.access(folder, os.W_OK):
     reason = f': nothing can be written to the folder {folder}'
   if reason:
-    raise errors.UserError(f'--output={path}{reason}.')
+    raise errors.UserError(f'{option}={path}{reason}.')
 
 
 def _interrupt(*_: Any) -> None:

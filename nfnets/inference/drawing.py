@@ -3,7 +3,6 @@
 import base64
 from collections.abc import Mapping
 import io
-import math
 
 import matplotlib
 from matplotlib import colors, figure, ticker
@@ -13,7 +12,7 @@ from PIL import Image
 from nfnets.inference.curves import Scalars
 
 _INK, _GRID = '#33383f', '#d9dde3'
-_BLUE = '#1d5fa8'
+_BLUE, _RED = '#1d5fa8', '#d45338'
 _TRAINING = ('train', 'training', {'color': '#8a94a3'})
 _EVALUATION = ('eval', 'evaluation', {'color': _BLUE, 'marker': 'o'})
 _FIT = (
@@ -91,18 +90,34 @@ def _panel(lines: list[tuple[str, dict, list[int], list[float]]]) -> str:
   return _uri('image/svg+xml', file)
 
 
-def draw_confusion(matrix: np.ndarray) -> str:
-  """Draws int [C, C], labels by predictions, as shares of each row; a PNG."""
-  shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-  # Cells are whole pixels, about 800 of them in all.
-  scale = max(1, math.ceil(800 / len(matrix)))
-  shown = np.kron(shares, np.ones((scale, scale)))
-  palette = colors.LinearSegmentedColormap.from_list(
-    'blue', ['#ffffff', '#9fc3ea', _BLUE, '#0b2c54']
+def draw_confusion(matrix: np.ndarray, cell: int) -> str:
+  """Draws int [C, C], labels by predictions, as a PNG.
+
+  The diagonal is blue, by the share of its row. Mistakes are red, by the
+  logarithm of their number, so that rare ones are seen beside frequent ones.
+
+  Args:
+    matrix: how often each class is taken for each.
+    cell: the side of a cell in pixels; those of 5 and more have a grid.
+  """
+  right, wrong = (
+    colors.LinearSegmentedColormap.from_list('', palette)
+    for palette in (['#ffffff', '#9fc3ea', _BLUE], ['#f6c4b9', _RED, '#4a0d04'])
   )
-  # Rare confusions are what one looks for.
-  pixels = palette(colors.PowerNorm(0.4, 0, 1)(shown))[..., :3]
-  return picture(np.uint8(np.rint(pixels * 255)), 'png')
+  shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+  is_right = np.eye(len(matrix), dtype=bool)
+  logs = np.log(np.maximum(matrix, 1))
+  most = logs[~is_right].max(initial=1e-9)
+  pixels = np.where(is_right[..., None], right(shares), wrong(logs / most))
+  pixels[matrix == 0] = 1
+  pixels = np.uint8(np.rint(pixels[..., :3] * 255))
+  pixels = pixels.repeat(cell, axis=0).repeat(cell, axis=1)
+  if cell >= 5:
+    # Every tenth line is darker, to follow a row to its name.
+    for step, grey in ((1, 236), (10, 176)):
+      lines = slice(step * cell - 1, None, step * cell)
+      pixels[lines] = pixels[:, lines] = grey
+  return picture(pixels, 'png')
 
 
 def _uri(kind: str, file: io.BytesIO) -> str:

@@ -95,6 +95,9 @@ class Evaluation:
     mistakes: The wrong ones, the most confident first.
     uncertain: Those with the least confidence, the least first.
     skipped: {example: error} of those that cannot be read.
+    indices: int64 [N], numbers of the examples in their split.
+    confidence: float64 [N], the probability of the predicted class.
+    of_label: float64 [N], the probability of the true class.
   """
 
   labels: np.ndarray
@@ -108,6 +111,9 @@ class Evaluation:
   mistakes: tuple[Picture, ...] = ()
   uncertain: tuple[Picture, ...] = ()
   skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+  indices: np.ndarray | None = None
+  confidence: np.ndarray | None = None
+  of_label: np.ndarray | None = None
 
   @functools.cached_property
   def accuracy(self) -> dict[str, Any]:
@@ -116,7 +122,11 @@ class Evaluation:
 
   @functools.cached_property
   def classes(self) -> list[dict[str, Any]]:
-    """For each class of the dataset: label, name, `share`'s keys, predicted."""
+    """Returns a row for each class of the dataset.
+
+    Each has label, name, predicted (how often), the keys of `share`, and
+    precision (0 where the class is never predicted), recall and f1.
+    """
     known = self.predicted[self.predicted >= 0]
     total, correct, predicted = (
       np.bincount(values, minlength=self.num_classes)
@@ -129,10 +139,22 @@ class Evaluation:
     return [
       {
         **{'label': i, 'name': self.names[i], 'predicted': int(predicted[i])},
-        **share(correct[i], total[i]),
+        **(found := share(correct[i], total[i])),
+        'precision': float(correct[i] / max(predicted[i], 1)),
+        'recall': found['share'],
+        'f1': float(2 * correct[i] / max(total[i] + predicted[i], 1)),
       }
       for i in range(self.num_classes)
     ]
+
+  @functools.cached_property
+  def macro(self) -> dict[str, float]:
+    """Means over the classes with test images: macro_precision, ..."""
+    tested = [row for row in self.classes if row['total']]
+    return {
+      f'macro_{name}': float(np.mean([row[name] for row in tested]))
+      for name in ('precision', 'recall', 'f1')
+    }
 
   def worst_classes(self) -> list[dict[str, Any]]:
     """Returns the classes, the least accurate first, the untested last."""
@@ -209,29 +231,29 @@ def evaluate(
   num_classes = len(names)
   known = classes.names(network.num_classes, network.class_names)
   names += [known[i] for i in match.logits[num_classes:]]
-  labels, predicted, skipped = [], [], {}
-  mistakes, uncertain = [], []
+  rows, skipped, mistakes, uncertain = [], {}, [], []
   for index, image, label, logits in outputs(
     network.logits, network, builder, split, batch_size, skipped
   ):
     p = classes.softmax(logits[match.logits])
     best = int(np.argmax(p)) if np.isfinite(p).all() else -1
-    labels.append(label)
-    predicted.append(best)
+    rows.append((index, label, best, p[best], p[label]))
     if best >= 0:
       picture = index, image, label, best, float(p[best]), float(p[label])
       _keep(uncertain, most, -p[best], picture)
       if best != label:
         _keep(mistakes, most, p[best], picture)
-  if max(predicted) < 0:
+  indices, labels, predicted, *probabilities = map(
+    np.array, zip(*rows, strict=True)
+  )
+  if predicted.max() < 0:
     raise UserError(
-      f"The network's output is not finite for any of {len(predicted):,} "
+      f"The network's output is not finite for any of {len(rows):,} "
       'images: its weights may hold such numbers, or too large ones.'
     )
   is_folder = isinstance(builder, folders.Folder)
   return Evaluation(
-    *(np.array(labels, np.int32), np.array(predicted, np.int32)),
-    *(num_classes, names, title),
+    *(np.int32(labels), np.int32(predicted), num_classes, names, title),
     split=builder.test_split_name
     if is_folder and split == 'test'
     else {'valid': 'validation'}.get(split, split),
@@ -239,6 +261,9 @@ def evaluate(
     mistakes=tuple(entry[2] for entry in sorted(mistakes, reverse=True)),
     uncertain=tuple(entry[2] for entry in sorted(uncertain, reverse=True)),
     skipped=skipped,
+    indices=indices,
+    confidence=probabilities[0],
+    of_label=probabilities[1],
   )
 
 
@@ -268,7 +293,7 @@ def outputs(
   total = dataset.num_examples(builder, split)
   batch_size = max(1, min(batch_size, total))
   options = dataset.Options(
-    *(network.image_size, batch_size, network.preprocessing), skip_corrupt=True
+    *(network.input_size, batch_size, network.preprocessing), skip_corrupt=True
   )
   batches = dataset.eval_batches(builder, split, options)
   # disable=None: unless standard error is a terminal.

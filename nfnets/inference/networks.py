@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
   from nfnets import zoo
 
-__all__ = ['Network', 'of', 'on_runtime', 'open_network']
+__all__ = ['TTA', 'Network', 'of', 'on_runtime', 'open_network']
+
+TTA = ('flip', 'crops')
 
 _Opened = Callable[[], tuple['zoo.Model', 'hk.Params', 'hk.State']]
 _log = logging.getLogger(__name__)
@@ -47,6 +49,9 @@ class Network:
     session: see `nfnets.inference.runtimes`.
     opened: returns the model, its parameters and its state, the same ones
       whenever it is called.
+    tta: test-time augmentation, one of `TTA`: `logits` and `embed` are means
+      over 'flip', an image and its mirror image, or over 'crops', the centre
+      and the corners of a larger image and their mirror images. None: neither.
   """
 
   name: str
@@ -58,6 +63,7 @@ class Network:
   std: np.ndarray
   session: Any = dataclasses.field(repr=False)
   opened: _Opened = dataclasses.field(repr=False)
+  tta: str | None = None
 
   @property
   def runtime(self) -> str:
@@ -84,6 +90,12 @@ class Network:
     """Its state, empty for networks without BatchNorm."""
     return self.opened()[2]
 
+  @property
+  def input_size(self) -> int:
+    """Side in pixels of the images that `logits` and `embed` take."""
+    is_cropped = self.tta == 'crops'
+    return round(self.image_size * 8 / 7) if is_cropped else self.image_size
+
   def facts(self) -> dict[str, str]:
     """Returns what an ONNX file says of the network, as its metadata."""
     facts = {
@@ -107,9 +119,9 @@ class Network:
       image: see `nfnets.Model.preprocess`.
 
     Returns:
-      float32 [image_size, image_size, 3], normalized.
+      float32 [input_size, input_size, 3], normalized.
     """
-    size = (self.image_size, self.image_size)
+    size = (self.input_size, self.input_size)
     image = preprocessing.preprocess_eval(image, size, self.preprocessing)
     return self.normalize(image)
 
@@ -120,6 +132,8 @@ class Network:
   def logits(self, images: np.ndarray) -> np.ndarray:
     """Returns float32 [B, num_classes] for images [B, H, W, 3].
 
+    With `tta`, it is the logarithm of the mean probabilities of the views.
+
     Raises:
       ValueError: if the network has no last layer, or for other images.
     """
@@ -128,11 +142,33 @@ class Network:
         f'This {self.name} has no last layer (num_classes=0), so it has no '
         'logits; it has embeddings and features.'
       )
-    return self.session.run('logits', images)
+    if not self.tta:
+      return self.session.run('logits', images)
+    views = np.float64(self._run_views('logits', images))
+    with np.errstate(invalid='ignore'):  # Where it is not finite.
+      # Sums of exponentials that do not underflow.
+      views -= np.logaddexp.reduce(views, axis=-1, keepdims=True)
+      return np.float32(np.logaddexp.reduce(views) - np.log(len(views)))
 
   def embed(self, images: np.ndarray) -> np.ndarray:
-    """Returns pooled features, float32 [B, C], what the last layer sees."""
-    return self.session.run('pool', images)
+    """Returns pooled features, float32 [B, C], what the last layer sees.
+
+    With `tta`, it is their mean over the views.
+    """
+    if not self.tta:
+      return self.session.run('pool', images)
+    views = self._run_views('pool', images)
+    return np.float32(np.mean(views, axis=0, dtype=np.float64))
+
+  def _run_views(self, output: str, images: np.ndarray) -> list[np.ndarray]:
+    """Runs the views one after another: no other shape is compiled."""
+    size, views = self.image_size, [images]
+    if self.tta == 'crops':
+      end = images.shape[1] - size
+      corners = [(0, 0), (0, end), (end, 0), (end, end), (end // 2, end // 2)]
+      views = [images[:, y : y + size, x : x + size] for y, x in corners]
+    views += [view[:, :, ::-1] for view in views]
+    return [self.session.run(output, view) for view in views]
 
   def features(self, images: np.ndarray) -> list[np.ndarray]:
     """Returns five maps, float32 [B, h, w, c], at strides 2 to 32."""
@@ -148,6 +184,7 @@ def open_network(
   precision: str = 'float32',
   threads: int | None = None,
   throughput: bool = False,
+  tta: str | None = None,
 ) -> Network:
   """Opens weights of a known model; see `nfnets.weights.open_model`.
 
@@ -160,6 +197,7 @@ def open_network(
     precision: what is computed in, 'float32' or 'bfloat16'.
     threads: how many may compute; all cores if None. JAX takes all.
     throughput: whether many images matter rather than the time of one call.
+    tta: see `Network`.
 
   Raises:
     OSError: if the file cannot be read.
@@ -183,7 +221,7 @@ def open_network(
   if runtime == 'auto':
     title = runtimes.TITLES[chosen.name]
     _log.info('%s runs on %s, in %s.', network.name, title, precision)
-  return network
+  return dataclasses.replace(network, tta=tta)
 
 
 def of(model: 'zoo.Model', params: 'hk.Params', state: 'hk.State') -> Network:

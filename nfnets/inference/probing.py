@@ -18,10 +18,10 @@ import threadpoolctl
 from nfnets import module_names, paths, weights, zoo
 from nfnets.data import builders
 from nfnets.errors import UserError
-from nfnets.inference import card, networks
+from nfnets.inference import card, classes, networks
 from nfnets.inference.evaluation import Evaluation, outputs, wilson
 
-_FORMAT = 1  # Of the files in the cache; part of the key.
+_FORMAT = 2  # Of the files in the cache; part of the key.
 # Inverse strengths of the penalty that cross-validation chooses from. Features
 # are standardized and many, so that the best are small.
 _STRENGTHS = tuple(float(c) for c in np.logspace(-5, 1, 7))
@@ -38,15 +38,24 @@ class Embeddings(NamedTuple):
     features: float32 [N, C].
     labels: int32 [N].
     names: of the K classes.
+    indices: int64 [N], their numbers in the split.
   """
 
   features: np.ndarray
   labels: np.ndarray
   names: list[str]
+  indices: np.ndarray | None = None
 
-  def evaluation(self, predicted: np.ndarray) -> Evaluation:
+  def evaluation(self, predicted: np.ndarray, **others: Any) -> Evaluation:
     """Returns an evaluation of predictions, int [N]."""
-    return Evaluation(self.labels, predicted, len(self.names), self.names)
+    number = len(self.names)
+    return Evaluation(self.labels, predicted, number, self.names, **others)
+
+  def select(self, rows: np.ndarray) -> 'Embeddings':
+    """Returns some of the examples."""
+    arrays = self.features, self.labels, self.indices
+    features, labels, indices = (x if x is None else x[rows] for x in arrays)
+    return Embeddings(features, labels, self.names, indices)
 
 
 class Head(NamedTuple):
@@ -57,7 +66,13 @@ class Head(NamedTuple):
 
   def evaluate(self, test: Embeddings) -> Evaluation:
     """Returns the predictions of this layer."""
-    return test.evaluation(np.argmax(test.features @ self.w + self.b, axis=1))
+    p = classes.softmax(test.features @ self.w + self.b)
+    return test.evaluation(
+      p.argmax(axis=1),
+      indices=test.indices,
+      confidence=p.max(axis=1),
+      of_label=p[np.arange(len(p)), test.labels],
+    )
 
 
 def embed(
@@ -118,17 +133,18 @@ def _load(path: pathlib.Path, key: str) -> dict[str, np.ndarray] | None:
   bad = OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile
   with contextlib.suppress(*bad), np.load(path, allow_pickle=False) as file:
     if file['key'] == key:
-      return {name: file[name] for name in ('features', 'labels')}
+      return {name: file[name] for name in ('features', 'labels', 'indices')}
   return None
 
 
 def _compute(network, builder, split, batch_size) -> dict[str, np.ndarray]:
   rows = outputs(network.embed, network, builder, split, batch_size, {})
-  features, labels = zip(*((x, y) for _, _, y, x in rows), strict=True)
-  features, labels = np.array(features), np.array(labels, np.int32)
+  found = zip(*((x, y, i) for i, _, y, x in rows), strict=True)
+  features, labels, indices = map(np.array, found)
   if not np.isfinite(features).all():
     raise UserError("The network's output is not finite.")
-  return {'features': features, 'labels': labels}
+  labels = np.int32(labels)
+  return {'features': features, 'labels': labels, 'indices': indices}
 
 
 def measure(
@@ -164,10 +180,7 @@ def measure(
     for i in range(1 if count is None else draws):
       part = train
       if count is not None:
-        chosen = draw(train.labels, count, (seed, count, i))
-        part = train._replace(
-          features=train.features[chosen], labels=train.labels[chosen]
-        )
+        part = train.select(draw(train.labels, count, (seed, count, i)))
       head = fit(part)
       logistic.append(head.evaluate(test))
       voted.append(vote(part, test, num_neighbors))
@@ -193,6 +206,30 @@ def draw(labels: np.ndarray, shots: int, seed: Sequence[int]) -> np.ndarray:
   order = rng.permutation(len(labels))
   chosen = [order[labels[order] == c][:shots] for c in np.unique(labels)]
   return np.sort(np.concatenate(chosen))
+
+
+def cross_validate(train: Embeddings, seed: int = 0) -> Evaluation:
+  """Returns predictions for each example by a layer fitted without it.
+
+  Examples that are the only ones of their class are left out: nothing else says
+  what the class looks like.
+  """
+  rng, counts = np.random.default_rng(seed), np.bincount(train.labels)
+  folds = np.zeros(len(train.labels), int)
+  for label in range(len(counts)):
+    # So that no fold has all examples of a class.
+    folds[train.labels == label] = rng.permutation(counts[label]) % _FOLDS
+  folds[counts[train.labels] == 1] = -1
+  if counts.max() < 2:
+    raise UserError('No class has two training images to compare.')
+  tested, found = [], []
+  for fold in range(folds.max() + 1):
+    tested.append(np.flatnonzero(folds == fold))
+    head = fit(train.select(np.flatnonzero(folds != fold)))
+    found.append(head.evaluate(train.select(tested[-1])))
+  names = 'predicted', 'indices', 'confidence', 'of_label'
+  joined = {x: np.concatenate([getattr(y, x) for y in found]) for x in names}
+  return train.select(np.concatenate(tested)).evaluation(**joined)
 
 
 def fit(train: Embeddings) -> Head:

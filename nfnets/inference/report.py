@@ -27,25 +27,33 @@ from nfnets.inference import (
   networks,
   report_warnings,
   runs,
+  suspects,
   templates,
 )
 
 _MANY_CLASSES = 20  # More than that, and the confusion matrix is a picture.
+# The side of its cells in pixels by the most classes that have it: about 900
+# pixels in all. Beside smaller cells there is no room for names.
+_CELL_SIDES = {50: 16, 80: 12, 150: 9}
 _PAIRS = 20
 _CELLS = 400  # Rows of the picture; more classes than that share them.
 # Reading the labels of more records than that would take longer than the rest.
 _MOST_RECORDS = 50_000
 
 
-def write(run: str, batch_size: int = 32) -> str:
+def write(
+  run: str, batch_size: int = 32, tta: str | None = None
+) -> dict[str, Any]:
   """Writes `report.html` into the folder of a run, and renews its card.
 
   Args:
     run: the folder, which has run.json and weights.safetensors.
     batch_size: how many images go through the network together.
+    tta: see `networks.Network`. The card, which is of the network alone, stays
+      as it is then.
 
   Returns:
-    The path of the file. It appears whole or not at all.
+    What `save` returns.
 
   Raises:
     OSError: if a file cannot be read or written.
@@ -54,7 +62,8 @@ def write(run: str, batch_size: int = 32) -> str:
   """
   opened = runs.open_run(run)
   html, found = make(
-    *(opened.network, opened.builder, 'test'),
+    dataclasses.replace(opened.network, tta=tta),
+    *(opened.builder, 'test'),
     # The images that decided which weights are best are no test of them.
     train_split='train' if opened.validates else 'train_and_valid',
     run_info=opened.info,
@@ -64,16 +73,31 @@ def write(run: str, batch_size: int = 32) -> str:
     batch_size=batch_size,
   )
   output = os.fspath(opened.folder / 'report.html')
-  save(output, html)
-  found = dataclasses.replace(found, chose_weights=opened.chose_by_test)
-  card.write_beside(opened.weights, opened.info, found)
-  return output
+  results = save(output, html, found, opened.builder, 'test')
+  if not tta:
+    found = dataclasses.replace(found, chose_weights=opened.chose_by_test)
+    card.write_beside(opened.weights, opened.info, found)
+  return results
 
 
-def save(path: str, html: str) -> None:
-  """Writes a page, in full or not at all."""
+def save(
+  path: str,
+  html: str,
+  found: evaluation.Evaluation,
+  builder: tfds.core.DatasetBuilder,
+  split: str,
+) -> dict[str, Any]:
+  """Writes a page, and beside it the suspect labels; each whole or not at all.
+
+  Returns:
+    What a command prints as its last line.
+  """
   # Names of files can hold what UTF-8 has not.
   paths.write_bytes(path, html.encode('utf-8', 'backslashreplace'))
+  table = os.fspath(paths.path(path).parent / suspects.NAME)
+  suspects.write(table, suspects.find(found, builder, split))
+  results = {'output': path, 'suspects': table}
+  return {**results, 'accuracy': found.accuracy['share'], **found.macro}
 
 
 def make(
@@ -123,6 +147,7 @@ def make(
   stopped_early = (run_info or {}).get('results', {}).get('stopped_early')
   matrix = found.confusion(_CELLS)
   is_table = found.num_classes <= _MANY_CLASSES
+  cell = next((v for k, v in _CELL_SIDES.items() if len(matrix) <= k), 2)
   style = (templates.FOLDER / 'report.css').read_text(encoding='utf-8')
   digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
   html = templates.render(
@@ -146,7 +171,9 @@ def make(
     stopped_early=stopped_early,
     curves=drawing.draw_curves(scalars),
     matrix=matrix.tolist() if is_table else None,
-    heat_map=None if is_table else drawing.draw_confusion(matrix),
+    heat_map=None if is_table else drawing.draw_confusion(matrix, cell),
+    cell=cell,
+    has_others=found.num_classes < found.predicted.max() + 1,
     pairs=found.confused_pairs(_PAIRS),
     draw=drawing.picture,
     files=files,

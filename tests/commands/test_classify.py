@@ -169,6 +169,7 @@ def test_unreadable_weights_fail(run, photos, tmp_path, content, message):
     (('--threshold=1.5', 'a.jpg'), '--threshold=1.5 is no number from 0 to 1'),
     (('--threshold=nan', 'a.jpg'), 'is no number from 0 to 1'),
     (('--threshold=-0.1', 'a.jpg'), 'is no number from 0 to 1'),
+    (('--tta=mirror', 'a.jpg'), "choose from 'flip', 'crops'"),
     (('--model=nfnet_f9', 'a.jpg'), 'Did you mean nfnet_f'),
     (('--jsn', 'a.jpg'), 'There is no option --jsn. Did you mean --json?'),
   ],

@@ -58,9 +58,13 @@ def test_the_hub_reads_the_metadata():
   assert data.library_name == 'nfnets'
   assert data.pipeline_tag == 'image-classification'
   assert data.base_model == 'timm/dm_nfnet_f0.dm_in1k'
-  [result] = data.eval_results
+  result, *macro = data.eval_results
   assert (result.dataset_name, result.dataset_split) == ('pets', 'test')
   assert (result.metric_type, result.metric_value) == ('accuracy', 4 / 6)
+  # Of cat and dog 1 and 2 / 3 are precise, 2 / 3 and 1 are found; no fox is.
+  expected = {'precision': 5 / 9, 'recall': 5 / 9, 'f1': 1.6 / 3}
+  actual = {x.metric_type: x.metric_value for x in macro}
+  assert actual == pytest.approx(expected)
   assert '/home/me' not in text
 
 
@@ -70,6 +74,7 @@ def test_results_have_intervals_overall_and_by_class():
     interval = stats.binomtest(correct, total).proportion_ci(method='wilson')
     between = ' – ' if total < 6 else ' to '
     assert f'{interval.low:.1%}{between}{interval.high:.1%}' in shown
+  assert 'precision 55.6%, recall 55.6%, F1 53.3%' in shown
   assert shown.index('fox') < shown.rindex('cat') < shown.rindex('dog')
 
 
@@ -228,7 +233,7 @@ def test_the_three_lines_give_the_predictions_of_the_card(
   text = (output / card.NAME).read_text()
   opened = runs.open_run(str(run))
   found = evaluation.evaluate(opened.network, opened.builder, 'test', 5, 99)
-  [result] = huggingface_hub.ModelCard(text).data.eval_results
+  result, *_ = huggingface_hub.ModelCard(text).data.eval_results
   assert result.metric_value == found.accuracy['share']
   code = text.split('```python\n')[1].split('```')[0]
   monkeypatch.chdir(output)

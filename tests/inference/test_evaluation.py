@@ -74,6 +74,26 @@ def test_counts_are_scikit_learns():
   )
 
 
+def test_precision_recall_and_f1_are_scikit_learns():
+  found = predictions()
+  found.predicted[found.predicted == 1] = 0  # So that 1 is never predicted.
+  found.predicted[:3] = -1, 5, -1
+  for average, labels in ((None, range(5)), ('macro', range(4))):
+    *expected, _ = metrics.precision_recall_fscore_support(
+      *(found.labels, found.predicted),
+      labels=labels,
+      average=average,
+      zero_division=0,
+    )
+    for name, values in zip(
+      ('precision', 'recall', 'f1'), expected, strict=True
+    ):
+      actual = found.macro[f'macro_{name}']
+      if average is None:
+        actual = [row[name] for row in found.classes]
+      np.testing.assert_allclose(actual, values, rtol=1e-12)
+
+
 def test_a_prediction_of_no_class_of_the_dataset_is_a_mistake():
   labels, predicted = np.array([0, 1, 1, 0]), np.array([-1, 1, 0, 2])
   found = evaluation.Evaluation(labels, predicted, 2, ['a', 'b', 'other'])
@@ -116,6 +136,10 @@ def test_every_image_counts_once_and_the_extremes_are_kept(pictures, found):
   wrong = np.flatnonzero(best != labels)
   sure = wrong[np.argsort(-top[wrong])][:4]
   assert [x.index for x in found.mistakes] == [*sure]
+  np.testing.assert_array_equal(found.indices, range(len(paths)))
+  np.testing.assert_allclose(found.confidence, top, rtol=1e-3)
+  of_label = probabilities[np.arange(len(labels)), labels]
+  np.testing.assert_allclose(found.of_label, of_label, rtol=1e-3)
   for picture in found.mistakes:
     i = picture.index
     assert (picture.label, picture.predicted) == (labels[i], best[i])

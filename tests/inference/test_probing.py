@@ -69,6 +69,40 @@ def test_a_class_without_images_is_named():
     probing.fit(train._replace(names=[*train.names, 'a fox']))
 
 
+def test_cross_validation_tests_on_nothing_that_it_was_fitted_to():
+  train = clouds(3, 9)
+  # Alone of its class, an example is not tested; of two, both are.
+  keep = np.r_[0:9, 9:10, 18:20]
+  train = train._replace(indices=np.arange(27)).select(keep)
+  found = probing.cross_validate(train)
+  assert sorted(found.indices) == [*range(9), 18, 19]
+  np.testing.assert_array_equal(found.labels, found.indices // 9)
+  # Noise is remembered by a layer that was fitted to it, and not by others.
+  rng = np.random.default_rng(0)
+  noise = train._replace(
+    features=rng.normal(size=(60, 400)).astype(np.float32),
+    labels=rng.integers(0, 3, 60).astype(np.int32),
+    indices=np.arange(60),
+  )
+  assert probing.fit(noise).evaluate(noise).accuracy['share'] > 0.9
+  assert probing.cross_validate(noise).accuracy['share'] < 0.6
+
+
+def test_wrong_labels_are_contradicted_most():
+  rng = np.random.default_rng(0)
+  true, wrong = np.arange(120) % 3, rng.choice(120, 6, replace=False)
+  features = 6 * np.eye(3)[true] + rng.normal(size=(120, 3))
+  labels = np.int32(true + np.isin(np.arange(120), wrong)) % 3
+  names, indices = ['a', 'b', 'c'], np.arange(120)
+  found = probing.cross_validate(
+    probing.Embeddings(np.float32(features), labels, names, indices)
+  )
+  margin = found.confidence - found.of_label
+  first = found.indices[np.argsort(-margin)][:6]
+  assert {*first} == {*wrong}
+  np.testing.assert_array_equal(found.predicted, true[found.indices])
+
+
 def test_draws_have_so_many_of_every_class():
   labels = np.array([2, 0, 1, 0, 0, 1, 2, 0, 2, 1] * 3)
   chosen, again, other, everything = (

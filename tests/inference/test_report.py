@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import html.parser
+import io
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import shutil
 import evaluation_lib
 import numpy as np
 import pictures_lib
+from PIL import Image
 import pytest
 import quick_lib
 
@@ -113,8 +115,13 @@ def test_the_page_says_how_good_the_network_is(made):
   )
   for row, shown in zip(found.worst_classes(), rows, strict=False):
     numbers = re.findall(r'class="n">([\d.%]+)<', shown)
-    assert numbers[0] == f'{row["share"]:.1%}'
-    assert numbers[1:] == ['4', str(row['total']), str(row['predicted'])]
+    measures = [f'{row[x]:.1%}' for x in ('recall', 'precision', 'f1')]
+    counts = ['4', str(row['total']), str(row['predicted'])]
+    assert numbers == [*measures, *counts]
+  macro = [
+    f'{x} {found.macro[f"macro_{x}"]:.1%}' for x in ('precision', 'recall')
+  ]
+  assert ', '.join(macro) in text
   # Every cell of the matrix that is not 0.
   matrix = page.split('<table class="matrix">')[1].split('</table>')[0]
   cells = re.findall(r'<td class="n s(\d)(?: right)?">(.+?)</td>', matrix)
@@ -169,6 +176,24 @@ def test_the_evaluations_of_training_are_a_table(pictures):
   assert 'Validation got worse long before the end' in Page(html).text
 
 
+def test_a_single_mistake_is_seen_beside_many_right_ones():
+  matrix = np.diag([1000] * 30)
+  matrix[3, 7], matrix[4, 8], matrix[5, 9] = 1, 400, 20
+  kind, _, content = drawing.draw_confusion(matrix, 16).partition(',')
+  assert kind == 'data:image/png;base64'
+  image = Image.open(io.BytesIO(base64.b64decode(content)))
+  assert image.size == (480, 480)
+  # Cells without the grid.
+  cells = np.asarray(image.convert('RGB'), float)[7::16, 7::16]
+  assert (cells[matrix == 0] == 255).all()
+  assert (np.ptp(cells[matrix > 0], axis=-1) > 40).all()
+  is_red = cells[..., 0] > cells[..., 2]
+  np.testing.assert_array_equal(is_red, (matrix > 0) & ~np.eye(30, dtype=bool))
+  one, many, some = (cells[i, i + 4].sum() for i in (3, 4, 5))
+  # The logarithm of 20 is half of that of 400.
+  assert many < some - 150 < one - 300
+
+
 def test_what_is_wrong_with_the_pictures_is_on_the_page(pictures, tmp_path):
   root = tmp_path / 'pictures'
   shutil.copytree(pictures.root, root, ignore=lambda *_: ['.cache'])
@@ -190,13 +215,14 @@ def test_what_is_wrong_with_the_pictures_is_on_the_page(pictures, tmp_path):
   ('num_classes', 'best', 'texts'),
   [
     (30, 29, ['The other 10 classes', 'is class 10 10.0%']),
+    (200, 199, ['neighbours share a cell', 'is class 10 10.0%']),
     (10, 10, ["the network's other classes", 'not tested', 'is <other> 10.0%']),
   ],
 )
 def test_many_classes_and_those_of_the_network_have_their_place(
   pictures, monkeypatch, num_classes, best, texts
 ):
-  labels = np.arange(90) % (num_classes - 1)
+  labels = np.arange(90) % (min(num_classes, 100) - 1)
   predicted = np.where(np.arange(90) % 2, labels, best)
   predicted[0] = 3  # A single mistake of ten images is not white.
   names = [f'class {i}' for i in range(num_classes)] + ['<other>']
@@ -212,8 +238,12 @@ def test_many_classes_and_those_of_the_network_have_their_place(
   page = Page(html)
   assert all(text in page.text for text in texts)
   assert not re.search(r'class="n s0( right)?">\d', html)
-  is_picture = any(x.get('class') == 'heat' for _, x in page.elements)
-  assert is_picture is (num_classes == 30)
+  kinds = [x['class'] for _, x in page.elements if 'heat' in x.get('class', '')]
+  assert kinds == {30: ['heat c16'], 200: ['heat c2'], 10: []}[num_classes]
+  # Of the rows and of the columns, where there is room.
+  if kinds:
+    heat = html.split('class="heat')[1].split('</div>')[0]
+    assert heat.count('<li>') == (60 if num_classes == 30 else 0)
 
 
 def test_a_network_without_any_finite_output_has_no_report(
@@ -256,7 +286,10 @@ def test_the_command_writes_the_page_of_a_run(run, pictures, capsys):
   assert command.main([str(run), f'--batch_size={BATCH}']) == 0
   output = run / 'report.html'
   out = capsys.readouterr().out
-  assert json.loads(out.splitlines()[-1]) == {'output': str(output)}
+  results = json.loads(out.splitlines()[-1])
+  assert results['output'] == str(output)
+  assert results['suspects'] == str(run / 'suspects.csv')
+  assert 0 < results['macro_f1'] < 1
   text = Page(output.read_text()).text
   assert '31 test images' in text
   # Without those that chose the best step.
@@ -264,7 +297,13 @@ def test_the_command_writes_the_page_of_a_run(run, pictures, capsys):
   assert output.stat().st_mode & 0o777 == 0o666 & ~umask
   left = {path.name for path in run.iterdir()}
   left -= {'run.json', 'weights.safetensors'}
-  assert left == {'report.html', 'README.md'}
+  assert left == {'report.html', 'suspects.csv', 'README.md'}
+  kept = [(run / x).read_bytes() for x in ('README.md', 'suspects.csv')]
+  assert command.main([str(run), '--tta=flip', f'--batch_size={BATCH}']) == 0
+  assert 'Test-time augmentationflip' in Page(output.read_text()).text
+  # The card is of the network alone.
+  now = [(run / x).read_bytes() for x in ('README.md', 'suspects.csv')]
+  assert [x == y for x, y in zip(kept, now, strict=True)] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -316,11 +355,12 @@ def test_wrong_commands_are_answered(run, capsys, args, message):
   assert error.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_pages_appear_whole_or_not_at_all(tmp_path, monkeypatch):
-  path = tmp_path / 'report.html'
-  report.save(str(path), os.fsdecode(b'caf\xe9'))
+def test_pages_appear_whole_or_not_at_all(tmp_path, pictures, monkeypatch):
+  path, html = tmp_path / 'report.html', os.fsdecode(b'caf\xe9')
+  found = evaluation.Evaluation(np.zeros(1, int), np.zeros(1, int), 1, ['a'])
+  report.save(str(path), html, found, pictures, 'test')
   assert path.read_text() == 'caf\\udce9'
   monkeypatch.setattr(os, 'replace', lambda *_: 1 / 0)
   with pytest.raises(ZeroDivisionError):
-    report.save(str(path), 'new')
-  assert path.read_text() == 'caf\\udce9' and len(list(tmp_path.iterdir())) == 1
+    report.save(str(path), 'new', found, pictures, 'test')
+  assert path.read_text() == 'caf\\udce9' and len(list(tmp_path.iterdir())) == 2

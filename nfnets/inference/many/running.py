@@ -195,6 +195,7 @@ def run(
         'preprocessing': network.preprocessing,
         'runtime': network.runtime,
         'precision': network.precision,
+        'tta': network.tta,
         'images': [
           *(*args.paths, args.list, args.data, args.split, args.data_dir)
         ],

@@ -89,6 +89,7 @@ def add_arguments(
     help='the split of --data, which replaces IMAGE (test)',
   )
   command_line.add_batch_size(parser, 8)
+  command_line.add_tta(parser)
   parser.add_argument(
     '--output',
     required=has_output,
@@ -185,28 +186,24 @@ def open_source(args: argparse.Namespace) -> Source:
 
 
 def _open_data(args: argparse.Namespace) -> Source:
-  """Returns the images of a split of a dataset, in its order.
-
-  Their names are paths or, in a dataset of TFDS, NAME/SPLIT[NUMBER].
-  """
+  """Returns the images of a split of a dataset, in its order."""
   builder, split = command_line.open_data(args), args.split
   from nfnets.data import builders
   from nfnets.data.folders import Folder
 
   total = builders.num_examples(builder, split)
+  name = builders.example_names(builder, split)
   if isinstance(builder, Folder):
-    files = [os.path.join(builder.root, path) for path in builder.paths(split)]
     labels = builder.labels(split)
 
     def item(i: int) -> Item:
-      return Item(files[i], functools.partial(_read, files[i], label=labels[i]))
+      return Item(name(i), functools.partial(_read, name(i), label=labels[i]))
 
   else:
     examples = builders.SplitReader(builder, split)
 
     def item(i: int) -> Item:
-      name = f'{builder.name}/{split}[{i}]'
-      return Item(name, lambda check: examples.example(i))
+      return Item(name(i), lambda check: examples.example(i))
 
   return Source(
     lambda: map(item, range(total)),

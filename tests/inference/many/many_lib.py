@@ -17,7 +17,7 @@ class Network(types.SimpleNamespace):
 
   name, num_classes, class_names = 'fake', 3, ('a', 'b,"c', 'd\ne')
   image_size, preprocessing = 2, 'resize_crop_1'
-  runtime, precision = 'jax', 'float32'
+  runtime, precision, tta = 'jax', 'float32', None
 
   def preprocess(self, image):
     return np.float32(image[:2, :2])

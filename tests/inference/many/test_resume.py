@@ -131,6 +131,7 @@ def test_a_command_that_has_computed_nothing_leaves_nothing(
   [
     ('begun with top 5, and now it is 2', '--top=2'),
     ('precision "float32", and now it is "bfloat16"', 'precision'),
+    ('begun with tta null, and now it is "flip"', 'tta'),
     ('begun with weights', 'weights'),
     ('image 2 was {0}/0/03.png and is {0}/0/00a.png now', 'picture'),
     ('image 2 was {0}/0/03.png and is {0}/0/06.png now', 'no picture'),
@@ -146,6 +147,8 @@ def test_other_circumstances_are_refused(
   lock = filelock.FileLock(folder / 'lock')
   if change == 'precision':
     network.precision = 'bfloat16'
+  elif change == 'tta':
+    network.tta = 'flip'
   elif change == 'weights':
     (tmp_path / 'fake.npz').write_bytes(b'other weights')
   elif change == 'picture':
