@@ -126,7 +126,8 @@ def model_shapes(model: zoo.Model) -> tuple[hk.MutableParams, hk.MutableState]:
   """Returns a model's parameters and state as shapes and dtypes."""
   if model.overrides:
     return _trace(model)
-  return named_shapes(model.name, model.num_classes)
+  # A copy, because what is cached must stay as it is.
+  return jax.tree.map(lambda x: x, named_shapes(model.name, model.num_classes))
 
 
 @functools.cache
