@@ -186,6 +186,11 @@ class _Handler(server.BaseHTTPRequestHandler):
   def log_message(self, *_) -> None:
     """Logs nothing."""
 
+  def handle_expect_100(self) -> bool:
+    super().handle_expect_100()
+    self.wfile.flush()  # Else the client waits a second before it sends.
+    return True
+
   def do_CONNECT(self) -> None:
     if self.server.disturbed() == 'lost':
       self.close_connection = True

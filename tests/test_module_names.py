@@ -23,7 +23,8 @@ def test_layers_are_known_by_their_names(name):
   assert last == [module_names.last_layer(params)]
   assert params[last[0]]['b'].shape == (3,)
   assert module_names.num_classes(params) == 3
-  del params[last[0]]
+  del params[last[0]]  # Of a copy: no other caller misses it.
+  assert last[0] in weights.matching.model_shapes(model)[0]
   assert module_names.num_classes(params) == 0
   assert sorted(params, key=module_names.depth)[0].split('/')[2] in (
     *('initial_conv', 'stem_conv0'),
