@@ -1,6 +1,9 @@
 """The notebook runs from top to bottom."""
 
+import importlib.util
 import pathlib
+import subprocess
+import sys
 
 import jax
 import nbclient
@@ -37,6 +40,29 @@ def test_it_is_committed_without_outputs():
     assert not cell.get('outputs') and not cell.get('execution_count')
 
 
+@pytest.mark.parametrize('is_installed', [True, False])
+def test_it_installs_the_package_only_where_there_is_none(
+  is_installed, monkeypatch
+):
+  calls = []
+  monkeypatch.setattr(
+    importlib.util, 'find_spec', lambda name: is_installed or None
+  )
+  monkeypatch.setattr(
+    subprocess, 'run', lambda *a, **kw: calls.append((*a, kw))
+  )
+  notebook = nbformat.read(_NOTEBOOK, as_version=4)
+  first = next(x for x in notebook.cells if x.cell_type == 'code')
+  exec(first.source, {})
+  if is_installed:
+    assert not calls
+  else:
+    [(command, options)] = calls
+    assert command[:4] == [sys.executable, '-m', 'pip', 'install']
+    assert command[-1].startswith('nfnets[images] @ git+https://')
+    assert options == {'check': True}
+
+
 @pytest.mark.slow
 def test_with_weights_it_says_what_they_are(tmp_path, monkeypatch):
   model = nfnets.create_model('nfnet_digits', 10)
@@ -53,6 +79,5 @@ def test_with_weights_it_says_what_they_are(tmp_path, monkeypatch):
 def test_without_weights_it_says_so_and_goes_on(tmp_path, monkeypatch):
   monkeypatch.delenv('NFNETS_WEIGHTS', raising=False)
   text, plots = run(tmp_path)
-  assert 'There is no F0_haiku.npz' in text
-  assert 'LEARNT NOTHING' in text
+  assert 'random weights' in text and 'LEARNT NOTHING' in text
   assert len(plots) == 3 and 'other photo' in text

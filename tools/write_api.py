@@ -111,23 +111,28 @@ def make_page() -> str:
   Raises:
     ValueError: if a docstring has no example.
   """
-  lines = [_HEAD]
+  lines = [_HEAD.rstrip()]
   for module, members in _public().items():
-    lines += [f'## {module}\n', '| name | summary | example |', '|---|---|---|']
+    # The networks, one in a module, share a table.
+    heading, prefix = module, ''
+    if len(members) == 1:
+      heading, prefix = 'Networks', f'{module.partition(".")[2]}.'
+    if f'## {heading}' not in lines:
+      lines += ['', f'## {heading}', '', '| name | summary | example |']
+      lines.append('|---|---|---|')
     for name, value in members:
       text = inspect.getdoc(value)
       _, found, example = text.partition('\nExample:\n')
       if not found:
         raise ValueError(f'The docstring of {module}.{name} has no example.')
       cells = (
-        f'`{name}{_ARRAY.sub("...", signature(value))}`',
+        f'`{prefix}{name}{_ARRAY.sub("...", signature(value))}`',
         text.split('\n\n')[0].replace('\n', ' '),
         '<br>'.join(f'`{x.strip()}`' for x in example.strip().split('\n')),
       )
       cells = (cell.replace('|', '\\|') for cell in cells)
       lines.append(f'| {" | ".join(cells)} |')
-    lines.append('')
-  return '\n'.join(lines)
+  return '\n'.join(lines) + '\n'
 
 
 def run_examples() -> int:

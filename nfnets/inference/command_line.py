@@ -141,7 +141,7 @@ def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
     'OpenVINO where the CPU has instructions for it, those of AVX-512, and '
     'more so with AMX; logits change by up to 4%% of the largest, and the most '
     'probable class of 0 to 6%% of pictures (random weights; docs/runtimes.md '
-    'has a table of all families)',
+    'has a table)',
   )
   parser.add_argument(
     '--threads',

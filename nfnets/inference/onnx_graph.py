@@ -1,8 +1,7 @@
 """A network as an ONNX graph, of operators that most runtimes know.
 
 The kernels are standardized, JAX traces the network, and `onnx_ops` writes down
-what it sees, with channels second. docs/onnx.md lists the operators and the
-documents that say who supports them.
+what it sees, with channels second. docs/inference.md lists the operators.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from nfnets.weights import folding
 
 # MIGraphX documents up to 19. Newer operators, such as Gelu, are out.
 OPSET = 18
-# Each documented for TensorRT, MIGraphX and OpenVINO: docs/onnx.md.
+# Each documented for TensorRT, MIGraphX and OpenVINO: docs/inference.md.
 OPERATORS = frozenset(
   {
     *('Add', 'AveragePool', 'Cast', 'Conv', 'Erf', 'Gemm', 'MaxPool', 'Mul'),

@@ -130,16 +130,13 @@ def test_a_missing_tpu_is_an_error_where_there_must_be_one(
 
 
 @pytest.fixture
-def launch(tmp_path):
-  """Returns a function that starts the docs' launcher: (*args) -> Popen."""
-  page = (_ROOT / 'docs' / 'training.md').read_text()
-  _, _, text = page.partition("cat > launch.py <<'END'\n")
-  text, _, _ = text.partition('\nEND\n')
-  (tmp_path / 'launch.py').write_text(text)
+def launch():
+  """Returns a function that starts the launcher: (*args) -> Popen."""
+  launcher = _ROOT / 'examples' / 'jaxline_launcher.py'
 
   def start(*args):
     return subprocess.Popen(
-      [sys.executable, tmp_path / 'launch.py', *_SMALL, *args],
+      [sys.executable, launcher, *_SMALL, *args],
       cwd=_ROOT,
       env={**os.environ, 'PYTHONPATH': str(_ROOT), 'XLA_FLAGS': _ONE_DEVICE},
       stdout=subprocess.PIPE,
