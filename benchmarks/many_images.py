@@ -119,8 +119,9 @@ def main() -> None:
   if args.way:
     is_timm = args.way.startswith('timm')
     run, last = (_time_timm, args.workers) if is_timm else (_time_alone, 200)
-    run(args.way, args.data_dir, args.batch, last)
-    return
+    return run(args.way, args.data_dir, args.batch, last)
+  if args.images <= args.batch:  # The rate excludes the first batch.
+    sys.exit('--images must be larger than --batch')
 
   def measure(way):
     name, _, alone = way.partition(' ')

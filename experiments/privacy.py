@@ -242,7 +242,7 @@ def make(config: ml_collections.ConfigDict, num_examples: int) -> Privacy:
     (
       min(private.noise_multiplier or 0, private.epsilon or 0) <= 0,
       f'private.noise_multiplier is {private.noise_multiplier} and '
-      f'private.epsilon is {private.epsilon}; they must be positive. epsilon '
+      f'private.epsilon {private.epsilon}; they must be positive. epsilon '
       'may be inf. Set both to None for training without privacy.',
     ),
     (
@@ -254,8 +254,8 @@ def make(config: ml_collections.ConfigDict, num_examples: int) -> Privacy:
       not 0
       < (private.delta or 0)
       < 2 / num_examples,  # De et al. have 1.02 / N.
-      f'private.delta is {private.delta}; it must be above 0 and at most about '
-      f'1 / {num_examples}, where {num_examples} is the number of examples.',
+      f'private.delta is {private.delta}; it must be above 0 and at most '
+      f'about 1 / {num_examples}, one example of the dataset.',
     ),
     (
       private.sampling != 'poisson',

@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     if difference > tolerance:
       raise UserError(
         f'ONNX Runtime and JAX differ by {difference:.2g} of the norm, more '
-        f'than {tolerance:g}. No file was written.'
+        f'than {tolerance:g}; nothing is written.'
       )
     # The weights first: a graph without weights would be broken.
     for file in sorted(os.listdir(tmp), key=lambda file: file == target.name):
