@@ -7,7 +7,7 @@ import pictures_lib
 import pytest
 import quick_lib
 from scipy import stats
-from sklearn import linear_model, pipeline, preprocessing
+from sklearn import datasets, linear_model, pipeline, preprocessing
 
 from nfnets import weights
 from nfnets.errors import UserError
@@ -89,18 +89,20 @@ def test_cross_validation_tests_on_nothing_that_it_was_fitted_to():
 
 
 def test_wrong_labels_are_contradicted_most():
+  # Of 600 handwritten digits, 20 get another label.
+  pixels, true = datasets.load_digits(return_X_y=True)
+  pixels, true, indices = np.float32(pixels[:600]), true[:600], np.arange(600)
   rng = np.random.default_rng(0)
-  true, wrong = np.arange(120) % 3, rng.choice(120, 6, replace=False)
-  features = 6 * np.eye(3)[true] + rng.normal(size=(120, 3))
-  labels = np.int32(true + np.isin(np.arange(120), wrong)) % 3
-  names, indices = ['a', 'b', 'c'], np.arange(120)
+  wrong = rng.choice(600, 20, replace=False)
+  labels = true.astype(np.int32)
+  labels[wrong] = (labels[wrong] + rng.integers(1, 10, 20)) % 10
+  names = [*'0123456789']
   found = probing.cross_validate(
-    probing.Embeddings(np.float32(features), labels, names, indices)
+    probing.Embeddings(pixels, labels, names, indices)
   )
-  margin = found.confidence - found.of_label
-  first = found.indices[np.argsort(-margin)][:6]
-  assert {*first} == {*wrong}
-  np.testing.assert_array_equal(found.predicted, true[found.indices])
+  first = found.indices[np.argsort(found.of_label - found.confidence)]
+  is_wrong = np.isin(first, wrong)
+  assert is_wrong[:20].sum() >= 14 and is_wrong[:40].sum() >= 18
 
 
 def test_draws_have_so_many_of_every_class():

@@ -20,7 +20,7 @@ def found(names):
     num_classes=2,
     names=names,
     indices=np.array([1, 2, 5, 7, 8]),
-    confidence=np.array([0.9, 0.8, 0.6, 0.7, np.nan]),
+    confidence=np.array([0.9, 0.8, 0.6, 0.75, np.nan]),
     of_label=np.array([0.9, 0.1, 0.35, 0.02, np.nan]),
   )
 
@@ -37,12 +37,12 @@ def test_the_most_contradicted_come_first(pictures, tmp_path, split):
   suspects.write(str(path), rows)
   table = read(path)
   files = pictures.paths(split)
-  expected = [f'{pictures.root}/{files[i]}' for i in (2, 7, 5)]
+  expected = [f'{pictures.root}/{files[i]}' for i in (7, 2, 5)]
   assert [row['path'] for row in table] == expected
   assert [row['label'] for row in table] == ['b', 'b', 'a']
-  assert [row['predicted'] for row in table] == ['a', 'c', 'b']
-  assert [float(row['p_label']) for row in table] == [0.1, 0.02, 0.35]
-  assert [float(row['p_predicted']) for row in table] == [0.8, 0.7, 0.6]
+  assert [row['predicted'] for row in table] == ['c', 'a', 'b']
+  assert [float(row['p_label']) for row in table] == [0.02, 0.1, 0.35]
+  assert [float(row['p_predicted']) for row in table] == [0.75, 0.8, 0.6]
   assert {row['split'] for row in table} == {split.partition('_')[0]}
 
 
@@ -52,10 +52,6 @@ def test_odd_names_are_cells_and_no_formulas(tmp_path):
   tfds = types.SimpleNamespace(name='+x')
   suspects.write(str(path), suspects.find(found(names), tfds, 'test'))
   table = read(path)
-  assert [row['path'] for row in table] == [
-    "'+x/test[2]",
-    "'+x/test[7]",
-    "'+x/test[5]",
-  ]
+  assert [row['path'] for row in table] == [f"'+x/test[{i}]" for i in (7, 2, 5)]
   assert {row['label'] for row in table} == {f"'{x}" for x in names[:2]}
-  assert table[1]['predicted'] == "'-\\udce9"
+  assert table[0]['predicted'] == "'-\\udce9"
