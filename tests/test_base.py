@@ -250,28 +250,6 @@ def test_stochastic_depth_rate_outside_its_range_is_refused(rate):
     stoch_depth(np.ones((1, 1)), True, None, rate)
 
 
-def test_variant_tables_hold_the_published_settings():
-  assert base.nfnet_params['F3+'] == {
-    'width': [384, 768, 2048, 2048],
-    'depth': [4, 8, 24, 12],
-    'train_imsize': 320,
-    'test_imsize': 416,
-    'RA_level': '415',
-    'drop_rate': 0.4,
-  }
-  levels = [base.nfnet_params[f'F{i}']['RA_level'] for i in range(8)]
-  assert levels == ['405', '410', '410', '415', '415', '415', '415', '415']
-  rates = [base.nfnet_params[f'F{i}']['drop_rate'] for i in range(8)]
-  assert rates == [0.2, 0.3, 0.4, 0.4, 0.5, 0.5, 0.5, 0.5]
-  assert base.nf_regnet_params['B5'] == {
-    'width': [80, 168, 336, 704],
-    'depth': [3, 7, 14, 14],
-    'train_imsize': 384,
-    'test_imsize': 456,
-    'drop_rate': 0.4,
-  }
-
-
 @pytest.mark.parametrize('shape', [(64, 1, 1, 128), (2, 3, 5, 4), (2, 4, 1, 3)])
 def test_average_pooling_does_not_count_padding(shape):
   x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)

@@ -91,7 +91,7 @@ class Checkout:
   def run(self, *args, **kwargs):
     """Returns the exit status, standard error and the calls that were made."""
     process = self.start(*args, **kwargs)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=300)
     return process.returncode, stderr, self.calls.read_text().splitlines()
 
   def installs(self, *args, **env):
@@ -108,7 +108,7 @@ def checkout(tmp_path):
 
 def test_smoke_test_runs_with_its_arguments_after_the_installation(checkout):
   process = checkout.start('--steps=2', 'x')
-  stdout, stderr = process.communicate(timeout=60)
+  stdout, stderr = process.communicate(timeout=300)
   assert process.returncode == 0, stderr
   setuptools, pins, package, smoke = checkout.calls.read_text().splitlines()
   assert ' setuptools==' in setuptools
@@ -173,7 +173,7 @@ def test_installation_that_was_killed_is_made_again(checkout):
     assert process.poll() is None
     time.sleep(0.02)
   os.killpg(process.pid, signal.SIGKILL)
-  process.communicate(timeout=60)
+  process.communicate(timeout=300)
   (checkout.venv / 'leftover').touch()
   assert len(checkout.installs('setup')) == 3
   assert not (checkout.venv / 'leftover').exists()
@@ -224,7 +224,7 @@ def test_unknown_command_is_named_and_help_is_not_an_error(checkout):
     status, stderr, calls = checkout.run(*args)
     assert status == 2 and f'unknown command: {" ".join(args)}' in stderr
     assert 'usage:' in stderr and not calls
-  stdout, stderr = checkout.start('help').communicate(timeout=60)
+  stdout, stderr = checkout.start('help').communicate(timeout=300)
   assert stdout.startswith('usage:') and not stderr
 
 

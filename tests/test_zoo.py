@@ -119,16 +119,6 @@ def test_model_is_immutable_and_hashable():
   assert hash(model) == hash(dataclasses.replace(model))
 
 
-def test_model_does_not_change_with_the_dictionaries_that_made_it():
-  kwargs = {'groups': 4}
-  model = nfnets.create_model(
-    'resnet50', 10, width=1, which_norm='GroupNorm', norm_kwargs=kwargs
-  )
-  kwargs['create_offset'] = False
-  params, _ = jax.eval_shape(lambda: model.init(jax.random.key(0), 32))
-  assert set(params['ResNet/~/final_bn']) == {'scale', 'offset'}
-
-
 def test_model_with_state_needs_it(monkeypatch):
   table = resnet.ResNet.variant_dict
   monkeypatch.setitem(table, 'ResNet50', {'depth': [0, 0, 0, 1]})
@@ -264,5 +254,5 @@ def test_library_does_not_import_tensorflow():
   )
   root = golden_lib.GOLDEN.parents[1]
   subprocess.run(
-    [sys.executable, '-c', program], cwd=root, check=True, timeout=120
+    [sys.executable, '-c', program], cwd=root, check=True, timeout=300
   )

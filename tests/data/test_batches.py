@@ -82,17 +82,16 @@ def test_training_batches_have_the_documented_form(imagenet):
   'settings',
   [
     {},
-    {'augment_name': 'cutmix_mixup', 'batch_size': 9},
-    MIXING | {'augmentation_multiplicity': COPIES},
+    MIXING | {'augmentation_multiplicity': COPIES, 'batch_size': 9},
   ],
-  ids=['plain', 'mixing', 'copies'],
+  ids=['plain', 'mixed copies'],
 )
 def test_neither_processes_nor_resuming_change_a_pixel(imagenet, settings):
   # 58 examples in batches of 12: steps 4, 9 and 14 straddle two epochs.
   whole = take(15, imagenet, 'train', seed=3, **settings)
   parts = take_in_parts(15, imagenet, 'train', 3, seed=3, **settings)
   assert_same(whole, parts)
-  for step in (1, 5, 14):
+  for step in (5, 14):
     resumed = take(15 - step, imagenet, 'train', step, seed=3, **settings)
     assert_same(whole[step:], resumed)
 
@@ -126,7 +125,7 @@ def test_an_example_is_augmented_anew_for_every_epoch_and_seed(sharded):
     assert np.mean((first != other).any((1, 2, 3))) > 0.9
 
 
-@pytest.mark.parametrize('batch_size', [1, 16, 37, 40])
+@pytest.mark.parametrize('batch_size', [1, 16, 40])
 def test_evaluation_sees_every_example_once_in_order(imagenet, batch_size):
   batches = evaluate(imagenet, batch_size=batch_size)
   assert len(batches) == -(-NUM_TEST // batch_size)
@@ -227,7 +226,7 @@ def test_a_program_that_stops_in_the_middle_ends_quietly(imagenet, data_dir):
     env=environment | {'PYTHONPATH': os.pathsep.join(sys.path)},
     capture_output=True,
     text=True,
-    timeout=120,
+    timeout=300,
   )
   assert (result.returncode, result.stderr) == (0, '')
 

@@ -23,6 +23,7 @@ SMALL = (
   '--save_checkpoint_interval=2',
   '--log_tensors_interval=2',
   '--report=False',
+  '--compile_quickly',
 )
 
 

@@ -211,7 +211,7 @@ def test_evaluation_waits_for_the_next_one_and_gives_up(tmp_path):
   start = time.time()
   with pytest.raises(UserError) as error:
     checkpointer.restore_path('latest')
-  assert 1 < time.time() - start < 10
+  assert 1 < time.time() - start < 60
   assert f'No new checkpoint in {tmp_path}/latest for 0.02' in str(error.value)
   _save(tmp_path, [4])
   assert checkpointer.restore_path('latest').endswith('latest/4')
@@ -227,7 +227,7 @@ def test_nothing_to_evaluate_is_said_at_once(tmp_path, one_off):
   with pytest.raises(UserError, match='Train first'):
     checkpointer.check_folder()
     checkpointer.restore_path('latest')
-  assert time.time() - start < 2
+  assert time.time() - start < 60
   assert not (tmp_path / 'missing').exists()
 
 

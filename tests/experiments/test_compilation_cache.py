@@ -158,7 +158,7 @@ def _start(program, **environment):
 def test_processes_can_share_the_folder(tmp_path):
   runs = [_start(_PROGRAM, XDG_CACHE_HOME=str(tmp_path)) for _ in range(2)]
   for run in runs:
-    log = run.communicate(timeout=120)[1]
+    log = run.communicate(timeout=300)[1]
     assert run.returncode == 0, log
     assert log == ''
   assert len(_entries(tmp_path / 'nfnets' / 'compiled')) >= 5

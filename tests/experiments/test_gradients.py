@@ -95,7 +95,6 @@ def _loop(config, loss_fn, batch, unclipped):
 @pytest.mark.parametrize(
   'by, clipping, copies, chunk, parts, mixed, layers, unclipped',
   [
-    ('unit', 0.2, 1, 0, 1, False, '', _LAST),
     ('unit', 0.2, 2, 1, 2, True, '', _LAST),
     ('unit', 0.2, 1, 0, 1, False, 'linear', _CONV),
     ('norm', 1.2, 1, 2, 1, True, '', ()),
@@ -142,15 +141,14 @@ def _split(batch, devices):
   return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
 
 
-@pytest.mark.parametrize('devices, chunk', [(1, 2), (2, 1)])
-def test_a_sample_is_divided_by_its_expected_size(devices, chunk):
+def test_a_sample_is_divided_by_its_expected_size():
   """Six of eight rows were drawn, where five are expected."""
   config = small_network.config(clip_per_example='norm', train_batch_size=5)
-  config.per_example.update(clipping=1.2, chunk=chunk)
-  step, state = _pmapped(config, optax.sgd(1.0), devices)
+  config.per_example.update(clipping=1.2, chunk=2)
+  step, state = _pmapped(config, optax.sgd(1.0), 2)
   batch, mask = _batch(), np.float32([1, 0, 1, 1, 0, 1, 1, 1])
-  keys = jax.random.split(_KEY, devices)
-  after, metrics = step(state, _split({**batch, 'mask': mask}, devices), keys)
+  keys = jax.random.split(_KEY, 2)
+  after, metrics = step(state, _split({**batch, 'mask': mask}, 2), keys)
   loss_fn = step_lib.make_loss(small_network.Network(), config)
   drawn = {k: v[mask > 0] for k, v in batch.items()}
   found, over, losses = _loop(config, loss_fn, drawn, ())

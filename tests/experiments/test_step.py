@@ -98,7 +98,7 @@ def one_device():
   return _run(1, 5, small_network.config(use_ema=True), _optimizer())
 
 
-@pytest.mark.parametrize('devices, parts', [(2, 1), (4, 1), (1, 4), (2, 2)])
+@pytest.mark.parametrize('devices, parts', [(4, 1), (2, 2)])
 def test_neither_devices_nor_parts_matter(one_device, devices, parts):
   """With AGC clipping a part of the units, so before or after would differ."""
   config = small_network.config(use_ema=True, accumulate_steps=parts)
@@ -169,11 +169,12 @@ def test_mixed_labels_give_a_mixed_loss():
   batch = {**_batch(), 'mix_labels': others, 'ratio': ratio}
   step = step_lib.make_train_step(
     _model(),
-    _optimizer(),
+    optax.sgd(_LR),
     lambda _: _LR,
     small_network.config(label_smoothing=0.1),
   )
-  _, metrics = jax.jit(step)(_state(_optimizer()), batch, jax.random.PRNGKey(0))
+  state = _state(optax.sgd(_LR))
+  _, metrics = jax.jit(step)(state, batch, jax.random.PRNGKey(0))
   logits = _model().logits(_params(), imagenet.normalize(batch['images']))
   logits = np.asarray(logits, np.float64)
   log_probs = logits - np.log(np.sum(np.exp(logits), -1, keepdims=True))
@@ -198,12 +199,12 @@ def test_images_are_normalized_as_the_model_wants():
   log_probs = jax.nn.log_softmax(logits)[np.arange(_BATCH), batch['labels']]
   train_step = step_lib.make_train_step(
     model,
-    _optimizer(),
+    optax.sgd(_LR),
     lambda _: _LR,
     small_network.config(label_smoothing=0.0),
   )
   key = jax.random.PRNGKey(0)
-  _, metrics = jax.jit(train_step)(_state(_optimizer()), batch, key)
+  _, metrics = jax.jit(train_step)(_state(optax.sgd(_LR)), batch, key)
   np.testing.assert_allclose(metrics['train_loss'], -log_probs.mean(), 1e-5)
   eval_step = step_lib.make_eval_step(model, small_network.config())
   batch['mask'] = np.ones(_BATCH)
@@ -225,8 +226,7 @@ def test_top_5_is_measured_where_it_can_be_less_than_one(
   assert sums['top_1_acc'] == num_classes
 
 
-@pytest.mark.parametrize('bad', [np.nan, np.inf])
-def test_an_update_that_is_not_finite_can_be_left_out(bad):
+def test_an_update_that_is_not_finite_can_be_left_out():
   config = small_network.config(skip_nonfinite=True, use_ema=True)
   optimizer = _optimizer()
   step = jax.jit(
@@ -235,7 +235,7 @@ def test_an_update_that_is_not_finite_can_be_left_out(bad):
   key = jax.random.PRNGKey(0)
   before, _ = step(_state(optimizer, use_ema=True), _batch(0), key)
   spoilt = _batch(1)
-  spoilt['images'][0, 0, 0, 0] = bad
+  spoilt['images'][0, 0, 0, 0] = np.nan
   after, metrics = step(before, spoilt, key)
   assert not np.isfinite(metrics['train_loss'])
   assert (metrics['updates_skipped'], after.skipped) == (1, 1)

@@ -8,6 +8,7 @@ import command_lib
 import jax
 import numpy as np
 import pytest
+from quick_lib import quickly_compiled  # noqa: F401
 
 from experiments import (
   checkpoints,
@@ -307,12 +308,9 @@ _MULTITHREADED = '--jaxline_mode=train_eval_multithreaded'
   'file, args, status, message',
   [
     ('no.npz', (), 1, 'no.npz: there is no such file'),
-    ('text.npz', (), 1, 'is not a file of weights'),
     ('text.npz', (_EVAL,), 1, 'is not a file of weights'),
     ('missing.npz', (), 2, 'missing: NFNet/~/stem_conv0/'),
-    ('digits.npz', (_RESNET,), 2, 'with 10 classes, not of nf_resnet50 with 1'),
     ('digits.npz', (_RESNET, _EVAL), 2, 'are of nfnet_digits with 10 classes'),
-    ('head.npz', (_RESNET,), 2, 'of nfnet_digits with 1000 classes, not of nf'),
     ('head.npz', (_F0,), 2, 'with 1000 classes, not of nfnet_f0 with 10 '),
     ('digits.npz', (_RESNET, _MULTITHREADED), 2, 'are of nfnet_digits with'),
     (

@@ -278,8 +278,9 @@ def test_what_changes_a_graph_has_one_made(
   assert len(made) == 4
 
 
-@pytest.mark.parametrize('runtime', ['onnxruntime', 'openvino'])
-@pytest.mark.parametrize('suffix', ['onnx', 'data'])
+@pytest.mark.parametrize(
+  ('runtime', 'suffix'), [('onnxruntime', 'onnx'), ('openvino', 'data')]
+)
 def test_a_graph_that_is_cut_short_is_made_again(
   weights_file, made, runtime, suffix
 ):

@@ -136,17 +136,6 @@ def test_ascent_keeps_the_dtypes_of_the_parameters():
   assert worse['w'].dtype == jnp.bfloat16 and worse['b'].dtype == jnp.float32
 
 
-def test_base_gets_the_arguments_of_an_update():
-  def update(updates, state, params=None, *, value):
-    return value, state
-
-  base = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
-  tx = optim.sam(base)
-  state = tx.init(START)
-  updates, _ = tx.update(START, state, START, grad_fn=gradient, value=3)
-  assert updates == 3
-
-
 def test_ascent_may_come_from_another_batch_than_the_descent():
   # Only its direction counts: here, the first coordinate of `a`.
   ascent = {'a': jnp.array([7.0, 0.0, 0.0]), 'b': jnp.array(0.0)}

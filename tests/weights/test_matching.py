@@ -1,6 +1,5 @@
 """Weights are recognized, and said to be wrong where they are."""
 
-import functools
 import re
 
 import jax
@@ -11,20 +10,15 @@ import reference_params
 import safetensors.numpy
 
 import nfnets
-from nfnets import conv, weights
+from nfnets import weights
 from nfnets.weights import folding, matching
 
 MORE = [pytest.mark.slow, pytest.mark.exhaustive]
 
 
-@functools.cache
 def shapes(name: str, num_classes: int = 1000):
   """Returns the parameters' and the state's shapes and dtypes."""
-  model = nfnets.create_model(name, num_classes)
-  with conv.lowering('plain'):  # The same shapes, sooner.
-    return jax.eval_shape(
-      functools.partial(model.init, image_size=32), jax.random.key(0)
-    )
+  return matching.model_shapes(nfnets.create_model(name, num_classes))
 
 
 @pytest.mark.parametrize(

@@ -77,15 +77,7 @@ def test_type_of_numbers_is_kept(dtype):
     assert_same(timm_weights.to_timm('test_nfnet', arrays), state_dict)
 
 
-def test_results_share_no_memory_with_what_was_given():
-  state_dict = timm_lib.state_dict('test_nfnet')
-  params = timm_weights.from_timm('test_nfnet', state_dict)
-  back = timm_weights.to_timm('test_nfnet', params)
-  given = [*state_dict.values(), *jax.tree.leaves(params)]
-  for made in (*jax.tree.leaves(params), *back.values()):
-    assert not any(np.shares_memory(made, x) for x in given if x is not made)
-
-
+@pytest.mark.slow
 def test_published_network_computes_what_timm_does():
   golden = golden_lib.load('timm_dm_nfnet_f0')
   params = timm_weights.from_timm(

@@ -173,7 +173,7 @@ def test_networks_of_other_kinds_have_signals(text):
     assert np.isfinite(rows[name]).all() and (rows[name] > 0).all()
 
 
-@pytest.mark.parametrize('name', ['nfnet_f0', 'nf_regnet_b0', 'timm/nfnet_l0'])
+@pytest.mark.parametrize('name', ['nfnet_f0', 'timm/nfnet_l0'])
 def test_the_rule_is_the_one_that_the_networks_have(name, monkeypatch):
   # What is expected after a block is what the next one's beta undoes.
   betas, call_block = [], network.call_block
@@ -187,11 +187,3 @@ def test_the_rule_is_the_one_that_the_networks_have(name, monkeypatch):
   expected = np.float64(betas[1 - sum(_DEPTH) :]) ** -2
   np.testing.assert_allclose(rows['expected_var'][:-1], expected, rtol=1e-6)
   np.testing.assert_allclose(rows['expected_res_var'], 1, rtol=1e-6)
-
-
-@pytest.mark.slow
-def test_the_activation_is_there_in_both_orders():
-  for order in ('norm_act_conv', 'act_norm_conv'):
-    name = f'resnet50:order={order}'
-    linear = measure(f'{name}:activation=identity')['res_avg_var']
-    assert (abs(measure(name)['res_avg_var'] / linear - 1) > 1e-4).all()
