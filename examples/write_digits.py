@@ -18,7 +18,7 @@ from nfnets.data import dataset
 
 
 def main() -> None:
-  """Writes digits of the dataset that `--config=digits` trains and tests on."""
+  """Write digits of the dataset that `--config=digits` trains and tests on."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--folder', type=pathlib.Path, required=True)
   parser.add_argument('--count', type=int, default=10, help='how many')

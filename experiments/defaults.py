@@ -16,8 +16,8 @@ from nfnets import base, errors, network, weights, zoo
 from nfnets.data import augmentation, builders, preprocess
 from nfnets.inference import classes
 
-# What a dataset of any size gets: an image is seen so often, but there are at
-# least so many steps. Rates and clippings are measured: docs/finetuning.md.
+# Epochs, smallest number of steps, learning rate and clipping, for datasets of
+# any size. Rates and clippings are measured: docs/finetuning.md.
 _EPOCHS, _LEAST_STEPS, _LR, _CLIPPING = 20, 300, 0.4, 0.01
 _FROM_SCRATCH = 60, 900, 0.1, 0.16
 
@@ -78,9 +78,9 @@ def set_training_defaults(
 
   Args:
     config: the experiment's, which is changed.
-    num_classes: of the dataset.
-    num_examples: of an epoch.
-    training_steps: number of updates, if that is set.
+    num_classes: number of classes of the dataset.
+    num_examples: number of examples per epoch.
+    training_steps: number of updates, if set.
   """
   config.num_classes = config.num_classes or num_classes
   epochs, least_steps, lr, clipping = (
@@ -110,7 +110,7 @@ def restore_settings(
 
   Args:
     config: the experiment's, which is changed.
-    settings: of the run, by name.
+    settings: the settings of the run, by name.
   """
   if not config.model:
     prefix = 'model_kwargs.'

@@ -62,7 +62,7 @@ def main(argv: list[str], experiment_class: type | None = None) -> int:
 
   Args:
     argv: the program's name, and its arguments.
-    experiment_class: what trains and evaluates, if not `trainer.Experiment`.
+    experiment_class: the experiment. None: `trainer.Experiment`.
   """
   if '--help' in argv or '-h' in argv:
     return _show_help(argv)

@@ -33,7 +33,7 @@ LAYERS, _PREFIX = 'layers', 'layers_'
 def make_gradient(
   loss_fn: Callable, config: ml_collections.ConfigDict
 ) -> Gradient:
-  """Builds the mean gradient over a batch.
+  """Build the mean gradient over a batch.
 
   Args:
     loss_fn: what `step.make_loss` returns.

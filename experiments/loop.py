@@ -55,13 +55,13 @@ class Experiment(experiment.AbstractExperiment):
       [recipe_lib.Recipe], step_lib.CompiledSteps
     ] = step_lib.make_compiled,
   ):
-    """Compiles nothing yet; in training, makes the first parameters.
+    """Compile nothing yet; in training, make the first parameters.
 
     Args:
       mode: JAXline's mode.
       init_rng: key of the first parameters, and of the order of the data.
       config: the experiment's; see `configs.get_base`.
-      recipe: what was built from these two; None builds it.
+      recipe: the recipe of these two. None: build it.
       reporter: shows a bar on a terminal; None shows none.
       notice: tells that training should save and end; None if it never should.
       weights: parameters and state to start from, of all modules or of some, or
@@ -201,7 +201,7 @@ class Experiment(experiment.AbstractExperiment):
     return metrics
 
   def snapshot_state(self) -> Mapping[str, Any]:
-    """Returns what a checkpoint holds.
+    """Return what a checkpoint holds.
 
     Raises:
       NonFiniteError: if that would not be worth keeping.
@@ -217,19 +217,19 @@ class Experiment(experiment.AbstractExperiment):
     return snapshot
 
   def restore_from_snapshot(self, snapshot_state: Mapping[str, Any]) -> None:
-    """Takes what a checkpoint holds, with the settings' hyperparameters."""
+    """Take what a checkpoint holds, with the settings' hyperparameters."""
     state = self._set_traced(snapshot_state['train_state'])
     super().restore_from_snapshot({**snapshot_state, 'train_state': state})
 
   def _set_traced(self, state: step_lib.TrainState) -> step_lib.TrainState:
-    """Sets the traced hyperparameters, which another run may have written."""
+    """Set the traced hyperparameters, which another run may have written."""
     if not self.config.traced_hyperparams:
       return state
     values = recipe_lib.traced_values(self.config)
     return state._replace(opt_state=optax.tree.set(state.opt_state, **values))
 
   def _finish_oldest_step(self) -> None:
-    """Waits for the oldest step under way and looks at what it gave."""
+    """Wait for the oldest step under way and look at what it gave."""
     step, metrics = self._in_flight.popleft()
     metrics = {k: float(v) for k, v in metrics.items() if k != gradients.LAYERS}
     if metrics.get(step_lib.STOP):
@@ -258,13 +258,13 @@ class Experiment(experiment.AbstractExperiment):
   def evaluate(
     self, *, global_step: jax.Array, rng: jax.Array, writer: Any
   ) -> dict[str, float]:
-    """Does what `measure` does, and logs it."""
+    """Do what `measure` does, and log it."""
     metrics = self.measure()
     log_evaluation(metrics)
     return metrics
 
   def measure(self) -> dict[str, float]:
-    """Measures the raw weights, and the averaged ones if there are any.
+    """Measure the raw weights, and the averaged ones if there are any.
 
     Returns:
       `eval_loss`, `eval_top_1_acc`, with more than five classes
@@ -274,7 +274,7 @@ class Experiment(experiment.AbstractExperiment):
     return self._measure(self._pairs(), self.config.eval_subset)
 
   def measure_train_sample(self) -> dict[str, float]:
-    """Measures the weights that are kept on some of the training images.
+    """Measure the weights that are kept on some of the training images.
 
     Returns:
       `train_sample_loss` and so on, computed as `measure` does.
@@ -283,7 +283,7 @@ class Experiment(experiment.AbstractExperiment):
     return self._measure({'train_sample_': last}, recipe_lib.TRAIN_SAMPLE)
 
   def test(self, weights: weights_lib.Weights) -> dict[str, Any]:
-    """Measures weights on the test split.
+    """Measure weights on the test split.
 
     Args:
       weights: parameters and state, on the host.
@@ -298,12 +298,12 @@ class Experiment(experiment.AbstractExperiment):
     return {f'test_{key}': metrics[f'eval_{key}'] for key in keys}
 
   def weights(self) -> weights_lib.Weights:
-    """Copies the present weights, averaged if there is an average."""
+    """Copy the present weights, averaged if there is an average."""
     *_, last = self._pairs().values()
     return weights_lib.Weights(*jaxline_compat.get_first(last))
 
   def _pairs(self) -> dict[str, tuple[Any, Any]]:
-    """Returns {prefix of the metrics: (parameters, state)}, averages last."""
+    """Return {prefix of the metrics: (parameters, state)}, averages last."""
     state = self._train_state
     pairs = {'eval_': (state.params, state.state)}
     if state.ema_params is not None:
@@ -349,10 +349,10 @@ class Experiment(experiment.AbstractExperiment):
         metrics[key] = (value + 0 * sums[f'{prefix}loss']) / num_examples
     return {**metrics, f'{next(iter(weights))}num_examples': num_examples}
 
-  # What both need.
+  # Training and evaluation.
 
   def _send(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Puts a batch on the devices: [b, ...] becomes [devices, b', ...]."""
+    """Put a batch on the devices: [b, ...] becomes [devices, b', ...]."""
     n = jax.local_device_count()
 
     def split(name, x):
@@ -367,7 +367,7 @@ class Experiment(experiment.AbstractExperiment):
 
 
 def log_evaluation(metrics: Mapping[str, float]) -> None:
-  """Logs the metrics of `Experiment.evaluate` on one line."""
+  """Log the metrics of `Experiment.evaluate` on one line."""
   shown = [
     f'{key.removeprefix("eval_")} {value:.4f}'
     for key, value in metrics.items()

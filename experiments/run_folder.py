@@ -40,7 +40,7 @@ _OF_RUN = (
     'best_model_eval_metric_higher_is_better',
   ),
 )
-# Those that the evaluation of its checkpoints depends on.
+# Settings that change the evaluation of its checkpoints.
 _OF_EVALUATION = (
   *('model', 'model_kwargs', 'num_classes', 'image_size', 'which_loss'),
   *('which_dataset', 'fake_data', 'use_ema', 'eval_image_size'),
@@ -60,7 +60,7 @@ class RunFolder:
   """
 
   def __init__(self, config: Any, built: recipe.Recipe, command: str = ''):
-    """Makes nothing yet; `command` is for the record."""
+    """Make nothing yet; `command` is for the record."""
     self._folder = paths.path(config.checkpoint_dir)
     self._kept: dict[str, Any] | None = None
     self._built = built
@@ -69,8 +69,7 @@ class RunFolder:
     if isinstance(built.builder, folders.Folder):
       settings['which_dataset'] = built.builder.root  # From any folder.
     of_run = command_line.leaves(config)
-    # Of all updates, whichever the best weights come to be of: that these are
-    # the best tells of later ones, too.
+    # Of all updates: the choice of the best weights uses later ones, too.
     self._privacy = {}
     if built.privacy:
       self._privacy['privacy'] = built.privacy.facts(config.training_steps)
@@ -95,10 +94,10 @@ class RunFolder:
     }
 
   def go_on(self, begun: dict[str, Any], step: int, is_training: bool) -> None:
-    """Checks that a run may go on, or be evaluated; writes nothing yet.
+    """Check that a run may go on, or be evaluated; write nothing yet.
 
     Args:
-      begun: what is in its run.json.
+      begun: the content of its run.json.
       step: the number of its last checkpoint.
       is_training: whether more steps may be made.
     """
@@ -140,7 +139,7 @@ class RunFolder:
     }
 
   def begin(self) -> None:
-    """Writes what is run.
+    """Write what is run.
 
     Raises:
       UserError: if nothing can be written, or the files of the dataset cannot
@@ -160,7 +159,7 @@ class RunFolder:
       self.kept()
 
   def end(self, results: dict[str, Any]) -> None:
-    """Adds what came out.
+    """Add what came out.
 
     Raises:
       UserError: if it cannot be written.
@@ -172,12 +171,12 @@ class RunFolder:
         self._write_card()
 
   def keep(self, kept: weights.Weights, step: int, **facts: Any) -> None:
-    """Writes weights, in place of those before.
+    """Write weights, in place of those before.
 
     Args:
       kept: the weights.
-      step: how many updates made them.
-      **facts: what else is known of them.
+      step: number of updates.
+      **facts: other metadata.
 
     Raises:
       UserError: if they cannot be written.
@@ -207,7 +206,7 @@ class RunFolder:
     self._write_card()
 
   def keep_best(self, state: types.SimpleNamespace) -> None:
-    """Writes the weights of a checkpoint that evaluation found to be the best.
+    """Write the weights of a checkpoint that evaluation found to be the best.
 
     Args:
       state: JAXline's of the series 'best'.
@@ -218,7 +217,7 @@ class RunFolder:
     )
 
   def kept(self) -> dict[str, Any]:
-    """Returns what is known of the weights that are kept; {} if none are.
+    """Return what is known of the weights that are kept; {} if none are.
 
     Raises:
       UserError: if they cannot be read.
@@ -231,11 +230,11 @@ class RunFolder:
     return self._kept
 
   def has_best(self) -> bool:
-    """Tells whether the weights that are kept were found to be the best."""
+    """Return whether the weights that are kept were found to be the best."""
     return any(name.startswith('eval_') for name in self.kept())
 
   def kept_weights(self) -> weights.Weights:
-    """Reads the weights that are kept."""
+    """Read the weights that are kept."""
     return weights.read_weights(self._folder / _WEIGHTS)
 
   def _check_files(self) -> None:
@@ -243,7 +242,7 @@ class RunFolder:
       self._built.builder.check_unchanged(str(self._folder / _FILES))
 
   def _write_card(self) -> None:
-    # Where this program evaluates, another one trains, and wrote it.
+    # If this program evaluates, another one trains, and wrote run.json.
     info = read_info(str(self._folder)) or self._info
     with errors.prefix(f'Could not write {self._folder / card.NAME}'):
       card.write_beside(self._folder / _WEIGHTS, info, metadata=self.kept())
@@ -257,7 +256,7 @@ class RunFolder:
 def compare_settings(
   begun: dict[str, Any], now: dict[str, Any], is_training: bool
 ) -> dict[str, tuple[Any, Any]]:
-  """Returns {name: (value in the run, value now)} that decide on it."""
+  """Return {name: (value in the run, value now)} that decide on it."""
 
   def select(info):
     of_run = {k: v for k, v in info['run'].items() if k in _OF_RUN}
@@ -286,7 +285,7 @@ def compare_settings(
 
 
 def read_info(folder: str) -> dict[str, Any] | None:
-  """Returns what is in a run's `run.json`; None where there is none.
+  """Return what is in a run's `run.json`; None where there is none.
 
   Raises:
     UserError: if one cannot tell.

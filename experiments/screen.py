@@ -48,7 +48,7 @@ class Reporter:
     batch_size: int,
     private: privacy.Privacy | None = None,
   ):
-    """Starts with nothing to show.
+    """Start with nothing to show.
 
     Args:
       training_steps: the step at which training ends.
@@ -163,7 +163,7 @@ class Writer:
   """
 
   def __init__(self, config: Any, mode: str, reporter: Reporter | None = None):
-    """Opens `checkpoint_dir/mode`.
+    """Open `checkpoint_dir/mode`.
 
     Args:
       config: JAXline's.
@@ -237,7 +237,7 @@ class _AboveBars:
     self._stream.flush()
 
   def close(self) -> None:
-    """Leaves standard error open; absl calls this at the end."""
+    """Leave standard error open; absl calls this at the end."""
 
 
 def set_up_logging() -> None:
@@ -275,8 +275,8 @@ def describe_end(
   Args:
     argv: the command line.
     config: JAXline's.
-    results: what the command prints as JSON.
-    seconds: how long it took; None if the run had ended, and nothing was done.
+    results: the results that the command prints as JSON.
+    seconds: duration; None if the run had already ended.
   """
   mode, step = results['mode'], results.get('step')
   took = f'{datetime.timedelta(seconds=round(seconds or 0))}'

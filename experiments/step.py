@@ -63,7 +63,7 @@ def init_train_state(
   rng: jax.Array,
   weights: tuple[hk.Params, hk.State] | None = None,
 ) -> TrainState:
-  """Returns the state before the first step.
+  """Return the state before the first step.
 
   Args:
     model: the network.
@@ -102,7 +102,7 @@ def _apply(
   is_training: bool,
   is_bfloat16: bool,
 ) -> tuple[jax.Array, hk.State]:
-  """Returns the float32 logits [B, K] of a batch, and the new state."""
+  """Return the float32 logits [B, K] of a batch, and the new state."""
   dtype = jnp.bfloat16 if is_bfloat16 else jnp.float32
   # Cast here, so that the gradients come back as float32.
   params = jax.tree.map(
@@ -115,7 +115,7 @@ def _apply(
 
 
 def _topk_correct(logits: jax.Array, labels: jax.Array) -> Metrics:
-  """Returns top-1 and top-5; top-5 only where it can be less than 1."""
+  """Return top-1 and top-5; top-5 only where it can be less than 1."""
   topk = (1, 5) if logits.shape[-1] > 5 else (1,)
   return utils.topk_correct(logits, labels, topk)
 
@@ -125,7 +125,7 @@ def make_loss(
   config: ml_collections.ConfigDict,
   class_weights: np.ndarray | None = None,
 ) -> Callable[..., tuple[jax.Array, tuple[hk.State, Metrics]]]:
-  """Builds the loss of training.
+  """Build the loss of training.
 
   Args:
     model: the network.
@@ -183,7 +183,7 @@ def make_loss(
 
 
 def _batch_first(batch: Batch, config: ml_collections.ConfigDict) -> Batch:
-  """Returns a batch with images [B, H, W, 3].
+  """Return a batch with images [B, H, W, 3].
 
   With `config.transpose` they come as [H, W, 3, B]: TPUs keep the batch last in
   memory, so that order spares them a copy.
@@ -202,7 +202,7 @@ def make_train_step(
   axis_name: str | None = None,
   class_weights: np.ndarray | None = None,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-  """Builds the function that makes one update.
+  """Build the function that makes one update.
 
   Args:
     model: the network.
@@ -307,7 +307,7 @@ def make_eval_step(
   config: ml_collections.ConfigDict,
   axis_name: str | None = None,
 ) -> Callable[[hk.Params, hk.State, Batch], Metrics]:
-  """Builds the function that measures one batch.
+  """Build the function that measures one batch.
 
   Args:
     model: the network.
@@ -360,7 +360,7 @@ def make_compiled(recipe: Any) -> CompiledSteps:
   model, optimizer, config = recipe.model, recipe.optimizer, recipe.config
 
   def train_step_with_stop(train_state, batch, rng):
-    """Has the devices of all hosts agree on whether one of them shall end."""
+    """Have the devices of all hosts agree on whether one of them shall end."""
     train_step = make_train_step(
       *(model, optimizer, recipe.schedule, config, AXIS),
       recipe.class_weights(),  # May read the dataset, so not for evaluation.

@@ -46,7 +46,7 @@ def train_and_evaluate(
     mode: 'train', 'eval' or 'train_eval_multithreaded'.
     command: the command line, for the record.
     make_steps: `step.make_compiled`, or a `step.make_shared()` of several runs.
-    experiment_class: what trains and evaluates.
+    experiment_class: the experiment.
 
   Returns:
     The last metrics and where the results are; `interrupted` where Ctrl-C ended

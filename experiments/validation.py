@@ -42,7 +42,7 @@ class Validation:
     built: recipe.Recipe,
     reporter: screen.Reporter,
   ):
-    """Evaluates nothing yet.
+    """Evaluate nothing yet.
 
     Args:
       config: JAXline's, with `evaluations` above 0.

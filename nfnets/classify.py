@@ -25,7 +25,7 @@ _SUFFIXES = ('.csv', '.jsonl', '.parquet')
 
 @command_line.command
 def main(argv: list[str] | None = None) -> int:
-  """Run the command; returns its exit status."""
+  """Run the command; return its exit status."""
   parser = command_line.make_parser('classify', __doc__)
   sources.add_arguments(parser, _SUFFIXES, has_output=False)
   command_line.add_runtime_arguments(parser)

@@ -19,7 +19,7 @@ from nfnets.inference import classes, command_line
 
 @command_line.command
 def main(argv: list[str] | None = None) -> int:
-  """Run the command; returns its exit status."""
+  """Run the command; return its exit status."""
   parser = command_line.make_parser('demo', __doc__)
   command_line.add_runtime_arguments(parser)
   parser.add_argument(

@@ -24,7 +24,7 @@ _SUFFIXES = ('.npz', '.parquet', '.jsonl')
 
 @command_line.command
 def main(argv: list[str] | None = None) -> int:
-  """Run the command; returns its exit status."""
+  """Run the command; return its exit status."""
   parser = command_line.make_parser('embed', __doc__)
   sources.add_arguments(parser, _SUFFIXES, has_output=True)
   command_line.add_runtime_arguments(parser)

@@ -33,7 +33,7 @@ _BATCH = 3
 
 @command_line.command
 def main(argv: list[str] | None = None) -> int:
-  """Run the command; returns its exit status."""
+  """Run the command; return its exit status."""
   parser = command_line.make_parser('export', __doc__)
   parser.add_argument(
     '--output', required=True, metavar='FILE', help='the .onnx to write'

@@ -20,7 +20,7 @@ _DRAWS = 5
 
 @command_line.command
 def main(argv: list[str] | None = None) -> int:
-  """Run the command; returns its exit status."""
+  """Run the command; return its exit status."""
   parser = command_line.make_parser('probe', __doc__)
   command_line.add_data_arguments(parser, required=True)
   command_line.add_runtime_arguments(parser)

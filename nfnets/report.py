@@ -19,7 +19,7 @@ from nfnets.inference import command_line
 
 @command_line.command
 def main(argv: list[str] | None = None) -> int:
-  """Run the command; returns its exit status."""
+  """Run the command; return its exit status."""
   parser = command_line.make_parser('report', __doc__, weights_required=False)
   command_line.add_run_or_data(parser)
   parser.add_argument(

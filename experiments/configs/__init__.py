@@ -31,7 +31,7 @@ def get_base(name: str, model: str | None) -> ml_collections.ConfigDict:
   """Return the settings that recipes start from.
 
   Args:
-    name: of the recipe, for the folder of its results.
+    name: the name of the recipe, which also names the folder of its results.
     model: one of `nfnets.list_models()`, or None for that of the weights.
   """
   config = base_config.get_base_config()
@@ -65,12 +65,12 @@ def _files() -> dict[str, str]:
 
 
 def names() -> list[str]:
-  """Returns the names: models, without `nfnet_`, and others with a colon."""
+  """Return the names: models, without `nfnet_`, and others with a colon."""
   return [*_files(), 'f6:sam', *_SHOWN]
 
 
 def load(name: str) -> ml_collections.ConfigDict:
-  """Returns the config of that name, without changes.
+  """Return the config of that name, without changes.
 
   Args:
     name: one of `names()`, any NFNet-F with `:sam` after it or NF-ResNet with
@@ -114,7 +114,7 @@ _ARGUMENTS = {'nfnet': 'sam', 'nf_resnet': 'private', 'digits': 'private'}
 
 
 def _make_small(config: ml_collections.ConfigDict) -> None:
-  """Keeps all of a recipe but its size: a few steps of a small network.
+  """Keep all of a recipe but its size: a few steps of a small network.
 
   The network is the smallest of its family; the images are random, until
   `fake_data` is turned off.

@@ -11,7 +11,7 @@ from experiments import configs
 
 
 def get_config(name: str = 'digits'):
-  """Returns the recipe."""
+  """Return the recipe."""
   config = configs.get_base(name, 'nfnet_digits')
   config.report = True
   config.interval_type = 'steps'
@@ -51,7 +51,7 @@ def get_config(name: str = 'digits'):
 
 
 def _make_private(experiment) -> None:
-  """Changes the recipe to one of De et al.'s kind, of numbers tried here."""
+  """Change the recipe to one of De et al.'s kind, of numbers tried here."""
   experiment.train_batch_size = 512
   experiment.num_epochs = 200 * 512 / 1437  # 200 updates.
   experiment.label_smoothing = 0.0

@@ -21,7 +21,7 @@ from nfnets.errors import UserError
 
 
 def get_config(name: str = 'finetune'):
-  """Returns the recipe, or a published one, as 'finetune:f4+'."""
+  """Return the recipe, or a published one, as 'finetune:f4+'."""
   option = name.partition(':')[2]
   if not option:
     return _get_small(name)
@@ -74,7 +74,7 @@ def _get_small(name: str):
 
 
 def _get_published(variant: str, name: str):
-  """Returns the recipe of 2021.
+  """Return the recipe of 2021.
 
   Not published, and chosen here: AGC as in pre-training, the sizes of images of
   the model, random crops and flips as the only augmentation and, for 2023, all

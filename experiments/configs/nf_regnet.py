@@ -12,7 +12,7 @@ from nfnets import variants
 
 
 def get_config(name: str = 'nf_regnet_b0'):
-  """Returns the recipe of one variant, such as 'nf_regnet_b0'."""
+  """Return the recipe of one variant, such as 'nf_regnet_b0'."""
   config = configs.get_base(name, name)
   variant = name.removeprefix('nf_regnet_').upper()
   experiment = config.experiment_kwargs.config

@@ -15,7 +15,7 @@ from experiments import configs
 
 
 def get_config(name: str = 'nf_resnet50'):
-  """Returns the recipe of one depth, such as 'nf_resnet50'."""
+  """Return the recipe of one depth, such as 'nf_resnet50'."""
   model, _, option = name.partition(':')
   config = configs.get_base(name, model)
   experiment = config.experiment_kwargs.config

@@ -13,7 +13,7 @@ from nfnets import variants
 
 
 def get_config(name: str = 'f0'):
-  """Returns the recipe of one variant, such as 'f0', 'f3+' or 'f6:sam'."""
+  """Return the recipe of one variant, such as 'f0', 'f3+' or 'f6:sam'."""
   variant, _, option = name.partition(':')
   config = configs.get_base(name, f'nfnet_{variant}')
   row = variants.nfnet_params[variant.upper()]

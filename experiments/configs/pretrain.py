@@ -15,7 +15,7 @@ from nfnets.errors import UserError
 
 
 def get_config(name: str = 'pretrain'):
-  """Returns the recipe of a year or of a variant, as 'pretrain:2023'."""
+  """Return the recipe of a year or of a variant, as 'pretrain:2023'."""
   option = name.partition(':')[2]
   if option == '2023':
     return _get_published('f7+', name, num_epochs=1.0)
@@ -29,7 +29,7 @@ def get_config(name: str = 'pretrain'):
 
 
 def _get_published(variant: str, name: str, num_epochs: float):
-  """Returns the recipe.
+  """Return the recipe.
 
   Published: SGD with AGC, the batch, the rate, the weight decay (of 2021), 224
   pixels, random crops and flips, no average. In 2023 budgets were 0.25 to 8

@@ -13,7 +13,7 @@ from experiments import configs
 
 
 def get_config(name: str = 'resnet50'):
-  """Returns the recipe of one depth, such as 'resnet50' or 'resnet50_v1'."""
+  """Return the recipe of one depth, such as 'resnet50' or 'resnet50_v1'."""
   config = configs.get_base(name, name)
   experiment = config.experiment_kwargs.config
   experiment.model_kwargs = {

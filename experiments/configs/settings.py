@@ -10,7 +10,7 @@ import ml_collections
 
 
 def _optional(kind: type, default: Any = None) -> ml_collections.FieldReference:
-  """Declares a setting that has a type, or is None."""
+  """Declare a setting that has a type, or is None."""
   return ml_collections.FieldReference(default, field_type=kind)
 
 

@@ -10,7 +10,7 @@ from experiments import configs
 
 
 def get_config(name: str = 'skipinit_resnet50'):
-  """Returns the recipe of one depth, such as 'skipinit_resnet50'."""
+  """Return the recipe of one depth, such as 'skipinit_resnet50'."""
   config = configs.get_base(name, name)
   experiment = config.experiment_kwargs.config
   experiment.model_kwargs = {

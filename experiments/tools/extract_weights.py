@@ -60,7 +60,7 @@ def read_checkpoint(
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Run the command; returns its exit status."""
+  """Run the command; return its exit status."""
   parser = command_line.Parser(description=__doc__.split('\n')[0])
   parser.add_argument(
     'folder',

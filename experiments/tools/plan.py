@@ -36,7 +36,7 @@ output is JSON.
 
 
 def main(argv: list[str]) -> int:
-  """Run the command; returns its exit status.
+  """Run the command; return its exit status.
 
   0: success, even if the recipe does not fit; 1: failure; 2: wrong command.
   """

@@ -29,7 +29,7 @@ _MIN_SIDE, _MAX_SIDE = 160, 256
 
 
 def main(argv: list[str]) -> int:
-  """Run the command; returns its exit status.
+  """Run the command; return its exit status.
 
   0: success; 1: failure; 2: wrong command.
   """

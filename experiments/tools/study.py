@@ -24,7 +24,7 @@ _STUDIES = {
 
 
 def main(argv: list[str]) -> int:
-  """Run a study; returns its exit status.
+  """Run a study; return its exit status.
 
   0: success; 1: failure; 2: wrong command.
   """

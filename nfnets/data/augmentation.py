@@ -34,16 +34,16 @@ _MAX_MAGNITUDE = 30  # RandAugment's paper looks no further.
 
 
 class Augmentation(NamedTuple):
-  """What the name of an augmentation says.
+  """The parts of an augmentation's name.
 
   Attributes:
     mixup_alpha: Ratios are drawn from Beta(alpha, alpha); None without mixup.
-    cutmix: Whether there is CutMix.
-    num_layers: Of RandAugment; 0 without it.
-    magnitude: Of RandAugment.
-    autoaugment: Whether there is AutoAugment.
-    mixes: Whether every image is made from two.
-    alters: Whether there is RandAugment or AutoAugment.
+    cutmix: Whether to use CutMix.
+    num_layers: Number of layers of RandAugment; 0 without it.
+    magnitude: Magnitude of RandAugment.
+    autoaugment: Whether to use AutoAugment.
+    mixes: Whether images are mixed in pairs.
+    alters: Whether RandAugment or AutoAugment is used.
   """
 
   mixup_alpha: float | None = None
@@ -62,7 +62,7 @@ class Augmentation(NamedTuple):
 
 
 def parse(name: str) -> Augmentation:
-  """Reads the name of an augmentation; the module's docstring has the grammar.
+  """Read the name of an augmentation; the module's docstring has the grammar.
 
   Raises:
     ValueError: A part is unknown, repeated, incomplete or out of range, or two
@@ -116,7 +116,7 @@ def parse(name: str) -> Augmentation:
 
 
 def gives_uint8(plan: Augmentation, augment_before_mix: bool) -> bool:
-  """Returns whether the images that come out are uint8 and not float32.
+  """Return whether the images that come out are uint8 and not float32.
 
   RandAugment and AutoAugment give uint8, which CutMix leaves as it is.
   """
@@ -127,7 +127,7 @@ def gives_uint8(plan: Augmentation, augment_before_mix: bool) -> bool:
 def augmenter(
   plan: Augmentation, kwargs: Mapping[str, Any] | None = None
 ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-  """Returns the function that does RandAugment, AutoAugment or nothing.
+  """Return the function that does RandAugment, AutoAugment or nothing.
 
   Args:
     plan: What `parse` returns.
@@ -168,12 +168,12 @@ def mix(
   seed: tf.Tensor,
   use_mixup: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Mixes two images by mixup or by CutMix.
+  """Mix two images by mixup or by CutMix.
 
   Args:
     a: float32 or uint8 [h, w, 3].
     b: The same.
-    plan: Which of the two there are.
+    plan: Selects mixup, CutMix or both.
     seed: int64 [2].
     use_mixup: bool []; decides if there are both.
 
@@ -196,7 +196,7 @@ def mix(
 def mixup(
   a: tf.Tensor, b: tf.Tensor, alpha: float, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Blends two images (Zhang et al., arXiv 1710.09412).
+  """Blend two images (Zhang et al., arXiv 1710.09412).
 
   Args:
     a: float32 [h, w, 3].
@@ -220,7 +220,7 @@ def mixup(
 def cutmix(
   a: tf.Tensor, b: tf.Tensor, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Pastes a box of one image into another (Yun et al., arXiv 1905.04899).
+  """Paste a box of one image into another (Yun et al., arXiv 1905.04899).
 
   Args:
     a: [h, w, 3], whose shape is known; the box is pasted into this one.
@@ -246,7 +246,7 @@ def cutmix(
 
 
 def cutmix_box(image_size: tuple[int, int], seed: tf.Tensor) -> tf.Tensor:
-  """Draws the box of `cutmix`.
+  """Draw the box of `cutmix`.
 
   Before it is clipped to the image, the box has a centre that is uniform in the
   image and an area that is uniform between nothing and all of it.

@@ -114,7 +114,7 @@ def rand_augment(
   wrap_solarize: bool = True,
   constant_grey: bool = True,
 ) -> tf.Tensor:
-  """Applies operations that are drawn uniformly from the 16, one per layer.
+  """Apply operations that are drawn uniformly from the 16, one per layer.
 
   Where a graph is built for images of a known size, as in tf.data, XLA compiles
   all layers together: several times as fast, and with the same result.
@@ -123,12 +123,12 @@ def rand_augment(
     image: uint8 [H, W, 3].
     seed: int64 [2]; the same seed gives the same result.
     num_layers: The number of operations, 1 or more.
-    magnitude: How strong they are, in [0, 30], which is as far as the paper
-      looks. From 20 on, posterizing changes nothing.
-    wrap_solarize: Whether the threshold of solarizing is taken modulo 256. It
-      was when the released models were trained: it is 128 at magnitudes 5 and
-      15, and 0 at magnitude 10, which inverts the image. If not, solarizing
-      changes nothing from magnitude 10 on.
+    magnitude: Their strength, in [0, 30] as in the paper. From 20 on, posterize
+      changes nothing.
+    wrap_solarize: Whether to take the threshold of solarize modulo 256, as for
+      the released models: it is 128 at magnitudes 5 and 15, and 0 at magnitude
+      10, which inverts the image. If False, solarize changes nothing from
+      magnitude 10 on.
     constant_grey: See `contrast`.
 
   Returns:
@@ -170,10 +170,10 @@ def auto_augment(
   wrap_solarize: bool = True,
   constant_grey: bool = True,
 ) -> tf.Tensor:
-  """Applies one of the 25 sub-policies of AutoAugment's policy "v0".
+  """Apply one of the 25 sub-policies of AutoAugment's policy "v0".
 
-  Each is two operations, either of which is left out with a probability of its
-  own. See `rand_augment` for the speed.
+  Each is two operations, and each operation is applied with its own
+  probability. See `rand_augment` for the speed.
 
   Args:
     image: uint8 [H, W, 3].
@@ -206,7 +206,7 @@ def _augment(
   choose: Callable[[tf.Tensor], _Choice],
   constant_grey: bool,
 ) -> tf.Tensor:
-  """Does what is chosen by uniform numbers in [0, 1), one row per layer."""
+  """Do what is chosen by uniform numbers in [0, 1), one row per layer."""
   image = pixel_ops.as_image(image)
 
   def run(image: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
@@ -221,7 +221,7 @@ def _augment(
 
 @functools.cache
 def _can_compile() -> bool:
-  """Returns whether this TensorFlow has XLA for the CPU."""
+  """Return whether this TensorFlow has XLA for the CPU."""
   # At its first compilation, TensorFlow's XLA reads flags that are meant for
   # JAX's, and ends the process if it does not know one.
   flags = os.environ.pop('XLA_FLAGS', None)
@@ -243,7 +243,7 @@ def _layers(
   places: tf.Tensor,
   constant_grey: bool,
 ) -> tf.Tensor:
-  """Applies the chosen operations one after another."""
+  """Apply the chosen operations one after another."""
   pixels = pixel_ops.pack(image)
   size = tf.cast(tf.shape(pixels), tf.float32)
 
@@ -282,7 +282,7 @@ def _layers(
 def _choose_any(
   uniform: tf.Tensor, magnitude: float, wrap_solarize: bool
 ) -> _Choice:
-  """Chooses for `rand_augment`, from uniform numbers in [0, 1), [L, 4]."""
+  """Choose for `rand_augment`, from uniform numbers in [0, 1), [L, 4]."""
   arguments = [
     _argument(name, magnitude, wrap_solarize, translate=10)
     for name in _OPERATIONS
@@ -293,7 +293,7 @@ def _choose_any(
 
 
 def _choose_policy(uniform: tf.Tensor, wrap_solarize: bool) -> _Choice:
-  """Chooses for `auto_augment`, from uniform numbers in [0, 1), [2, 5]."""
+  """Choose for `auto_augment`, from uniform numbers in [0, 1), [2, 5]."""
   policy = np.array(_POLICY.split()).reshape(-1, 2, 3)
   operations = [[_OPERATIONS.index(name) for name, *_ in row] for row in policy]
   arguments = [
@@ -317,7 +317,7 @@ def _choose_policy(uniform: tf.Tensor, wrap_solarize: bool) -> _Choice:
 def _with_signs(
   operations: tf.Tensor, arguments: tf.Tensor, uniform: tf.Tensor
 ) -> _Choice:
-  """Completes a choice with uniform numbers [L, 3]: of the sign and place."""
+  """Complete a choice with uniform numbers [L, 3]: of the sign and place."""
   signed = [_OPERATIONS.index(name) for name in _SIGNED]
   negative = tf.reduce_any(operations[:, tf.newaxis] == signed, 1)
   negative &= uniform[:, 0] < 0.5
@@ -328,13 +328,13 @@ def _with_signs(
 def _argument(
   name: str, magnitude: float, wrap_solarize: bool, translate: int
 ) -> float:
-  """Returns an operation's argument; 0 where it has none.
+  """Return an operation's argument; 0 where it has none.
 
   Args:
-    name: Of the operation.
-    magnitude: How strong it is.
+    name: Name of the operation.
+    magnitude: Its strength.
     wrap_solarize: See `rand_augment`.
-    translate: How far to move, in pixels per unit of magnitude.
+    translate: Translation in pixels per unit of magnitude.
   """
   threshold = int(25.6 * magnitude)
   return {

@@ -36,9 +36,9 @@ class Place(NamedTuple):
 
   Attributes:
     epoch_seed: The seed of all that is random in this epoch; 0 if nothing is.
-    index: Of the example, in its split.
-    position: Of the image that it becomes, or is mixed into, among those of all
-      processes since the first step; -1 where a batch is only filled.
+    index: Index of the example in its split.
+    position: Position of the resulting image among the images of all processes
+      since the first step; -1 for padding.
 
   Each is int64 [] or int64 [n], an array or a tensor.
   """
@@ -53,7 +53,7 @@ class Place(NamedTuple):
   def seed(
     self, copy: tf.Tensor | None = None, use: int | None = None
   ) -> tf.Tensor:
-    """Returns the seed, int64 [2], for one use of randomness at this place."""
+    """Return the seed, int64 [2], for one use of randomness at this place."""
     seed = tf.stack([self.epoch_seed, self.index])
     if copy is not None:
       folded = tf.random.fold_in(seed, _COPIES + copy)
@@ -64,7 +64,7 @@ class Place(NamedTuple):
 
 
 def shuffle(size: int, seed: int, number: int) -> np.ndarray:
-  """Returns the permutation, int64 [size], of this number."""
+  """Return the permutation, int64 [size], of this number."""
   # Sorting raw bits: NumPy promises never to change these, but not what
   # Generator.permutation makes of them.
   philox = np.random.Philox(key=np.array([seed, number], np.uint64))
@@ -80,7 +80,7 @@ class EpochOrder:
     self._shuffle = functools.lru_cache(maxsize=2)(shuffle)
 
   def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (epochs, indices), both int64 [n], for positions int64 [n]."""
+    """Return (epochs, indices), both int64 [n], for positions int64 [n]."""
     epochs, places = np.divmod(positions, self._num_examples)
     indices = np.empty_like(positions)
     for epoch in np.unique(epochs):
@@ -95,7 +95,7 @@ class Poisson(NamedTuple):
 
   Attributes:
     probability: In (0, 1].
-    most: Of more examples than these, a batch keeps so many at random.
+    most: The largest batch; of more examples, it keeps a random part.
     key: Decides on the draws, with the number of the step; in [0, 2**64).
   """
 
@@ -113,7 +113,7 @@ class PoissonOrder:
     self._cached = functools.lru_cache(maxsize=2)(self._draw)
 
   def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (steps, indices) as `EpochOrder`; -1 is no example."""
+    """Return (steps, indices) as `EpochOrder`; -1 is no example."""
     steps, rows = np.divmod(positions, self._batch_size)
     indices = np.full_like(positions, -1)
     for step in np.unique(steps):
@@ -147,8 +147,8 @@ class Reader:
       beginning.
     suspects: The numbers of places whose examples are tried before they are
       handed on, as those in `damaged` always are.
-    parallel_reads: How many blocks of examples are read at once.
-    error: What went wrong while reading ahead, or None.
+    parallel_reads: Number of blocks of examples that are read concurrently.
+    error: The exception of reading ahead, or None.
   """
 
   def __init__(
@@ -159,7 +159,7 @@ class Reader:
     load: Callable[[tf.Tensor, Place], Any],
     skip_corrupt: bool,
   ):
-    """Reads nothing yet.
+    """Read nothing yet.
 
     Args:
       source: The examples; without `skip_corrupt`, none is `unreadable`.
@@ -193,11 +193,11 @@ class Reader:
     self._check_number()
 
   def dataset(self, start: int, group: int = 1) -> tf.data.Dataset:
-    """Returns the examples from place number `start` on.
+    """Return the examples from place number `start` on.
 
     Args:
       start: The number of the first.
-      group: How many examples make an element, 1 or 2.
+      group: Number of examples per element, 1 or 2.
 
     Returns:
       A dataset of (records: string [group], places: of int64 [group], own: bool
@@ -234,7 +234,7 @@ class Reader:
     return dataset.unbatch()
 
   def _find_readable(self, place: Place) -> int:
-    """Returns the example that is at a place: its own, or the next readable.
+    """Return the example that is at a place: its own, or the next readable.
 
     Raises:
       UserError: It must not be left out, or too many would be.
@@ -293,11 +293,11 @@ class Batches(Iterator[Batch]):
     build: Callable[[int], tf.data.Dataset],
     first: int = 0,
   ):
-    """Starts to read ahead.
+    """Start to read ahead.
 
     Args:
-      reader: Where the examples come from.
-      examples_per_batch: How many of them a batch takes.
+      reader: The source of the examples.
+      examples_per_batch: Number of examples per batch.
       build: Returns the dataset of batches from the one with that number on.
       first: The number of the first batch.
     """
@@ -326,7 +326,7 @@ class Batches(Iterator[Batch]):
     return {self._reader.source.where(index): why for index, why in damaged}
 
   def __next__(self) -> Batch:
-    """Returns the next batch.
+    """Return the next batch.
 
     Raises:
       StopIteration: There are no more, or the iterator is closed.
@@ -357,7 +357,7 @@ class Batches(Iterator[Batch]):
     raise StopIteration
 
   def stop(self) -> None:
-    """Makes a `next` that waits for a store raise UserError, and later ones.
+    """Make a `next` that waits for a store raise UserError, and later ones.
 
     May be called from another thread.
     """

@@ -32,7 +32,7 @@ class Split(NamedTuple):
 
 
 def load_builder(name: str, data_dir: str | None = None) -> Dataset:
-  """Opens a prepared image classification dataset; never downloads.
+  """Open a prepared image classification dataset; never downloads.
 
   Args:
     name: 'imagenet2012' (any version 5), 'digits' (made on first use), the
@@ -102,37 +102,37 @@ def load_builder(name: str, data_dir: str | None = None) -> Dataset:
 
 
 def title(builder: Dataset) -> str:
-  """Returns what a dataset is called in messages."""
+  """Return what a dataset is called in messages."""
   is_folder = isinstance(builder, Folder)
   return builder.root if is_folder else builder.info.full_name
 
 
 def num_classes(builder: Dataset) -> int:
-  """Returns the number of classes of a dataset."""
+  """Return the number of classes of a dataset."""
   return len(label_names(builder))
 
 
 def label_names(builder: Dataset) -> list[str]:
-  """Returns the names of the classes by label (WordNet ids for ImageNet)."""
+  """Return the names of the classes by label (WordNet ids for ImageNet)."""
   if isinstance(builder, Folder):
     return list(builder.names)
   return list(builder.info.features[_image_and_label(builder)[1]].names)
 
 
 def class_names(builder: Dataset) -> list[str]:
-  """Returns names that people know, by label: 'tench', not n01440764."""
+  """Return names that people know, by label: 'tench', not n01440764."""
   known = imagenet.classes()
   return [known.get(name, name) for name in label_names(builder)]
 
 
 def num_examples(builder: Dataset, split: str) -> int:
-  """Returns the number of examples in one of our splits; see `find_split`."""
+  """Return the number of examples in one of our splits; see `find_split`."""
   found = find_split(builder, split)
   return found.stop - found.start
 
 
 def find_split(builder: Dataset, split: str) -> Split:
-  """Says which examples belong to a split.
+  """Say which examples belong to a split.
 
   `train_and_valid` is all of TFDS's train, `valid` its first 10,000 examples or
   its first tenth, whichever is less, `train` the rest, and `test` is TFDS's
@@ -181,7 +181,7 @@ class SplitReader:
     title: The names of the dataset and the split, for messages.
     num_examples: The number of examples in the split.
     mean_bytes: The size of an example, on average.
-    parallel_reads: How many calls of `read` are worth making at once.
+    parallel_reads: Useful number of concurrent calls of `read`.
     unreadable: What is wrong with each example that is known to be unreadable,
       by its number.
   """
@@ -193,7 +193,7 @@ class SplitReader:
     skip_corrupt: bool = True,
     reduces: bool = False,
   ):
-    """Opens the files.
+    """Open the files.
 
     Args:
       builder: A dataset from `load_builder`.
@@ -234,7 +234,7 @@ class SplitReader:
     self.stop, self.close = self._files.stop, self._files.close
 
   def read(self, indices: np.ndarray) -> list[bytes]:
-    """Returns the records of these examples.
+    """Return the records of these examples.
 
     Raises:
       UserError: A file is gone, or not what it was when it was indexed.
@@ -244,7 +244,7 @@ class SplitReader:
   def parse(
     self, record: tf.Tensor, process: Callable | None = None
   ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the image (string [] or uint8 [H, W, C]) and the int32 label.
+    """Return the image (string [] or uint8 [H, W, C]) and the int32 label.
 
     Args:
       record: What `read` returns of an example.
@@ -262,7 +262,7 @@ class SplitReader:
     return image, tf.cast(label, tf.int32)
 
   def example(self, index: int) -> tuple[bytes | np.ndarray, int]:
-    """Returns one image as training and evaluation see it, and its label.
+    """Return one image as training and evaluation see it, and its label.
 
     It is encoded if all decoders agree on it, and uint8 [H, W, C] if not: the
     published decoder of records knows neither EXIF nor transparency.
@@ -281,7 +281,7 @@ class SplitReader:
     return image.numpy(), int(label)
 
   def where(self, index: int) -> str:
-    """Says in words where an example is, for messages."""
+    """Say in words where an example is, for messages."""
     return self._files.where(self._start + index)
 
 
@@ -297,12 +297,12 @@ def example_names(builder: Dataset, split: str) -> Callable[[int], str]:
 
 
 def image_sizes(builder: Dataset, split: str, most: int = 100) -> np.ndarray:
-  """Returns (height, width) of some images of a split, before preprocessing.
+  """Return (height, width) of some images of a split, before preprocessing.
 
   Args:
     builder: A dataset from `load_builder`.
     split: One of `SPLITS`.
-    most: How many; they are evenly spread over the split.
+    most: Their number; they are evenly spread over the split.
 
   Returns:
     int64 [N, 2], in pixels; without the images that cannot be opened.
@@ -323,7 +323,7 @@ def image_sizes(builder: Dataset, split: str, most: int = 100) -> np.ndarray:
 
 
 def fingerprint(builder: Dataset, split: str) -> str:
-  """Returns what changes whenever the images or labels of a split do.
+  """Return what changes whenever the images or labels of a split do.
 
   Of a folder, the contents of the files in their order. Of a dataset of TFDS,
   its name and version, which examples of it they are, and the size and time of
@@ -346,7 +346,7 @@ def fingerprint(builder: Dataset, split: str) -> str:
 
 
 def _image_and_label(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
-  """Returns the names of the image and the label among a dataset's features.
+  """Return the names of the image and the label among a dataset's features.
 
   They are the features 'image' and 'label', or else what the dataset says
   that supervised learning should use.

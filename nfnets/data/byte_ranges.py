@@ -44,7 +44,7 @@ class Range(NamedTuple):
 
 
 def sizes(names: Sequence[str]) -> list[int]:
-  """Returns the sizes of files; raises UserError if one is not there."""
+  """Return the sizes of files; raise UserError if one is not there."""
 
   def size(name: str) -> int:
     try:
@@ -69,7 +69,7 @@ class LocalFiles:
   Attributes:
     scan_bytes: How much to read at once on the way through a file; 0 is no more
       than is needed.
-    parallel_reads: How many calls of `read` are worth making at once.
+    parallel_reads: Useful number of concurrent calls of `read`.
   """
 
   scan_bytes = 0  # A read costs microseconds.
@@ -82,7 +82,7 @@ class LocalFiles:
     self._open = functools.lru_cache(most)(_File)
 
   def read(self, ranges: Sequence[Range]) -> list[bytes]:
-    """Returns the bytes of ranges, fewer or none where a file ends before.
+    """Return the bytes of ranges, fewer or none where a file ends before.
 
     Raises:
       UserError: A file cannot be read.
@@ -110,7 +110,7 @@ class LocalFiles:
     pass  # No read waits for long.
 
   def close(self) -> None:
-    """Closes the files. Reading after that is an error."""
+    """Close the files. Reading after that is an error."""
     self._pool.shutdown(wait=True)
     self._open.cache_clear()
 
@@ -141,7 +141,7 @@ class BucketFiles:
     self.stop = self.close = self._stopped.set
 
   def read(self, ranges: Sequence[Range]) -> list[bytes]:
-    """Returns the bytes of ranges, fewer or none where a file ends before.
+    """Return the bytes of ranges, fewer or none where a file ends before.
 
     Raises:
       UserError: A file is missing or forbidden, the store has failed for

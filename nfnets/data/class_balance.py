@@ -22,7 +22,7 @@ _MANY_BYTES = 1e9
 
 
 def read_labels(builder: builders.Dataset, split: str) -> np.ndarray:
-  """Returns the label of each example of a split, int64 [N].
+  """Return the label of each example of a split, int64 [N].
 
   Of a dataset of TFDS, all records are read for that; no image is decoded.
 
@@ -58,13 +58,13 @@ def read_labels(builder: builders.Dataset, split: str) -> np.ndarray:
 
 
 def class_counts(builder: builders.Dataset, split: str) -> np.ndarray:
-  """Counts the examples of each class, int64 [K]; see `read_labels`."""
+  """Count the examples of each class, int64 [K]; see `read_labels`."""
   labels = read_labels(builder, split)
   return np.bincount(labels, minlength=builders.num_classes(builder))
 
 
 def class_weights(counts: np.ndarray) -> np.ndarray:
-  """Returns the weight of each class in the loss, float32 [K].
+  """Return the weight of each class in the loss, float32 [K].
 
   As scikit-learn's 'balanced': n / (K n_k) for n_k of n examples, where K is
   the number of classes that have examples. So their mean over the examples is
@@ -92,7 +92,7 @@ class BalancedOrder:
     self._shuffle = functools.lru_cache(most)(batches.shuffle)
 
   def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (passes, indices), of which no pair comes twice.
+    """Return (passes, indices), of which no pair comes twice.
 
     Both are int64 [n], for positions int64 [n], as those of `EpochOrder`.
     """

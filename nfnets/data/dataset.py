@@ -48,7 +48,7 @@ __all__ = [
   'train_batches',
 ]
 
-# What a place's own seed is folded with, beside what `preprocess` uses.
+# Numbers folded into a place's seed; `preprocess` uses others.
 _MIXING, _AUGMENTING = 2, 3
 
 
@@ -375,7 +375,7 @@ def _batched(
   copies: int = 1,
   filled: tf.data.Dataset | None = None,
 ) -> tf.data.Dataset:
-  """Makes examples of what is read, and batches of these."""
+  """Make examples of what is read, and batches of these."""
   # There is no control flow of Python's that TensorFlow would have to convert.
   example = tf.autograph.experimental.do_not_convert(example)
   dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)

@@ -78,13 +78,13 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
-  """Returns whether a dataset is on the disk."""
+  """Return whether a dataset is on the disk."""
   # TFDS's own check warns of every folder that does not exist yet.
   return builder.data_path.exists() and builder.is_prepared()
 
 
 def prepare(data_dir: str | None = None) -> None:
-  """Writes the dataset under the TFDS data directory, unless it is there.
+  """Write the dataset under the TFDS data directory, unless it is there.
 
   Several processes may do so at once: each prepares a copy of its own, and
   the first to finish puts it in place. In a bucket, each puts the same there.

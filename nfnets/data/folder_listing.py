@@ -33,7 +33,7 @@ _EXPECTED = (
 
 
 def list_pictures(root: str) -> list[Picture]:
-  """Finds the pictures of a folder, by class and path in natural order.
+  """Find the pictures of a folder, by class and path in natural order.
 
   Args:
     root: The folder.
@@ -56,14 +56,14 @@ def list_pictures(root: str) -> list[Picture]:
 
 
 def natural(name: str) -> tuple:
-  """Returns what sorts names as people do: class2 before class10."""
+  """Return what sorts names as people do: class2 before class10."""
   parts = re.split(r'([0-9]+)', name)
   parts[1::2] = map(int, parts[1::2])
   return parts, name
 
 
 def some(names: Iterable[str], count: int = 5) -> str:
-  """Returns the first of some names and how many more there are."""
+  """Return the first of some names and how many more there are."""
   names = list(names)
   more = f' and {len(names) - count:,} more' if len(names) > count else ''
   return ', '.join(names[:count]) + more
@@ -130,7 +130,7 @@ class _Lister:
     return found
 
   def _walk(self) -> None:
-    """Visits each folder once in a split; links after everything else."""
+    """Visit each folder once in a split; links after everything else."""
     waiting, seen = collections.deque(['']), set()
     while waiting:
       folder = waiting.popleft()
@@ -165,7 +165,7 @@ class _Lister:
       waiting.extendleft(reversed(inside))
 
   def _splits(self) -> dict[str, str]:
-    """Returns {folder: split}; all is of 'train' if the folders are classes."""
+    """Return {folder: split}; all is of 'train' if the folders are classes."""
     top = [path for path in self.folders if os.sep not in path]
     splits = {x: _SPLITS[x.lower()] for x in top if x.lower() in _SPLITS}
     filled = {path.split(os.sep)[0] for path in self.files if os.sep in path}
@@ -240,7 +240,7 @@ class _Lister:
   def _check_classes(
     self, pictures: list[Picture], splits: set[str], left_out: str
   ) -> None:
-    """Raises UserError if the classes cannot be told apart or compared."""
+    """Raise UserError if the classes cannot be told apart or compared."""
     by_split = collections.defaultdict(set)
     for picture in pictures:
       by_split[picture.split].add(picture.label)

@@ -39,7 +39,7 @@ _READ_THREADS = 16
 _END_BYTES = 16 * 1024
 _COMPRESSED = (b'\xff\xd8\xff', b'\x89PNG', b'GIF8', b'RIFF')
 
-# How much of a split is held out. Digests are uniform in [0, 2**64).
+# The held-out fraction of a split. Digests are uniform in [0, 2**64).
 _HELD_OUT = 2**64 // 5
 
 
@@ -62,7 +62,7 @@ class Folder:
   """
 
   def __init__(self, root: str):
-    """Lists the pictures, and reads those that it has not seen before.
+    """List the pictures, and read those that it has not seen before.
 
     Args:
       root: The folder.
@@ -125,20 +125,20 @@ class Folder:
       )
 
   def paths(self, split: str) -> list[str]:
-    """Returns the paths of a split's pictures, relative to the folder."""
+    """Return the paths of a split's pictures, relative to the folder."""
     return [picture.path for picture in self.pictures[split]]
 
   def labels(self, split: str) -> list[int]:
-    """Returns the labels of a split's pictures."""
+    """Return the labels of a split's pictures."""
     labels = {name: label for label, name in enumerate(self.names)}
     return [labels[picture.label] for picture in self.pictures[split]]
 
   def duplicates(self) -> list[tuple[str, str]]:
-    """Returns pairs of files of the same content, in two different splits."""
+    """Return pairs of files of the same content, in two different splits."""
     return self._copies(lambda picture: picture.split)
 
   def contradictions(self) -> list[tuple[str, str]]:
-    """Returns pairs of files of the same content, in two different classes."""
+    """Return pairs of files of the same content, in two different classes."""
     return self._copies(lambda picture: picture.label)
 
   def _copies(self, key: Callable[[Picture], str]) -> list[tuple[str, str]]:
@@ -150,7 +150,7 @@ class Folder:
     return pairs
 
   def check_readable(self, paths: Iterable[str], skip_corrupt: bool) -> None:
-    """Checks that pictures can be decoded, as far as that is known.
+    """Check that pictures can be decoded, as far as that is known.
 
     Args:
       paths: Some of the folder's pictures.
@@ -179,7 +179,7 @@ class Folder:
     self._has_logged = True
 
   def check_unchanged(self, listing: str) -> None:
-    """Checks that the folder is what it was when a run began.
+    """Check that the folder is what it was when a run began.
 
     What counts are the names of the files, their contents, classes and splits,
     not their times.
@@ -224,7 +224,7 @@ class Folder:
 
 
 def held_out(contents: Iterable[tuple[str, int]]) -> set[int]:
-  """Chooses which pictures are held out of a training split.
+  """Choose which pictures are held out of a training split.
 
   About a fifth: those whose digest is below a fifth of the largest possible.
   So it does not depend on the other pictures, and the same content is on the
@@ -249,7 +249,7 @@ def held_out(contents: Iterable[tuple[str, int]]) -> set[int]:
 
 
 def _examine(root: str, pictures: Sequence[Picture]) -> list[Picture]:
-  """Returns pictures with their contents; up to `MOST_DECODED` are decoded.
+  """Return pictures with their contents; up to `MOST_DECODED` are decoded.
 
   Raises:
     UserError: Files cannot be read.
@@ -280,7 +280,7 @@ def _examine(root: str, pictures: Sequence[Picture]) -> list[Picture]:
       digest = _digest(opened, picture.size)
     return picture._replace(digest=digest, pixels=pixels, error=error)
 
-  # What is decoded at once takes memory.
+  # Decoded images take memory.
   threads = (os.cpu_count() or 1) if decodes else _READ_THREADS
   with futures.ThreadPoolExecutor(threads) as pool:
     bar = tqdm.tqdm(

@@ -42,13 +42,13 @@ class Picture(NamedTuple):
   """A picture in a folder.
 
   Attributes:
-    path: Of the file, relative to the folder.
+    path: Path of the file, relative to the folder.
     label: The name of its class.
     split: 'train', 'validation' or 'test'.
     size: In bytes.
     mtime_ns: When the file was last changed.
     digest: A number made of its bytes, which practically no others have.
-    pixels: How many it has; 0 if its header cannot be read.
+    pixels: Number of pixels; 0 if its header cannot be read.
     error: Why it cannot be decoded, '' if it can; None if that was not tried.
   """
 
@@ -76,7 +76,7 @@ class PictureFiles(byte_ranges.LocalFiles):
     labels: Sequence[int],
     reduces: bool = False,
   ):
-    """Opens nothing yet.
+    """Open nothing yet.
 
     Args:
       root: The folder of the pictures.
@@ -93,7 +93,7 @@ class PictureFiles(byte_ranges.LocalFiles):
     return os.path.join(self._root, self._pictures[index].path)
 
   def _read_one(self, part: int) -> bytes:
-    """Returns a serialized example with 'label' and 'image', for `decode`."""
+    """Return a serialized example with 'label' and 'image', for `decode`."""
     index, content = int(part), None
     path, picture = self.where(index), self._pictures[index]
     is_large = picture.pixels > images.LARGE_PIXELS
@@ -125,7 +125,7 @@ class PictureFiles(byte_ranges.LocalFiles):
 
 
 def decode(image: tf.Tensor, process: Callable | None = None) -> tf.Tensor:
-  """Turns an image of `PictureFiles` into one that TensorFlow decodes.
+  """Turn an image of `PictureFiles` into one that TensorFlow decodes.
 
   Args:
     image: string [].
@@ -171,7 +171,7 @@ def decode(image: tf.Tensor, process: Callable | None = None) -> tf.Tensor:
 
 
 def find_error(content: bytes) -> str:
-  """Returns why training could not decode a picture, or ''."""
+  """Return why training could not decode a picture, or ''."""
   try:
     images.read(content)
   except ImageError as error:
@@ -184,12 +184,12 @@ def find_error(content: bytes) -> str:
 
 
 def copies_folder() -> pathlib.Path:
-  """Returns the folder of the smaller copies of large pictures."""
+  """Return the folder of the smaller copies of large pictures."""
   return paths.cache_folder(f'reduced-{REDUCED_PIXELS}')
 
 
 def _reduced(path: str, picture: Picture) -> bytes | None:
-  """Returns the smaller copy of a large picture, or None if it is damaged."""
+  """Return the smaller copy of a large picture, or None if it is damaged."""
   copy = copies_folder() / f'{picture.digest:016x}.jpg'
   with images.alone(picture.pixels):
     try:
@@ -227,7 +227,7 @@ def _reduced(path: str, picture: Picture) -> bytes | None:
 def _call(
   function: Callable[[bytes], Any], content: tf.Tensor, dtype: tf.DType
 ) -> tf.Tensor:
-  """Calls Python; errors are those of TensorFlow, without a traceback."""
+  """Call Python; errors are those of TensorFlow, without a traceback."""
 
   def call(content: bytes | np.ndarray) -> tuple[Any, bytes]:
     content = np.asarray(content, object).item()  # Not bytes when run eagerly.

@@ -18,17 +18,17 @@ _FILL = 0x808080
 
 
 def pack(image: tf.Tensor) -> tf.Tensor:
-  """Packs uint8 [H, W, 3] into int32 [H, W]."""
+  """Pack uint8 [H, W, 3] into int32 [H, W]."""
   return tf.bitcast(tf.pad(image, [[0, 0], [0, 0], [0, 1]]), tf.int32)
 
 
 def unpack(pixels: tf.Tensor) -> tf.Tensor:
-  """Undoes `pack`."""
+  """Undo `pack`."""
   return tf.bitcast(pixels, tf.uint8)[..., :3]
 
 
 def as_image(image: tf.Tensor) -> tf.Tensor:
-  """Returns uint8 [H, W, 3], or raises TypeError or ValueError."""
+  """Return uint8 [H, W, 3], or raise TypeError or ValueError."""
   image = tf.convert_to_tensor(image)
   if image.dtype != tf.uint8:
     raise TypeError(f'The image has to be uint8, not {image.dtype.name}.')
@@ -40,7 +40,7 @@ def as_image(image: tf.Tensor) -> tf.Tensor:
 
 
 def _on_images(operation: Callable) -> Callable:
-  """Returns the function of an image; `packed` is that of a packed one."""
+  """Return the function of an image; `packed` is that of a packed one."""
 
   @functools.wraps(operation)
   def run(image, *args, **kwargs):
@@ -54,7 +54,7 @@ def _on_images(operation: Callable) -> Callable:
 
 @_on_images
 def autocontrast(image: tf.Tensor) -> tf.Tensor:
-  """Stretches the levels of each channel to 0-255.
+  """Stretch the levels of each channel to 0-255.
 
   Example:
     >>> image = autoaugment.autocontrast(image)
@@ -72,7 +72,7 @@ def autocontrast(image: tf.Tensor) -> tf.Tensor:
 
 @_on_images
 def equalize(image: tf.Tensor) -> tf.Tensor:
-  """Evens out the histogram of each channel.
+  """Even out the histogram of each channel.
 
   Example:
     >>> image = autoaugment.equalize(image)
@@ -101,7 +101,7 @@ def equalize(image: tf.Tensor) -> tf.Tensor:
 
 @_on_images
 def invert(image: tf.Tensor) -> tf.Tensor:
-  """Makes the negative.
+  """Make the negative.
 
   Example:
     >>> image = autoaugment.invert(image)
@@ -111,7 +111,7 @@ def invert(image: tf.Tensor) -> tf.Tensor:
 
 @_on_images
 def rotate(image: tf.Tensor, degrees: float) -> tf.Tensor:
-  """Rotates around the centre, counterclockwise where degrees are positive.
+  """Rotate around the centre, counterclockwise where degrees are positive.
 
   Example:
     >>> image = autoaugment.rotate(image, degrees=30)
@@ -135,7 +135,7 @@ def rotate(image: tf.Tensor, degrees: float) -> tf.Tensor:
 
 @_on_images
 def posterize(image: tf.Tensor, bits: int) -> tf.Tensor:
-  """Keeps the top bits of each level: up to 8, and 1 where 0 are asked for.
+  """Keep the top bits of each level: up to 8, and 1 where 0 are asked for.
 
   Example:
     >>> image = autoaugment.posterize(image, bits=4)
@@ -148,7 +148,7 @@ def posterize(image: tf.Tensor, bits: int) -> tf.Tensor:
 
 @_on_images
 def solarize(image: tf.Tensor, threshold: int) -> tf.Tensor:
-  """Inverts the levels that are not below the threshold.
+  """Invert the levels that are not below the threshold.
 
   Example:
     >>> image = autoaugment.solarize(image, threshold=128)
@@ -159,7 +159,7 @@ def solarize(image: tf.Tensor, threshold: int) -> tf.Tensor:
 
 @_on_images
 def solarize_add(image: tf.Tensor, addition: int) -> tf.Tensor:
-  """Adds to the levels below 128, up to 255.
+  """Add to the levels below 128, up to 255.
 
   Example:
     >>> image = autoaugment.solarize_add(image, addition=30)
@@ -175,7 +175,7 @@ def solarize_add(image: tf.Tensor, addition: int) -> tf.Tensor:
 
 @_on_images
 def color(image: tf.Tensor, factor: float) -> tf.Tensor:
-  """Changes colours: factor 0 gives the grey image, 1 the image itself.
+  """Change colours: factor 0 gives the grey image, 1 the image itself.
 
   Example:
     >>> image = autoaugment.color(image, factor=0.5)
@@ -188,14 +188,14 @@ def color(image: tf.Tensor, factor: float) -> tf.Tensor:
 def contrast(
   image: tf.Tensor, factor: float, *, constant_grey: bool = True
 ) -> tf.Tensor:
-  """Changes the contrast: factor 0 gives one grey, 1 the image itself.
+  """Change the contrast: factor 0 gives one grey, 1 the image itself.
 
   Args:
     image: uint8 [H, W, 3].
-    factor: How far the levels are from the grey, in parts of what they were.
-    constant_grey: Whether the grey is min(255, H * W / 256), rounded down: with
-      this slip the method was published, and the released models were trained.
-      If not, it is the mean of the grey image, rounded.
+    factor: Factor of the distance of each level from the grey.
+    constant_grey: Whether the grey is min(255, H * W / 256), rounded down. The
+      published code has this slip, and the released models were trained with
+      it. If False, the grey is the rounded mean of the grey image.
 
   Returns:
     uint8 [H, W, 3].
@@ -216,7 +216,7 @@ def contrast(
 
 @_on_images
 def brightness(image: tf.Tensor, factor: float) -> tf.Tensor:
-  """Changes the brightness: factor 0 gives black, 1 the image itself.
+  """Change the brightness: factor 0 gives black, 1 the image itself.
 
   Example:
     >>> image = autoaugment.brightness(image, factor=0.5)
@@ -226,7 +226,7 @@ def brightness(image: tf.Tensor, factor: float) -> tf.Tensor:
 
 @_on_images
 def sharpness(image: tf.Tensor, factor: float) -> tf.Tensor:
-  """Changes the sharpness: factor 0 gives a smooth image, 1 the image itself.
+  """Change the sharpness: factor 0 gives a smooth image, 1 the image itself.
 
   The outermost pixels stay as they are.
 
@@ -256,7 +256,7 @@ def sharpness(image: tf.Tensor, factor: float) -> tf.Tensor:
 
 @_on_images
 def shear_x(image: tf.Tensor, level: float) -> tf.Tensor:
-  """Moves row y to the left by level * y pixels.
+  """Move row y to the left by level * y pixels.
 
   Example:
     >>> image = autoaugment.shear_x(image, level=0.3)
@@ -267,7 +267,7 @@ def shear_x(image: tf.Tensor, level: float) -> tf.Tensor:
 
 @_on_images
 def shear_y(image: tf.Tensor, level: float) -> tf.Tensor:
-  """Moves column x up by level * x pixels.
+  """Move column x up by level * x pixels.
 
   Example:
     >>> image = autoaugment.shear_y(image, level=0.3)
@@ -278,7 +278,7 @@ def shear_y(image: tf.Tensor, level: float) -> tf.Tensor:
 
 @_on_images
 def translate_x(image: tf.Tensor, pixels: float) -> tf.Tensor:
-  """Moves the image to the left by that many pixels.
+  """Move the image to the left by that many pixels.
 
   Example:
     >>> image = autoaugment.translate_x(image, pixels=4)
@@ -289,7 +289,7 @@ def translate_x(image: tf.Tensor, pixels: float) -> tf.Tensor:
 
 @_on_images
 def translate_y(image: tf.Tensor, pixels: float) -> tf.Tensor:
-  """Moves the image up by that many pixels.
+  """Move the image up by that many pixels.
 
   Example:
     >>> image = autoaugment.translate_y(image, pixels=4)
@@ -306,7 +306,7 @@ def cutout(
   *,
   seed: tf.Tensor | None = None,
 ) -> tf.Tensor:
-  """Cuts out a square, or what of it is in the image.
+  """Cut out a square, or what of it is in the image.
 
   Args:
     image: uint8 [H, W, 3].
@@ -350,7 +350,7 @@ def _each_channel(run: Callable, pixels: tf.Tensor) -> tf.Tensor:
 
 
 def _grey(pixels: tf.Tensor) -> tf.Tensor:
-  """Returns the luma as levels, int32 [H, W]."""
+  """Return the luma as levels, int32 [H, W]."""
   red, green, blue = (tf.cast(c, tf.float32) for c in _channels(pixels))
   # A whole number, and exact. TensorFlow's rgb_to_grayscale divides by 255,
   # multiplies by 255.5 and rounds down.
@@ -359,7 +359,7 @@ def _grey(pixels: tf.Tensor) -> tf.Tensor:
 
 
 def _blend(start: tf.Tensor, end: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-  """Returns start + factor * (end - start), for levels in int32."""
+  """Return start + factor * (end - start), for levels in int32."""
   start, end = tf.cast(start, tf.float32), tf.cast(end, tf.float32)
   return _to_level(start + _product(tf.cast(factor, tf.float32), end - start))
 
@@ -369,7 +369,7 @@ def _to_level(values: tf.Tensor) -> tf.Tensor:
 
 
 def _product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-  """Returns a * b, rounded.
+  """Return a * b, rounded.
 
   Where a sum follows, a compiler may merge both into one instruction that
   rounds once, on processors that have it. The limit, out of every result's
@@ -379,14 +379,14 @@ def _product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
 
 def _coordinates(pixels: tf.Tensor, dtype=tf.float32) -> tuple:
-  """Returns y [H, 1] and x [1, W]."""
+  """Return y [H, 1] and x [1, W]."""
   h, w = tf.unstack(tf.shape(pixels))
   y, x = tf.range(h)[:, tf.newaxis], tf.range(w)[tf.newaxis]
   return tf.cast(y, dtype), tf.cast(x, dtype)
 
 
 def _sample(pixels: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-  """Reads the pixels nearest to (y, x), float32 that broadcast to [H, W]."""
+  """Read the pixels nearest to (y, x), float32 that broadcast to [H, W]."""
   h, w = tf.unstack(tf.shape(pixels))
 
   def nearest(position, size):

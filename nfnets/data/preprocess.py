@@ -36,7 +36,7 @@ def preprocess_eval(
   image_size: tuple[int, int],
   mode: str,
 ) -> tf.Tensor:
-  """Prepares an image for evaluation.
+  """Prepare an image for evaluation.
 
   Modes:
     `crop_resize`: the centre crop of side * min(H / (h + 32), W / (w + 32)) for
@@ -84,15 +84,15 @@ def preprocess_eval(
 
 
 def decode(image_bytes: bytes | tf.Tensor) -> tf.Tensor:
-  """Decodes a whole image, for several crops of it.
+  """Decode a whole image, for several crops of it.
 
   Args:
     image_bytes: An encoded image, or uint8 [H, W, 1 or 3].
 
   Returns:
-    uint8 [H, W, 3]. Where a JPEG's colours have half the size, pixels at the
-    border of a crop are made from what lies beyond it, too, unlike where the
-    crop alone is decoded.
+    uint8 [H, W, 3]. If a JPEG's colours have half the resolution, border pixels
+    of a crop differ from those of decoding the crop alone, because upsampling
+    uses their neighbours.
   """
   return _decode_window(_as_image(image_bytes), _whole_window)
 
@@ -100,7 +100,7 @@ def decode(image_bytes: bytes | tf.Tensor) -> tf.Tensor:
 def train_preprocessing(
   mode: str, image_size: tuple[int, int]
 ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-  """Returns the training preprocessing of that name.
+  """Return the training preprocessing of that name.
 
   Args:
     mode: `crop_flip` or `shift_K`, with K a number of pixels.
@@ -129,7 +129,7 @@ def train_crop_flip(
   image_size: tuple[int, int],
   seed: tf.Tensor,
 ) -> tf.Tensor:
-  """Takes a random crop, resized, and flips it half of the time.
+  """Take a random crop, resized, and flip it half of the time.
 
   The crop covers 8 % to 100 % of the image with an aspect ratio of 3/4 to 4/3
   (Szegedy et al., arXiv 1409.4842). Where ten attempts find none, it is the
@@ -158,7 +158,7 @@ def train_crop_flip(
 def random_window(
   shape: tf.Tensor, image_size: tuple[int, int], seed: tf.Tensor
 ) -> tf.Tensor:
-  """Chooses the crop of `train_crop_flip`.
+  """Choose the crop of `train_crop_flip`.
 
   Args:
     shape: int32 [2], height and width of the image in pixels.
@@ -192,7 +192,7 @@ def train_shift(
   seed: tf.Tensor,
   pixels: int,
 ) -> tf.Tensor:
-  """Resizes the whole image and moves it a little; what is uncovered is black.
+  """Resize the whole image and shift it at random; the border is black.
 
   Args:
     image_bytes: An encoded image, or uint8 [H, W, 1 or 3].
@@ -218,7 +218,7 @@ def train_shift(
 
 
 def _as_image(image) -> tf.Tensor:
-  """Returns an encoded (string []) or a decoded (uint8 [H, W, C]) image."""
+  """Return an encoded (string []) or a decoded (uint8 [H, W, C]) image."""
   if isinstance(image, bytes):
     image = images.read(image, check=False)
   image = tf.convert_to_tensor(image)
@@ -231,7 +231,7 @@ def _as_image(image) -> tf.Tensor:
 
 
 def _decode_window(image: tf.Tensor, window: _Window) -> tf.Tensor:
-  """Returns one window of the image as uint8 [h, w, 3]."""
+  """Return one window of the image as uint8 [h, w, 3]."""
   if image.dtype == tf.uint8:
     return _crop_decoded(image, window)
 
@@ -281,7 +281,7 @@ def _resize(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
 def _resize_centre(
   image: tf.Tensor, size: tuple[int, int], part: float
 ) -> tf.Tensor:
-  """Returns the centre [h, w] of the image resized to cover [h, w] / part."""
+  """Return the centre [h, w] of the image resized to cover [h, w] / part."""
   h, w = (tf.constant(int(side / part), tf.int64) for side in size)
   height, width = tf.unstack(tf.shape(image, tf.int64)[:2])
   resized = tf.cond(

@@ -35,7 +35,7 @@ _SCAN_THREADS = 16
 def open_records(
   builder: tfds.core.DatasetBuilder, tfds_split: str
 ) -> 'RecordFiles | ArrayRecordFiles':
-  """Opens a split of a prepared TFDS dataset for random access.
+  """Open a split of a prepared TFDS dataset for random access.
 
   Raises:
     UserError: A file is missing or damaged, or of a format other than tfrecord
@@ -65,7 +65,7 @@ class RecordFiles:
 
   Attributes:
     mean_bytes: The size of a record, on average.
-    parallel_reads: How many calls of `read` are worth making at once.
+    parallel_reads: Useful number of concurrent calls of `read`.
     stop: Makes reads that wait for a store end with an error, now and later.
     close: Closes the files.
   """
@@ -73,7 +73,7 @@ class RecordFiles:
   def __init__(
     self, names: Sequence[str], shard_lengths: Sequence[int], name: str
   ):
-    """Loads or makes the index.
+    """Load or make the index.
 
     Args:
       names: The files, all on this machine or all in buckets.
@@ -100,7 +100,7 @@ class RecordFiles:
     return len(self._lengths)
 
   def read(self, indices: Sequence[int]) -> list[bytes]:
-    """Returns the contents of the records of these numbers, in their order.
+    """Return the contents of the records of these numbers, in their order.
 
     Raises:
       UserError: A file is gone, or not what it was when it was indexed.
@@ -132,7 +132,7 @@ class RecordFiles:
   def _load_index(
     self, shard_lengths: Sequence[int], name: str
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the lengths of the records and the sizes of the files, int64."""
+    """Return the lengths of the records and the sizes of the files, int64."""
     names = self._names
     folder = os.path.dirname(names[0])
     digest = hashlib.sha256(folder.encode()).hexdigest()[:12]
@@ -178,7 +178,7 @@ class RecordFiles:
     return lengths, shard_bytes
 
   def _scan(self, path: str, size: int, expected: int) -> np.ndarray:
-    """Returns the length of every record in a file, int64 [expected]."""
+    """Return the length of every record in a file, int64 [expected]."""
     lengths, offset = [], 0
     window, start = b'', 0  # What has been read, and from where on.
     while offset < size:
@@ -210,7 +210,7 @@ class ArrayRecordFiles:
   parallel_reads = 4
 
   def __init__(self, names: Sequence[str], shard_lengths: Sequence[int]):
-    """Opens the files; raises UserError if they are not as long as said."""
+    """Open the files; raise UserError if they are not as long as said."""
     from array_record.python import array_record_data_source
 
     self._name, total = names[0], sum(shard_lengths)

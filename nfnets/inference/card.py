@@ -21,7 +21,7 @@ NAME = 'README.md'
 WEIGHTS = 'weights.safetensors'
 # By which a card is recognized.
 BEGINNING = '---\nlibrary_name: "nfnets"\n'
-# What GitHub's Markdown would take for more than text.
+# Characters with a meaning in GitHub's Markdown.
 _SPECIAL = re.compile(r'[\\`*{}\[\]<>&|#~!$]|\b_|_\b')
 _DATASETS = {'imagenet2012': 'imagenet-1k'}  # Names of the hub.
 
@@ -29,7 +29,7 @@ _logger = logging.getLogger(__name__)
 
 
 def may_write(folder: str | os.PathLike[str]) -> bool:
-  """Returns whether a folder has no README.md except a card of this library."""
+  """Return whether a folder has no README.md except a card of this library."""
   path = paths.path(folder) / NAME
   if not paths.is_file(path):
     return True
@@ -37,7 +37,7 @@ def may_write(folder: str | os.PathLike[str]) -> bool:
 
 
 def write(folder: str | os.PathLike[str], text: str) -> str:
-  """Writes a card, whole or not at all, and returns the path of the file."""
+  """Write a card, whole or not at all, and return the path of the file."""
   path = paths.path(folder) / NAME
   paths.write_bytes(path, text.encode())
   return os.fspath(path)
@@ -49,7 +49,7 @@ def write_beside(
   found: evaluation.Evaluation | None = None,
   metadata: Mapping[str, Any] | None = None,
 ) -> str | None:
-  """Writes the card of a network that has a folder to itself.
+  """Write the card of a network that has a folder to itself.
 
   That is so where the file is called weights.safetensors. A README.md that is
   no card stays as it is.
@@ -58,7 +58,7 @@ def write_beside(
     weights: the file.
     info: the content of run.json, if there is a run.
     found: results on a dataset, if there are any.
-    metadata: of the file; None reads it.
+    metadata: metadata of the file. None: read it.
 
   Returns:
     The path of the card; None if there is none.
@@ -82,10 +82,10 @@ def make(
   info: Mapping[str, Any] | None = None,
   found: evaluation.Evaluation | None = None,
 ) -> str:
-  """Returns the card.
+  """Return the card.
 
   Args:
-    metadata: of the file of weights.
+    metadata: metadata of the weights.
     info: the content of run.json, if there is a run.
     found: results on a dataset; without them the card has what training
       measured, if anything.
@@ -133,7 +133,7 @@ def make(
 
 
 def commands(info: Mapping[str, Any]) -> list[str]:
-  """Returns the command of a run, and those that changed its settings."""
+  """Return the command of a run, and those that changed its settings."""
   command = info.get('command') or ''
   if isinstance(command, list):
     command = shlex.join(command)
@@ -143,7 +143,7 @@ def commands(info: Mapping[str, Any]) -> list[str]:
 
 
 def _accuracy(info, found) -> dict[str, Any] | None:
-  """Returns the accuracy that was measured now, or by training."""
+  """Return the accuracy that was measured now, or by training."""
   if found is not None:
     names = {'split': found.split, 'chose_weights': found.chose_weights}
     return {**found.accuracy, **names, 'macro': found.macro}
@@ -162,7 +162,7 @@ def _accuracy(info, found) -> dict[str, Any] | None:
 
 
 def _header(metadata, base, data, accuracy) -> dict[str, Any]:
-  """Returns the block of metadata."""
+  """Return the block of metadata."""
   has_classes = metadata.get('num_classes') != 0
   kind = f'image-{"classification" if has_classes else "feature-extraction"}'
   known = _DATASETS.get(data)
@@ -196,7 +196,7 @@ def _repository(name: str) -> str:
 
 
 def _escape(value: Any) -> markupsafe.Markup:
-  """Returns a value as text in which nothing is Markdown or HTML."""
+  """Return a value as text in which nothing is Markdown or HTML."""
   if isinstance(value, markupsafe.Markup):
     return value
   return markupsafe.Markup(
@@ -205,5 +205,5 @@ def _escape(value: Any) -> markupsafe.Markup:
 
 
 def _plain(value: Any) -> str:
-  """Returns a value as text on one line, without marks that hide or turn it."""
+  """Return a value as text on one line, without marks that hide or turn it."""
   return messages.printable(templates.as_text(value))

@@ -13,7 +13,7 @@ from nfnets import errors, imagenet, paths
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-  """Returns float64 probabilities; NaN for logits that are not finite.
+  """Return float64 probabilities; NaN for logits that are not finite.
 
   Args:
     logits: float [..., num_classes].
@@ -27,11 +27,11 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def top_classes(
   logits: np.ndarray, k: int, threshold: float = 0.0
 ) -> list[tuple[int, float]]:
-  """Returns (label, probability) of the k most probable classes, in order.
+  """Return (label, probability) of the k most probable classes, in order.
 
   Args:
     logits: float [num_classes].
-    k: how many; all, if there are fewer.
+    k: their number; all, if there are fewer.
     threshold: the smallest probability to return.
   """
   probabilities = softmax(logits)
@@ -45,10 +45,10 @@ def names(
   own: Sequence[str] | None = None,
   labels: str | os.PathLike[str] | None = None,
 ) -> Sequence[str]:
-  """Returns what the classes of a network are called.
+  """Return what the classes of a network are called.
 
   Args:
-    num_classes: how many there are.
+    num_classes: number of classes.
     own: the names in its file of weights, if there are any.
     labels: a file for `read_labels`, which is asked first.
 
@@ -94,7 +94,7 @@ def match(
   num_classes: int,
   title: str,
 ) -> Match:
-  """Finds the classes of a dataset among those of a network, by name.
+  """Find the classes of a dataset among those of a network, by name.
 
   Names are compared in Unicode NFC. ImageNet's WordNet ids are as good as the
   names. Where the network has no names, or the dataset has only numbers, and
@@ -106,7 +106,7 @@ def match(
     network: names of the classes, in the order of the logits; None if they are
       not known. Then 1000 classes may be ImageNet's.
     num_classes: size of the logits.
-    title: what to call the dataset.
+    title: name of the dataset in messages.
 
   Raises:
     UserError: if the dataset has other classes; the message has the first ones
@@ -168,7 +168,7 @@ def match(
 
 
 def _find(names: list[str], among: list[str]) -> list[int]:
-  """Returns the index of each name; nothing if one is missing or ambiguous."""
+  """Return the index of each name; nothing if one is missing or ambiguous."""
   if names == among:
     return [*range(len(names))]
   counts = collections.Counter(among)
@@ -184,7 +184,7 @@ def _some(names: list[str]) -> str:
 
 
 def read_labels(path: str | os.PathLike[str]) -> list[str]:
-  """Reads names of classes, in the order of the labels.
+  """Read names of classes, in the order of the labels.
 
   Args:
     path: UTF-8 text with one name per line or, if it ends in .json, a list of

@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
   """A parser that expands every ~ and names the nearest of misspelt options."""
 
   def parse_args(self, args=None, namespace=None):
-    """Parses arguments.
+    """Parse arguments.
 
     Raises:
       UserError: if weights, a dataset or a run that they name do not exist.
@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
     return parsed
 
   def parse_known_args(self, args=None, namespace=None):
-    """Parses what is known of the arguments."""
+    """Parse what is known of the arguments."""
     try:
       args = paths.arguments(args)
     except errors.UserError as error:
@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
-  """Returns a function that reads a number from `low` on, for argparse."""
+  """Return a function that reads a number from `low` on, for argparse."""
 
   def read(text: str) -> int:
     if not text.isdecimal() or not low <= int(text) <= (high or int(text)):
@@ -72,7 +72,7 @@ positive = whole_number(1)
 
 
 def model_name(text: str) -> str:
-  """Returns the name of a model, for argparse."""
+  """Return the name of a model, for argparse."""
   from nfnets import zoo
 
   try:
@@ -85,7 +85,7 @@ def model_name(text: str) -> str:
 def make_parser(
   name: str, doc: str, weights_required: bool = True
 ) -> argparse.ArgumentParser:
-  """Returns a parser with the arguments that `open_network` reads.
+  """Return a parser with the arguments that `open_network` reads.
 
   Args:
     name: the command's.
@@ -125,7 +125,7 @@ def make_parser(
 
 
 def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the arguments that say what computes the network, and how."""
+  """Add the arguments that say what computes the network, and how."""
   parser.add_argument(
     '--runtime',
     choices=runtimes.RUNTIMES,
@@ -153,7 +153,7 @@ def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_tta(parser: argparse.ArgumentParser) -> None:
-  """Adds the argument `--tta`, which `open_network` reads."""
+  """Add the argument `--tta`, which `open_network` reads."""
   parser.add_argument(
     '--tta',
     choices=networks.TTA,
@@ -166,7 +166,7 @@ def add_tta(parser: argparse.ArgumentParser) -> None:
 def add_data_arguments(
   parser: argparse.ArgumentParser, required: bool = False
 ) -> None:
-  """Adds the arguments that `open_data` reads."""
+  """Add the arguments that `open_data` reads."""
   parser.add_argument(
     '--data',
     required=required,
@@ -182,7 +182,7 @@ def add_data_arguments(
 
 
 def add_batch_size(parser: argparse.ArgumentParser, default: int) -> None:
-  """Adds the argument `--batch_size`."""
+  """Add the argument `--batch_size`."""
   parser.add_argument(
     '--batch_size',
     type=positive,
@@ -193,7 +193,7 @@ def add_batch_size(parser: argparse.ArgumentParser, default: int) -> None:
 
 
 def add_run_or_data(parser: argparse.ArgumentParser) -> None:
-  """Adds RUN, and what stands in its place for weights that are no run's."""
+  """Add RUN, and what stands in its place for weights that are no run's."""
   parser.add_argument('run', nargs='?', metavar='RUN', help='folder of a run')
   add_data_arguments(parser)
 
@@ -203,11 +203,11 @@ def check_run_or_data(
   args: argparse.Namespace,
   without_run: tuple[str, ...],
 ) -> None:
-  """Ends the command where RUN and what it settles are both given, or neither.
+  """End the command where RUN and what it settles are both given, or neither.
 
   Args:
     parser: has `add_run_or_data`.
-    args: what it parsed.
+    args: the parsed arguments.
     without_run: the arguments that are needed where there is no RUN.
   """
   names = ('weights', 'data', 'data_dir', 'model', 'image_size')
@@ -220,7 +220,7 @@ def check_run_or_data(
 
 
 def run(command: Callable[[Any], int], args: Any) -> int:
-  """Runs a command; returns its exit status, with errors told in one line."""
+  """Run a command; return its exit status, with errors told in one line."""
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
       # Names of files can hold what the terminal's encoding has not.
@@ -263,7 +263,7 @@ def run(command: Callable[[Any], int], args: Any) -> int:
 def command(
   main: Callable[[Sequence[str] | None], int],
 ) -> Callable[[Sequence[str] | None], int]:
-  """Has a `main` do what `run` does: a decorator."""
+  """Have a `main` do what `run` does: a decorator."""
 
   @functools.wraps(main)
   def wrapped(argv: Sequence[str] | None = None) -> int:
@@ -273,7 +273,7 @@ def command(
 
 
 def let_interrupts_raise() -> None:
-  """Has an interrupt raise KeyboardInterrupt, for the rest of a command.
+  """Have an interrupt raise KeyboardInterrupt, for the rest of a command.
 
   So that what was begun is cleaned up, at the risk that Python crashes instead
   if XLA is computing.
@@ -309,7 +309,7 @@ def check_exist(
 def open_network(
   args: argparse.Namespace, throughput: bool = False
 ) -> networks.Network:
-  """Reads the weights that the arguments name.
+  """Read the weights that the arguments name.
 
   Args:
     args: of `make_parser`; without those of `add_runtime_arguments`, JAX
@@ -333,7 +333,7 @@ def open_network(
 
 
 def open_data(args: argparse.Namespace) -> Any:
-  """Opens the dataset that the arguments name; see `load_builder`.
+  """Open the dataset that the arguments name; see `load_builder`.
 
   Raises:
     UserError: if there is none, or it has no images with labels.
@@ -344,15 +344,15 @@ def open_data(args: argparse.Namespace) -> Any:
 
 
 def check_images_can_be_read() -> None:
-  """Raises UserError if a package that prepares images is missing."""
+  """Raise UserError if a package that prepares images is missing."""
   check_installed('Reading images', ('PIL', 'simplejpeg', 'tqdm'), 'images')
 
 
 def check_installed(what: str, names: Iterable[str], extra: str) -> None:
-  """Raises UserError if a package of an extra is missing.
+  """Raise UserError if a package of an extra is missing.
 
   Args:
-    what: what the packages are for.
+    what: the purpose of the packages, in words.
     names: modules that must be importable.
     extra: the extra of the project that has them.
   """
@@ -365,11 +365,11 @@ def check_installed(what: str, names: Iterable[str], extra: str) -> None:
 
 
 def check_output(path: str, suffix: str = '', option: str = '--output') -> None:
-  """Raises UserError unless a file can be written, as far as one sees.
+  """Raise UserError unless a file can be written, as far as one sees.
 
   Args:
     path: the file.
-    suffix: how its name has to end.
+    suffix: required suffix of its name.
     option: the argument that names it.
   """
   target = paths.path(path)

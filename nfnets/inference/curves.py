@@ -17,7 +17,7 @@ Scalars = dict[str, tuple[list[int], list[float]]]
 
 
 def read_scalars(folder: pathlib.Path) -> Scalars:
-  """Returns {name: (steps, values)} of a folder's event files; {} for none."""
+  """Return {name: (steps, values)} of a folder's event files; {} for none."""
   if not paths.is_dir(folder):
     return {}
   # TensorFlow 2 writes scalars as tensors; 0 keeps every point.
@@ -35,7 +35,7 @@ def read_scalars(folder: pathlib.Path) -> Scalars:
 
 
 def read_run(folder: pathlib.Path) -> dict[str, Scalars]:
-  """Returns {'train': scalars, 'eval': scalars} of a run; {} for none."""
+  """Return {'train': scalars, 'eval': scalars} of a run; {} for none."""
   return {mode: read_scalars(folder / mode) for mode in ('train', 'eval')}
 
 
@@ -80,7 +80,7 @@ class Row(NamedTuple):
 
 
 def rows(scalars: Scalars, best_step: int | None = None) -> list[Row]:
-  """Returns the evaluations during training, of the curves of evaluation."""
+  """Return the evaluations during training, of the curves of evaluation."""
   points = collections.defaultdict(dict)
   for name, curve in scalars.items():
     for step, value in zip(*curve, strict=True):

@@ -44,7 +44,7 @@ _SMALL = 64  # Pixels; smaller pictures keep every one of them.
 
 
 def picture(pixels: np.ndarray, kind: str | None = None) -> str:
-  """Returns uint8 [H, W, 3] as 'jpeg' or 'png'; None: as a PNG if small."""
+  """Return uint8 [H, W, 3] as 'jpeg' or 'png'; None: as a PNG if small."""
   file = io.BytesIO()
   kind = kind or ('png' if max(pixels.shape[:2]) <= _SMALL else 'jpeg')
   Image.fromarray(pixels).save(file, kind, quality=85, optimize=True)
@@ -52,7 +52,7 @@ def picture(pixels: np.ndarray, kind: str | None = None) -> str:
 
 
 def draw_curves(scalars: Mapping[str, Scalars]) -> list[tuple[str, str]]:
-  """Returns (title, SVG) of every panel that a run has numbers for.
+  """Return (title, SVG) of every panel that a run has numbers for.
 
   Args:
     scalars: what `curves.read_run` returns.
@@ -91,7 +91,7 @@ def _panel(lines: list[tuple[str, dict, list[int], list[float]]]) -> str:
 
 
 def draw_confusion(matrix: np.ndarray, cell: int) -> str:
-  """Draws int [C, C], labels by predictions, as a PNG.
+  """Draw int [C, C], labels by predictions, as a PNG.
 
   The diagonal is blue, by the share of its row. Mistakes are red, by the
   logarithm of their number, so that rare ones are seen beside frequent ones.

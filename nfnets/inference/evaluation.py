@@ -22,15 +22,15 @@ _log = logging.getLogger(__name__)
 
 
 def wilson(successes: Any, trials: Any) -> tuple[np.ndarray, np.ndarray]:
-  """Returns Wilson's 95 % interval for a share.
+  """Return Wilson's 95 % interval for a share.
 
   Unlike the normal approximation, it stays within [0, 1] and holds for few
   trials and for shares near 0 and 1 (Wilson 1927; Brown, Cai and DasGupta
   2001).
 
   Args:
-    successes: how often it happened, [...].
-    trials: of how many, [...]; the interval is (0, 1) for none.
+    successes: number of successes, [...].
+    trials: number of trials, [...]; the interval is (0, 1) for 0 trials.
 
   Returns:
     (low, high), float64 [...] each.
@@ -48,7 +48,7 @@ def wilson(successes: Any, trials: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def share(correct: int, total: int) -> dict[str, Any]:
-  """Returns correct, total, share (0 of none), and Wilson's low and high."""
+  """Return correct, total, share (0 of none), and Wilson's low and high."""
   low, high = map(float, wilson(correct, total))
   found = {'correct': int(correct), 'total': int(total)}
   found['share'] = float(correct / total) if total else 0.0
@@ -90,7 +90,7 @@ class Evaluation:
     names: Names of all classes.
     dataset: The name of the dataset.
     split: 'test', 'validation', ...
-    note: How classes were matched, if not by equal lists; see `classes.Match`.
+    note: How classes were matched, if the lists differ; see `classes.Match`.
     chose_weights: Whether these images decided which weights were kept.
     mistakes: The wrong ones, the most confident first.
     uncertain: Those with the least confidence, the least first.
@@ -122,7 +122,7 @@ class Evaluation:
 
   @functools.cached_property
   def classes(self) -> list[dict[str, Any]]:
-    """Returns a row for each class of the dataset.
+    """Return a row for each class of the dataset.
 
     Each has label, name, predicted (how often), the keys of `share`, and
     precision (0 where the class is never predicted), recall and f1.
@@ -157,15 +157,15 @@ class Evaluation:
     }
 
   def worst_classes(self) -> list[dict[str, Any]]:
-    """Returns the classes, the least accurate first, the untested last."""
-    # What is known to be bad comes before what few images say.
+    """Return the classes, the least accurate first, the untested last."""
+    # Of equal shares, the one with more images first.
     return sorted(
       self.classes,
       key=lambda row: (not row['total'], row['share'], row['high']),
     )
 
   def confused_pairs(self, most: int) -> list[dict[str, Any]]:
-    """Returns the most frequent mistakes: label, predicted, `share`'s keys."""
+    """Return the most frequent mistakes: label, predicted, `share`'s keys."""
     wrong = (self.labels != self.predicted) & (self.predicted >= 0)
     pairs = np.stack([self.labels, self.predicted], axis=1)[wrong]
     pairs, counts = np.unique(pairs, axis=0, return_counts=True)
@@ -181,7 +181,7 @@ class Evaluation:
     ]
 
   def confusion(self, cells: int) -> np.ndarray:
-    """Returns how often each class is taken for each, labels by predictions.
+    """Return how often each class is taken for each, labels by predictions.
 
     Args:
       cells: the most rows and columns; more classes than that share them.
@@ -207,14 +207,14 @@ def evaluate(
   batch_size: int = 32,
   most: int = 20,
 ) -> Evaluation:
-  """Runs a network on every example of a split, once.
+  """Run a network on every example of a split, once.
 
   Args:
     network: the network.
     builder: a dataset from `load_builder`.
     split: one of `builders.SPLITS`.
-    batch_size: how many images go through the network together.
-    most: how many pictures of each kind to keep. No others stay in memory.
+    batch_size: images per batch.
+    most: number of pictures of each kind to keep in memory.
 
   Raises:
     UserError: if the split or none of its images can be read, if the dataset
@@ -275,16 +275,16 @@ def outputs(
   batch_size: int,
   skipped: dict[str, str],
 ) -> Iterator[tuple[int, np.ndarray, int, np.ndarray]]:
-  """Yields (index, preprocessed image, label, output) of every example.
+  """Yield (index, preprocessed image, label, output) of every example.
 
   A bar shows the progress.
 
   Args:
-    function: of the network, from images [B, H, W, 3] to [B, ...].
+    function: the network's function from images [B, H, W, 3] to [B, ...].
     network: says how images are prepared.
     builder: a dataset from `load_builder`.
     split: one of `builders.SPLITS`.
-    batch_size: how many images go through the network together.
+    batch_size: images per batch.
     skipped: gets the examples that cannot be read.
 
   Raises:
@@ -315,7 +315,7 @@ def outputs(
 
 
 def _keep(heap: list, most: int, score: float, picture: tuple) -> None:
-  """Keeps the pictures of the highest scores, the first among equal ones."""
+  """Keep the pictures of the highest scores, the first among equal ones."""
   index, pixels, *rest = picture
   key = float(score), -index
   if len(heap) == most and key < heap[0][:2]:

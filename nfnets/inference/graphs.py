@@ -27,11 +27,11 @@ _log = logging.getLogger(__name__)
 
 
 def key(weights: str, **settings: Any) -> str:
-  """Returns the key of a graph.
+  """Return the key of a graph.
 
   Args:
     weights: the SHA-256 of a file of weights.
-    **settings: what else decides on the graph; JSON values.
+    **settings: other settings of the graph; JSON values.
   """
   text = json.dumps([weights, settings, *_makers()], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
@@ -39,7 +39,7 @@ def key(weights: str, **settings: Any) -> str:
 
 @functools.cache
 def _makers() -> tuple[str, dict[str, str]]:
-  """Returns a digest of the code that makes graphs, and versions of others'."""
+  """Return a digest of the code that makes graphs, and versions of others'."""
   root = pathlib.Path(__file__).parents[1]
   digest = hashlib.sha256()
   for pattern in ('*.py', 'weights/*.py', 'inference/onnx_*.py'):
@@ -54,14 +54,14 @@ def _makers() -> tuple[str, dict[str, str]]:
 
 
 def folder() -> pathlib.Path:
-  """Returns the folder of all graphs, which need not exist."""
+  """Return the folder of all graphs, which need not exist."""
   return paths.cache_folder('graphs')
 
 
 def file(
   name: str, write: Callable[[str], None], again: bool = False
 ) -> pathlib.Path:
-  """Returns the file of a key, which is made if it is not there.
+  """Return the file of a key, which is made if it is not there.
 
   Where it cannot be kept, it is for this process alone.
 
@@ -104,7 +104,7 @@ def _data(path: pathlib.Path) -> pathlib.Path:
 
 
 def _remove_oldest(kept: pathlib.Path) -> None:
-  """Removes what was not used for longest, until the rest is small enough."""
+  """Remove what was not used for longest, until the rest is small enough."""
   total = 0
   with contextlib.suppress(FileNotFoundError):  # Another process removes them.
     for path in sorted(
@@ -117,7 +117,7 @@ def _remove_oldest(kept: pathlib.Path) -> None:
 
 
 def _check_is_private(path: pathlib.Path) -> None:
-  """Raises OSError where others could write what this process would run."""
+  """Raise OSError where others could write what this process would run."""
   status = path.stat()
   writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
   if writable or (hasattr(os, 'geteuid') and status.st_uid != os.geteuid()):

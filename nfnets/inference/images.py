@@ -55,8 +55,8 @@ _IGNORED = frozenset(
 LARGE_PIXELS = 64_000_000
 _ALONE = threading.RLock()
 
-# What turns an image upright, by its EXIF orientation. (ImageOps.exif_transpose
-# also writes EXIF data anew, and fails where these are odd.)
+# {EXIF orientation: transposition that turns the image upright}.
+# (ImageOps.exif_transpose also rewrites EXIF data, and fails if it is odd.)
 _TURNS = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
   3: Image.Transpose.ROTATE_180,
@@ -69,24 +69,24 @@ _TURNS = {
 # TensorFlow decodes no JPEG without it.
 _END_OF_JPEG = b'\xff\xd9'
 _FILLING = bytes(range(1, 255)) * 8
-# What begins EXIF data in a PNG.
+# Markers of EXIF data in a PNG.
 _EXIF_IN_PNG = (b'eXIf', b'Raw profile type exif')
 
 
 def is_image_name(name: str) -> bool:
-  """Returns whether the suffix of a file's name is that of an image."""
+  """Return whether the suffix of a file's name is that of an image."""
   suffix = os.path.splitext(name)[1].lower()
   return suffix in _suffixes() or suffix in _UNREADABLE
 
 
 def why_unreadable(name: str) -> str | None:
-  """Returns what to do about a format that is not read, by a file's name."""
+  """Return what to do about a format that is not read, by a file's name."""
   suffix = os.path.splitext(name)[1].lower()
   return None if suffix in _suffixes() else _UNREADABLE.get(suffix)
 
 
 def identify_unreadable(head: bytes) -> str | None:
-  """Returns the same by the beginning of a file that Pillow does not read."""
+  """Return the same by the beginning of a file that Pillow does not read."""
   if head[4:8] == b'ftyp' and head[8:12] in _HEIC_BRANDS:
     return _HEIC
   head = head[:_HEAD].lower()
@@ -94,12 +94,12 @@ def identify_unreadable(head: bytes) -> str | None:
 
 
 def is_ignored_name(name: str) -> bool:
-  """Returns whether a file or folder is never a picture, a class or a list."""
+  """Return whether a file or folder is never a picture, a class or a list."""
   return name.startswith('.') or name.lower() in _IGNORED
 
 
 def alone(num_pixels: int) -> Any:
-  """Returns a context that one thread at a time enters with a large image."""
+  """Return a context that one thread at a time enters with a large image."""
   if num_pixels > LARGE_PIXELS:
     return _ALONE
   return contextlib.nullcontext()
@@ -119,7 +119,7 @@ def read(
   image: str | os.PathLike[str] | bytes | Image.Image | np.ndarray,
   check: bool = True,
 ) -> bytes | np.ndarray:
-  """Reads a picture: the same pixels for every command and for training.
+  """Read a picture: the same pixels for every command and for training.
 
   Pictures are turned as their EXIF orientation says. Transparent ones are laid
   on white. 16 bits are scaled to 8. Of several frames the first is taken.
@@ -163,7 +163,7 @@ def read(
 
 
 def read_image(path: str, check: bool = True) -> bytes | np.ndarray:
-  """Reads a file; see `read`."""
+  """Read a file; see `read`."""
   try:
     if paths_lib.is_remote(path):
       return decode(io.BytesIO(paths_lib.read_bytes(path)), check)
@@ -182,7 +182,7 @@ def read_image(path: str, check: bool = True) -> bytes | np.ndarray:
 
 
 def is_plain(content: bytes) -> bool:
-  """Returns whether TensorFlow decodes an image as `decode` would have it.
+  """Return whether TensorFlow decodes an image as `decode` would have it.
 
   So it is for the JPEGs that `decode` leaves encoded, and for PNGs of grey or
   RGB without transparency. Only the header is looked at, so the rest may be
@@ -201,7 +201,7 @@ def is_plain(content: bytes) -> bool:
 
 
 def num_pixels(file: BinaryIO) -> int:
-  """Returns how many pixels an image file says it has; 0 if it is none."""
+  """Return how many pixels an image file says it has; 0 if it is none."""
   try:
     with Image.open(file) as image:
       return image.width * image.height
@@ -210,7 +210,7 @@ def num_pixels(file: BinaryIO) -> int:
 
 
 def has_right_checksums(content: bytes) -> bool:
-  """Returns whether the checksums of a PNG are right; some do not check."""
+  """Return whether the checksums of a PNG are right; some do not check."""
   try:
     with Image.open(io.BytesIO(content)) as image:
       image.verify()
@@ -222,7 +222,7 @@ def has_right_checksums(content: bytes) -> bool:
 def decode(
   file: BinaryIO, check: bool = True, keep_jpeg: bool = True
 ) -> bytes | np.ndarray:
-  """Decodes an image file that is open; see `read`.
+  """Decode an image file that is open; see `read`.
 
   Args:
     file: the file.
@@ -266,7 +266,7 @@ def _is_plain_jpeg(image: Image.Image) -> bool:
 
 
 def _is_cut_short(image: Image.Image, encoded: bytes) -> bool:
-  """Returns whether a decoded JPEG lacks data in front of its end.
+  """Return whether a decoded JPEG lacks data in front of its end.
 
   Decoders make grey of it, and some of them print a warning each time.
   """
@@ -285,7 +285,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-  """Returns an image of any mode as 'RGB'."""
+  """Return an image of any mode as 'RGB'."""
   if image.mode == 'F' or image.mode.startswith('I'):
     image = _to_8_bits(image)
   if image.has_transparency_data:
@@ -296,7 +296,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-  """Scales grey of 16 bits, which Pillow would clip at 255."""
+  """Scale grey of 16 bits, which Pillow would clip at 255."""
   pixels = np.asarray(image)
   # These formats' 16 bits come as 'I', 32-bit integers.
   is_widened = image.mode == 'I' and image.format in ('PNG', 'PPM')

@@ -21,7 +21,7 @@ def load(
   precision: str = 'float32',
   threads: int | None = None,
 ) -> tuple[zoo.Model, hk.Params, hk.State]:
-  """Returns a model with its weights, for any number of classes.
+  """Return a model with its weights, for any number of classes.
 
   Args:
     name_or_path: 'nfnet_f0', which is fetched once, or what else
@@ -29,7 +29,7 @@ def load(
     num_classes: how many classes the last layer is to have; that of the weights
       if None. Where the weights have another number, the last layer is a new
       one; 0 leaves it out.
-    seed: of the new last layer.
+    seed: seed of the new last layer.
     runtime: what computes `logits`, `features` and `embed`: 'jax', in functions
       that can be traced, or 'onnxruntime', 'openvino' or 'auto', the fastest
       that is installed. Other runtimes compute them for the parameters that are
@@ -37,7 +37,7 @@ def load(
       arrays.
     precision: what they compute in, 'float32' or 'bfloat16', which JAX does not
       do here: cast the parameters and the images for that.
-    threads: how many may compute; all cores if None. JAX takes all.
+    threads: number of threads. None: all cores. JAX always uses all.
 
   Returns:
     The model, its parameters and its state, float32, {module: {name: array}}.
@@ -109,7 +109,7 @@ def _with_classes(
   num_classes: int | None,
   seed: int,
 ) -> tuple[zoo.Model, hk.Params, hk.State]:
-  """Returns a model with a last layer for so many classes."""
+  """Return a model with a last layer for so many classes."""
   model, params, state = opened
   if num_classes is None or num_classes == model.num_classes:
     return model, params, state

@@ -39,12 +39,12 @@ class Network:
   """A network with its weights, and what runs it.
 
   Attributes:
-    name: as in `nfnets.list_models()`.
+    name: a name of `nfnets.list_models()`.
     num_classes: size of the logits; 0 without a last layer.
     class_names: in the order of the logits; None if they are not known.
     image_size: side of the images, in pixels.
-    preprocessing: as `nfnets.data.preprocess.preprocess_eval` names it.
-    mean: of the channels of images in 0-255, float32 [3].
+    preprocessing: a mode of `nfnets.data.preprocess.preprocess_eval`.
+    mean: mean of each channel of images in 0-255, float32 [3].
     std: their standard deviation, float32 [3].
     session: see `nfnets.inference.runtimes`.
     opened: returns the model, its parameters and its state, the same ones
@@ -97,7 +97,7 @@ class Network:
     return round(self.image_size * 8 / 7) if is_cropped else self.image_size
 
   def facts(self) -> dict[str, str]:
-    """Returns what an ONNX file says of the network, as its metadata."""
+    """Return what an ONNX file says of the network, as its metadata."""
     facts = {
       'model': self.name,
       'image_size': str(self.image_size),
@@ -111,7 +111,7 @@ class Network:
     return facts
 
   def preprocess(self, image: Any) -> np.ndarray:
-    """Prepares one picture as in the published evaluation.
+    """Prepare one picture as in the published evaluation.
 
     Several threads may do so at once.
 
@@ -126,11 +126,11 @@ class Network:
     return self.normalize(image)
 
   def normalize(self, images: np.ndarray) -> np.ndarray:
-    """Normalizes images [..., 3] in 0-255 to what the network takes."""
+    """Normalize images [..., 3] in 0-255 to what the network takes."""
     return imagenet.normalize(np.asarray(images), self.mean, self.std)
 
   def logits(self, images: np.ndarray) -> np.ndarray:
-    """Returns float32 [B, num_classes] for images [B, H, W, 3].
+    """Return float32 [B, num_classes] for images [B, H, W, 3].
 
     With `tta`, it is the logarithm of the mean probabilities of the views.
 
@@ -151,7 +151,7 @@ class Network:
       return np.float32(np.logaddexp.reduce(views) - np.log(len(views)))
 
   def embed(self, images: np.ndarray) -> np.ndarray:
-    """Returns pooled features, float32 [B, C], what the last layer sees.
+    """Return pooled features, float32 [B, C], what the last layer sees.
 
     With `tta`, it is their mean over the views.
     """
@@ -161,7 +161,7 @@ class Network:
     return np.float32(np.mean(views, axis=0, dtype=np.float64))
 
   def _run_views(self, output: str, images: np.ndarray) -> list[np.ndarray]:
-    """Runs the views one after another: no other shape is compiled."""
+    """Run the views one after another: no other shape is compiled."""
     size, views = self.image_size, [images]
     if self.tta == 'crops':
       end = images.shape[1] - size
@@ -171,7 +171,7 @@ class Network:
     return [self.session.run(output, view) for view in views]
 
   def features(self, images: np.ndarray) -> list[np.ndarray]:
-    """Returns five maps, float32 [B, h, w, c], at strides 2 to 32."""
+    """Return five maps, float32 [B, h, w, c], at strides 2 to 32."""
     return self.session.run('features', images)
 
 
@@ -186,7 +186,7 @@ def open_network(
   throughput: bool = False,
   tta: str | None = None,
 ) -> Network:
-  """Opens weights of a known model; see `nfnets.weights.open_model`.
+  """Open weights of a known model; see `nfnets.weights.open_model`.
 
   Args:
     path: the file, or what else `nfnets.weights.find` takes.
@@ -194,8 +194,8 @@ def open_network(
     image_size: side of the images, in pixels; the model's test size if None.
     runtime: 'jax', 'onnxruntime' or 'openvino'; or 'auto', for the fastest that
       is installed.
-    precision: what is computed in, 'float32' or 'bfloat16'.
-    threads: how many may compute; all cores if None. JAX takes all.
+    precision: 'float32' or 'bfloat16'.
+    threads: number of threads. None: all cores. JAX always uses all.
     throughput: whether many images matter rather than the time of one call.
     tta: see `Network`.
 
@@ -225,7 +225,7 @@ def open_network(
 
 
 def of(model: 'zoo.Model', params: 'hk.Params', state: 'hk.State') -> Network:
-  """Returns a model with its weights as a network that JAX runs."""
+  """Return a model with its weights as a network that JAX runs."""
   return _on_jax(runtimes.Runtime(), lambda: (model, params, state))
 
 
@@ -235,19 +235,19 @@ def on_runtime(
   path: str | os.PathLike[str],
   **settings: Any,
 ) -> Network:
-  """Returns a network that a runtime runs.
+  """Return a network that a runtime runs.
 
   Args:
-    runtime: what runs it.
+    runtime: the runtime.
     opened: see `Network`; other runtimes than JAX call it if the graph has to
       be made.
     path: the file of weights, or what else `nfnets.weights.find` takes.
-    **settings: what else `opened` depends on; JSON values.
+    **settings: other settings of `opened`; JSON values.
   """
   if runtime.name == 'jax':
     return _on_jax(runtime, opened)
   if not graphs.folder().exists():
-    # What makes a graph is imported while the file is read.
+    # Import in the background, while the file is read.
     module = 'nfnets.weights.opening'
     threading.Thread(target=importlib.import_module, args=[module]).start()
   path = os.fspath(path)

@@ -39,7 +39,7 @@ NAMES = {
 _MAX_BYTES = 1_800_000_000
 # Constants of fewer bytes are in the graph itself, where runtimes look at them.
 _SMALL = 1024
-# What a runtime maps into memory begins where a page does.
+# Runtimes map weights into memory, so they are aligned to pages.
 _PAGE = 4096
 
 
@@ -51,7 +51,7 @@ def write(
   separate: bool | None = None,
   shape: tuple[int, int] | None = None,
 ) -> list[str]:
-  """Writes a network to an ONNX file.
+  """Write a network to an ONNX file.
 
   The input is `images`, float32 [B, N, N, 3], where N is the network's image
   size; the outputs are float32.
@@ -137,7 +137,7 @@ def write(
 def _write_constants(
   constants: Mapping[str, np.ndarray], path: str, separate: bool
 ) -> list[onnx.TensorProto]:
-  """Returns constants as tensors; writes the large ones to a second file."""
+  """Return constants as tensors; write the large ones to a second file."""
   if not separate:
     return [numpy_helper.from_array(x, name) for name, x in constants.items()]
   location = f'{os.path.basename(path)}.data'

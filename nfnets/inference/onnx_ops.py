@@ -27,7 +27,7 @@ _ELEMENTWISE = {
   'sub': 'Sub',
   'tanh': 'Tanh',
 }
-# Of constants: what BatchNorm makes of its averages.
+# Operations on constants, as BatchNorm does with its averages.
 _NUMPY = {'add': np.add, 'mul': np.multiply, 'rsqrt': lambda x: x**-0.5}
 
 
@@ -54,7 +54,7 @@ class Builder:
   """Collects nodes and constants."""
 
   def __init__(self, float16: bool = False):
-    """Begins a graph.
+    """Begin a graph.
 
     Args:
       float16: whether to compute in float16, all but means.
@@ -67,13 +67,13 @@ class Builder:
   def node(
     self, kind: str, inputs: Sequence[str], shape: Sequence[Any], **attributes
   ) -> Value:
-    """Adds a node; returns its output, of that shape in JAX."""
+    """Add a node; return its output, of that shape in JAX."""
     out = f'{kind.lower()}_{len(self.nodes) + 1}'
     self.nodes.append(helper.make_node(kind, inputs, [out], out, **attributes))
     return Value(out, shape)
 
   def constant(self, array: np.ndarray) -> str:
-    """Adds a constant as it is, but for its precision; returns its name."""
+    """Add a constant as it is, but for its precision; return its name."""
     if array.dtype.kind == 'f':
       if self.float16:
         array = np.clip(array, -65504, 65504)
@@ -88,7 +88,7 @@ class Builder:
     return name
 
   def name(self, x: Any) -> str:
-    """Returns the name of a value or a constant in the graph."""
+    """Return the name of a value or a constant in the graph."""
     if isinstance(x, Value):
       if x.terms != 1:
         raise _unknown('reduce_sum')
@@ -97,16 +97,16 @@ class Builder:
     return self.constant(x.transpose(_CHANNELS_SECOND) if x.ndim == 4 else x)
 
   def cast(self, x: Value, kind: int) -> Value:
-    """Returns a value in another precision, where there is more than one."""
+    """Return a value in another precision, where there is more than one."""
     return self.node('Cast', [x.name], x.shape, to=kind) if self.float16 else x
 
   def input(self, name: str, shape: Sequence[Any]) -> Value:
-    """Returns the input [B, H, W, C] as a value."""
+    """Return the input [B, H, W, C] as a value."""
     x = self.cast(Value(name, shape), onnx.TensorProto.FLOAT16)
     return self.node('Transpose', [x.name], shape, perm=_CHANNELS_SECOND)
 
   def output(self, x: Value, name: str) -> None:
-    """Makes a value an output of the graph."""
+    """Make a value an output of the graph."""
     old = self.name(x)
     if len(x.shape) == 4:
       x = self.node('Transpose', [old], x.shape, perm=_CHANNELS_LAST)
@@ -116,10 +116,10 @@ class Builder:
         names[:] = [name if other == old else other for other in names]
 
   def run(self, jaxpr: Any, consts: Sequence[Any], *args: Any) -> list[Any]:
-    """Adds what JAX has traced; returns its outputs.
+    """Add what JAX has traced; return its outputs.
 
     Args:
-      jaxpr: of `jax.make_jaxpr`.
+      jaxpr: the result of `jax.make_jaxpr`.
       consts: its constants.
       *args: what its inputs are: `Value`s, and arrays for what is known.
 

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 def preprocess_eval(
   image: Any, image_size: tuple[int, int], mode: str
 ) -> np.ndarray:
-  """Prepares an image for evaluation.
+  """Prepare an image for evaluation.
 
   Args:
     image: see `nfnets.inference.images.read`.
@@ -90,7 +90,7 @@ def _has_tensorflow() -> bool:
 
 
 def _has_small_colours(content: bytes) -> bool:
-  """Returns whether TensorFlow decodes other colours at the edges of a crop."""
+  """Return whether TensorFlow decodes other colours at the edges of a crop."""
   import simplejpeg
 
   subsampling = simplejpeg.decode_jpeg_header(content)[3]
@@ -120,12 +120,12 @@ def _cubic(x: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def _bicubic(n: int, whole: int, start: int, size: int) -> _Taps:
-  """Returns how TensorFlow's ResizeBicubic makes part of a longer axis.
+  """Return how TensorFlow's ResizeBicubic makes part of a longer axis.
 
   Args:
     n: length of the axis.
     whole: length that it is resized to.
-    start: where the part begins.
+    start: beginning of the part.
     size: its length.
   """
   f = np.float32
@@ -138,7 +138,7 @@ def _bicubic(n: int, whole: int, start: int, size: int) -> _Taps:
 
 
 def _within(indices: np.ndarray, weights: np.ndarray, n: int) -> _Taps:
-  """Leaves out pixels beyond the image; the weights' sums become 1."""
+  """Leave out pixels beyond the image; the weights' sums become 1."""
   weights = np.where((indices >= 0) & (indices < n), weights, np.float32(0))
   total = weights.sum(axis=0, dtype=np.float32)
   return np.clip(indices, 0, n - 1), weights * (np.float32(1) / total)
@@ -147,7 +147,7 @@ def _within(indices: np.ndarray, weights: np.ndarray, n: int) -> _Taps:
 def _centre_of_cover(
   shape: tuple[int, int], size: tuple[int, int], part: float
 ) -> list[_Taps]:
-  """Returns what makes the centre of an image that covers `size` / `part`."""
+  """Return what makes the centre of an image that covers `size` / `part`."""
   h, w = (int(side / part) for side in size)
   height, width = shape
   if h * width >= w * height:
@@ -178,7 +178,7 @@ def _antialiased(n: int, whole: int, start: float, size: int) -> _Taps:
 
 
 def _resample(image: np.ndarray, rows: _Taps, columns: _Taps) -> np.ndarray:
-  """Returns float32 [h, w, 3] of uint8 [H, W, 3]."""
+  """Return float32 [h, w, 3] of uint8 [H, W, 3]."""
   indices, weights = columns
   low = indices.min()
   result = _along_rows(image[:, low : indices.max() + 1], rows)

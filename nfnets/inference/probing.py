@@ -25,7 +25,7 @@ _FORMAT = 2  # Of the files in the cache; part of the key.
 # Inverse strengths of the penalty that cross-validation chooses from. Features
 # are standardized and many, so that the best are small.
 _STRENGTHS = tuple(float(c) for c in np.logspace(-5, 1, 7))
-# Where there is one example of a class, nothing can be held out.
+# Used if a class has one example, so that nothing can be held out.
 FIXED_STRENGTH = 0.01
 _FOLDS = 5
 _MAX_ITERATIONS = 1000
@@ -37,7 +37,7 @@ class Embeddings(NamedTuple):
   Attributes:
     features: float32 [N, C].
     labels: int32 [N].
-    names: of the K classes.
+    names: names of the K classes.
     indices: int64 [N], their numbers in the split.
   """
 
@@ -47,12 +47,12 @@ class Embeddings(NamedTuple):
   indices: np.ndarray | None = None
 
   def evaluation(self, predicted: np.ndarray, **others: Any) -> Evaluation:
-    """Returns an evaluation of predictions, int [N]."""
+    """Return an evaluation of predictions, int [N]."""
     number = len(self.names)
     return Evaluation(self.labels, predicted, number, self.names, **others)
 
   def select(self, rows: np.ndarray) -> 'Embeddings':
-    """Returns some of the examples."""
+    """Return some of the examples."""
     arrays = self.features, self.labels, self.indices
     features, labels, indices = (x if x is None else x[rows] for x in arrays)
     return Embeddings(features, labels, self.names, indices)
@@ -65,7 +65,7 @@ class Head(NamedTuple):
   b: np.ndarray
 
   def evaluate(self, test: Embeddings) -> Evaluation:
-    """Returns the predictions of this layer."""
+    """Return the predictions of this layer."""
     p = classes.softmax(test.features @ self.w + self.b)
     return test.evaluation(
       p.argmax(axis=1),
@@ -81,7 +81,7 @@ def embed(
   split: str,
   batch_size: int = 32,
 ) -> Embeddings:
-  """Returns the embeddings of a split, from the user's cache if they are there.
+  """Return the embeddings of a split, from the user's cache if they are there.
 
   The key is the images, the weights (without the last layer), the size and the
   preprocessing. A damaged file is made again.
@@ -90,7 +90,7 @@ def embed(
     network: the network.
     builder: a dataset from `load_builder`.
     split: one of `builders.SPLITS`.
-    batch_size: how many images go through the network together.
+    batch_size: images per batch.
 
   Raises:
     UserError: if the split cannot be read, or the embeddings are not finite.
@@ -155,15 +155,15 @@ def measure(
   draws: int = 5,
   seed: int = 0,
 ) -> Iterator[tuple[dict[str, Any], Head]]:
-  """Fits classifiers to some of the training images and to all.
+  """Fit classifiers to some of the training images and to all.
 
   Args:
     train: examples of every class, of which there are at least 2.
-    test: what they are tested on.
+    test: the test set.
     shots: how many training images per class. Where no class has more than
       that, this is the same as all, and left out.
-    num_neighbors: how many neighbours vote.
-    draws: how often images are drawn.
+    num_neighbors: number of neighbours that vote.
+    draws: number of random draws.
     seed: decides on the draws, at least 0.
 
   Yields:
@@ -192,11 +192,11 @@ def measure(
 
 
 def draw(labels: np.ndarray, shots: int, seed: Sequence[int]) -> np.ndarray:
-  """Draws examples of every class, without replacement.
+  """Draw examples of every class, without replacement.
 
   Args:
     labels: int [N].
-    shots: how many of each class; all, of a class that has fewer.
+    shots: number per class; all, if a class has fewer.
     seed: whole numbers that decide on them.
 
   Returns:
@@ -209,7 +209,7 @@ def draw(labels: np.ndarray, shots: int, seed: Sequence[int]) -> np.ndarray:
 
 
 def cross_validate(train: Embeddings, seed: int = 0) -> Evaluation:
-  """Returns predictions for each example by a layer fitted without it.
+  """Return predictions for each example by a layer fitted without it.
 
   Examples that are the only ones of their class are left out: nothing else says
   what the class looks like.
@@ -233,7 +233,7 @@ def cross_validate(train: Embeddings, seed: int = 0) -> Evaluation:
 
 
 def fit(train: Embeddings) -> Head:
-  """Fits multinomial logistic regression on standardized features.
+  """Fit multinomial logistic regression on standardized features.
 
   The strength of its L2 penalty is chosen by stratified cross-validation, by
   the log-loss, or is `FIXED_STRENGTH` where a class has a single example.
@@ -280,12 +280,12 @@ def fit(train: Embeddings) -> Head:
 
 
 def vote(train: Embeddings, test: Embeddings, count: int) -> Evaluation:
-  """Returns the predictions of the nearest neighbours, by cosine.
+  """Return the predictions of the nearest neighbours, by cosine.
 
   Args:
     train: whose labels vote.
-    test: what they vote on.
-    count: how many neighbours; all, where there are fewer.
+    test: the test set.
+    count: number of neighbours; all, if there are fewer.
   """
   voters = neighbors.KNeighborsClassifier(
     min(count, len(train.labels)), metric='cosine', weights='distance'
@@ -296,7 +296,7 @@ def vote(train: Embeddings, test: Embeddings, count: int) -> Evaluation:
 
 
 def estimate(found: Sequence[Evaluation]) -> dict[str, float]:
-  """Returns {accuracy, low, high} of evaluations on the same test images.
+  """Return {accuracy, low, high} of evaluations on the same test images.
 
   The accuracy is the mean. The interval has both that there are few test images
   (Wilson's, of the mean) and that there are few draws of training images
@@ -325,7 +325,7 @@ def save(
   names: Sequence[str],
   **others: Any,
 ) -> None:
-  """Writes a network with another last layer, and the names of its classes.
+  """Write a network with another last layer, and the names of its classes.
 
   If the file is called weights.safetensors, with its model card beside it.
 
@@ -333,7 +333,7 @@ def save(
     path: ends in .npz or .safetensors.
     network: the network.
     head: the last layer.
-    names: of its classes.
+    names: names of its classes.
     **others: more to note in the file; see `weights.metadata`.
 
   Raises:

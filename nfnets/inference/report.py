@@ -44,11 +44,11 @@ _MOST_RECORDS = 50_000
 def write(
   run: str, batch_size: int = 32, tta: str | None = None
 ) -> dict[str, Any]:
-  """Writes `report.html` into the folder of a run, and renews its card.
+  """Write `report.html` into the folder of a run, and renew its card.
 
   Args:
     run: the folder, which has run.json and weights.safetensors.
-    batch_size: how many images go through the network together.
+    batch_size: images per batch.
     tta: see `networks.Network`. The card, which is of the network alone, stays
       as it is then.
 
@@ -87,7 +87,7 @@ def save(
   builder: tfds.core.DatasetBuilder,
   split: str,
 ) -> dict[str, Any]:
-  """Writes a page, and beside it the suspect labels; each whole or not at all.
+  """Write a page, and beside it the suspect labels; each whole or not at all.
 
   Returns:
     What a command prints as its last line.
@@ -112,18 +112,18 @@ def make(
   best_step: int | None = None,
   batch_size: int = 32,
 ) -> tuple[str, evaluation.Evaluation]:
-  """Evaluates a network; returns the page, as HTML, and the predictions.
+  """Evaluate a network; return the page, as HTML, and the predictions.
 
   Args:
     network: the network.
     builder: a dataset from `load_builder`.
-    split: what to evaluate on, 'test' or 'valid'.
-    train_split: what training sees, whose images are counted.
+    split: the split to evaluate, 'test' or 'valid'.
+    train_split: the training split, whose images are counted.
     run_info: the content of run.json, if there is a run.
-    weights_name: where the weights are from, to be shown.
+    weights_name: the source of the weights, for the page.
     scalars: what `curves.read_run` returns for the run.
     best_step: the step of training that was found to be best.
-    batch_size: how many images go through the network together.
+    batch_size: images per batch.
 
   Raises:
     UserError: see `evaluation.evaluate`.
@@ -187,7 +187,7 @@ def make(
 
 
 def _visible(value: Any) -> Any:
-  """Shows marks that would turn or hide the text around them as escapes."""
+  """Show marks that would turn or hide the text around them as escapes."""
   if not isinstance(value, str) or isinstance(value, markupsafe.Markup):
     return value
   return messages.printable(value)
@@ -196,7 +196,7 @@ def _visible(value: Any) -> Any:
 def _train_counts(
   builder: tfds.core.DatasetBuilder, split: str
 ) -> np.ndarray | None:
-  """Returns the training images per class; None if there are too many."""
+  """Return the training images per class; None if there are too many."""
   try:
     is_folder = isinstance(builder, folders.Folder)
     if not is_folder and dataset.num_examples(builder, split) > _MOST_RECORDS:

@@ -30,7 +30,7 @@ class Warned(NamedTuple):
   Attributes:
     text: One sentence or two, without the names that it is about.
     names: Names of classes or files; the first few.
-    more: How many names there are beyond these.
+    more: Number of other names.
   """
 
   text: str
@@ -39,7 +39,7 @@ class Warned(NamedTuple):
 
 
 def _select(*candidates: tuple[object, str, Sequence[str]]) -> list[Warned]:
-  """Returns the candidates whose first value is true."""
+  """Return the candidates whose first value is true."""
   return [
     Warned(text, tuple(names[:_SHOWN]), max(0, len(names) - _SHOWN))
     for is_so, text, names in candidates
@@ -50,10 +50,10 @@ def _select(*candidates: tuple[object, str, Sequence[str]]) -> list[Warned]:
 def check_class_counts(
   found: evaluation.Evaluation, train: np.ndarray | None = None
 ) -> list[Warned]:
-  """Warns of classes with few examples, and of unequal ones.
+  """Warn of classes with few examples, and of unequal ones.
 
   Args:
-    found: what was tested.
+    found: the evaluation.
     train: examples per class to train on, int [K]; None if they are not known.
   """
   names = found.names[: found.num_classes]
@@ -95,7 +95,7 @@ def check_class_counts(
 
 
 def check_predictions(found: evaluation.Evaluation) -> list[Warned]:
-  """Warns of imprecise numbers, and of predictions that look wrong."""
+  """Warn of imprecise numbers, and of predictions that look wrong."""
   total, accuracy = found.accuracy['total'], found.accuracy
   largest = max(row['total'] for row in found.classes) / max(total, 1)
   has_choice = found.num_classes > 1 and total
@@ -145,7 +145,7 @@ def check_files(
   duplicates: Sequence[tuple[str, str]] = (),
   contradictions: Sequence[tuple[str, str]] = (),
 ) -> list[Warned]:
-  """Warns of files that cannot be read, and of copies of a file.
+  """Warn of files that cannot be read, and of copies of a file.
 
   Args:
     unreadable: {path: why}; all are named.
@@ -174,7 +174,7 @@ def check_files(
 def check_training(
   rows: Sequence[curves.Row], stopped_early: bool = False
 ) -> list[Warned]:
-  """Warns of overfitting, and of training that was too long or too short.
+  """Warn of overfitting, and of training that was too long or too short.
 
   Args:
     rows: the evaluations during training, the best one marked.
@@ -229,13 +229,13 @@ def check_setup(
   image_size: int,
   train_loss: Sequence[float] = (),
 ) -> list[Warned]:
-  """Warns of small images, of validation images and of a failed training.
+  """Warn of small images, of validation images and of a failed training.
 
   Args:
     split: the name of the split that was tested.
     sizes: (height, width) of some images, int [N, 2].
     image_size: the side of the network's images, in pixels.
-    train_loss: of the steps of training.
+    train_loss: training loss of each logged step.
   """
   side = int(np.median(sizes.min(axis=1))) if len(sizes) else image_size
   return _select(

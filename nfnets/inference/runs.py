@@ -37,7 +37,7 @@ class Run(NamedTuple):
 
 
 def open_run(folder: str) -> Run:
-  """Opens the folder of a run that had a dataset.
+  """Open the folder of a run that had a dataset.
 
   Raises:
     UserError: if this is no such folder, the run had no dataset, or the weights
@@ -74,7 +74,7 @@ def open_run(folder: str) -> Run:
 
 
 def read_info(folder: pathlib.Path) -> dict[str, Any]:
-  """Reads run.json.
+  """Read run.json.
 
   Raises:
     UserError: if there is none, or it is something else.

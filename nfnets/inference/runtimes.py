@@ -43,7 +43,7 @@ class Runtime:
   Attributes:
     name: 'jax', 'onnxruntime' or 'openvino'.
     precision: 'float32' or 'bfloat16'.
-    threads: how many may compute; all cores if None.
+    threads: number of threads. None: all cores.
     throughput: whether many images matter rather than the time of one call.
   """
 
@@ -59,7 +59,7 @@ def choose(
   threads: int | None = None,
   throughput: bool = False,
 ) -> Runtime:
-  """Returns the runtime to take; see `Runtime`.
+  """Return the runtime to take; see `Runtime`.
 
   Args:
     name: one of `RUNTIMES`. 'auto' is JAX where it sees an accelerator, and
@@ -107,20 +107,20 @@ def choose(
 
 
 def _missing(name: str) -> list[str]:
-  """Returns the packages that a runtime lacks; onnx is for making the graph."""
+  """Return the packages that a runtime lacks; onnx is for making the graph."""
   needed = () if name == 'jax' else (name, 'onnx')
   return [x for x in needed if importlib.util.find_spec(x) is None]
 
 
 def _can(name: str, precision: str) -> bool:
-  """Returns whether a runtime that is installed has a precision here."""
+  """Return whether a runtime that is installed has a precision here."""
   if precision == 'float32' or name == 'jax':
     return True
   return name == 'openvino' and openvino_has_bfloat16()
 
 
 def _has_accelerator() -> bool:
-  """Returns whether JAX computes on anything but a CPU.
+  """Return whether JAX computes on anything but a CPU.
 
   JAX is not imported for that where there are no packages for accelerators.
   """
@@ -141,7 +141,7 @@ def _has_avx512() -> bool:
 
 
 def _import_openvino() -> Any:
-  """Returns the module, imported without a report to its maker.
+  """Return the module, imported without a report to its maker.
 
   It reports that it is imported, but not where CI says that this is a test.
   """
@@ -158,7 +158,7 @@ def _import_openvino() -> Any:
 
 
 def openvino_has_bfloat16() -> bool:
-  """Returns whether this CPU has instructions for bfloat16."""
+  """Return whether this CPU has instructions for bfloat16."""
   core = _import_openvino().Core()
   return 'BF16' in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
 
@@ -169,7 +169,7 @@ class JaxSession:
   def __init__(
     self, opened: Callable[[], tuple[Any, Any, Any]], runtime: Runtime
   ):
-    """Prepares to run.
+    """Prepare to run.
 
     Args:
       opened: returns the model, its parameters and its state.
@@ -198,7 +198,7 @@ class JaxSession:
     return x.astype(self.runtime.precision) if is_float else x
 
   def run(self, output: str, images: np.ndarray) -> Any:
-    """Returns logits, pooled features or maps for images [B, H, W, 3]."""
+    """Return logits, pooled features or maps for images [B, H, W, 3]."""
     import jax
 
     model, _, _ = self._opened()
@@ -224,7 +224,7 @@ class OnnxSession:
     self.facts = self._session.get_modelmeta().custom_metadata_map
 
   def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the graph's outputs, by name, for images [B, H, W, 3]."""
+    """Return the graph's outputs, by name, for images [B, H, W, 3]."""
     names = [output.name for output in self._session.get_outputs()]
     return dict(
       zip(names, self._session.run(names, {'images': images}), strict=True)
@@ -241,7 +241,7 @@ class OpenVinoSession:
   def __init__(self, path: str, runtime: Runtime):
     core = _import_openvino().Core()
     model = core.read_model(path)
-    # What ONNX calls metadata.
+    # The metadata of the ONNX file.
     self.facts = {
       name: value.astype(str)
       for name, value in model.get_rt_info('framework').astype(dict).items()
@@ -262,7 +262,7 @@ class OpenVinoSession:
     self._idle: queue.SimpleQueue = queue.SimpleQueue()
 
   def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the graph's outputs, by name, for images [B, H, W, 3]."""
+    """Return the graph's outputs, by name, for images [B, H, W, 3]."""
     count = max(1, min(self._parts, len(images)))
     requests = [self._request() for _ in range(count)]
     parts = np.array_split(images, count)
@@ -289,7 +289,7 @@ class OpenVinoSession:
 
 
 def open_graph(path: str, runtime: Runtime) -> OnnxSession | OpenVinoSession:
-  """Returns a session of an ONNX file."""
+  """Return a session of an ONNX file."""
   sessions = {'onnxruntime': OnnxSession, 'openvino': OpenVinoSession}
   return sessions[runtime.name](path, runtime)
 
@@ -308,13 +308,13 @@ class GraphSession:
     weights: str,
     settings: Mapping[str, Any],
   ):
-    """Reads the graph for logits and embeddings, or makes it.
+    """Read the graph for logits and embeddings, or make it.
 
     Args:
       runtime: OpenVINO or ONNX Runtime.
       network: returns the network in JAX, if need be.
       weights: the SHA-256 of the file of weights.
-      settings: what else decides on the network; JSON values.
+      settings: other settings of the network; JSON values.
     """
     self.runtime = runtime
     self._network = network
@@ -324,7 +324,7 @@ class GraphSession:
     self.facts = self._session('answers', None).facts
 
   def run(self, output: str, images: np.ndarray) -> Any:
-    """Returns logits, pooled features or maps for images [B, H, W, 3]."""
+    """Return logits, pooled features or maps for images [B, H, W, 3]."""
     imagenet.check_images(images)
     images = np.ascontiguousarray(images, np.float32)
     size = images.shape[1:3]

@@ -25,7 +25,7 @@ _FORMULAS = tuple('=+-@\t\r')
 def find(
   found: evaluation.Evaluation, builder: tfds.core.DatasetBuilder, split: str
 ) -> list[tuple[Any, ...]]:
-  """Returns a row for each label that is contradicted; see `_COLUMNS`.
+  """Return a row for each label that is contradicted; see `_COLUMNS`.
 
   Args:
     found: predictions for examples that were not trained on.
@@ -47,7 +47,7 @@ def find(
 
 
 def write(path: str, rows: list[tuple[Any, ...]]) -> None:
-  """Writes rows as CSV, the most suspect first, in full or not at all."""
+  """Write rows as CSV, the most suspect first, in full or not at all."""
   file = io.StringIO()
   writer = csv.writer(file, lineterminator='\n')
   writer.writerow(_COLUMNS)

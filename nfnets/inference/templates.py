@@ -12,19 +12,19 @@ FOLDER = pathlib.Path(__file__).parent
 
 
 def as_text(value: Any) -> str:
-  """Returns a value as text: a string as it is, all else as JSON."""
+  """Return a value as text: a string as it is, all else as JSON."""
   if isinstance(value, str):
     return value
   return finite_json.dumps(value, ensure_ascii=False, default=str)
 
 
 def render(template: str, escape: Callable[[Any], Any], **context: Any) -> str:
-  """Returns a text made from a template in this folder.
+  """Return a text made from a template in this folder.
 
   Args:
     template: the name of the file.
-    escape: what every value that is shown passes through.
-    **context: what the template refers to.
+    escape: a function that is applied to every shown value.
+    **context: the variables of the template.
   """
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(FOLDER),

@@ -144,7 +144,7 @@ def adaptive_grad_clip(
       too_long = grad_norm > max_norm
       num_units += math.prod(too_long.shape)
       num_clipped += jnp.sum(too_long, dtype=jnp.float32)
-      # Where it is not too long, it may be zero.
+      # A norm that is not too long may be zero.
       direction = grad / jnp.where(too_long, grad_norm, 1)
       clipped = (direction * max_norm).astype(grad.dtype)
       return jnp.where(too_long, clipped, grad)

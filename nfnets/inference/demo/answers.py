@@ -30,7 +30,7 @@ class Answers:
   Args:
     network: the network; it has a last layer.
     names: the names of its classes.
-    top: how many classes to name.
+    top: number of classes to show.
   """
 
   def __init__(
@@ -53,7 +53,7 @@ class Answers:
     return attention.Attention(network.model, network.params, network.state)
 
   def warm_up(self) -> None:
-    """Compiles everything, so that nobody waits for that later."""
+    """Compile everything, so that nobody waits for that later."""
     side = self.network.image_size
     image, top = self.see(np.zeros((side, side, 3), np.uint8))
     self.stages(image)
@@ -63,7 +63,7 @@ class Answers:
   def see(
     self, image: bytes | np.ndarray
   ) -> tuple[np.ndarray, list[tuple[int, float]]]:
-    """Returns an image, prepared, and its most probable classes.
+    """Return an image, prepared, and its most probable classes.
 
     Args:
       image: what `pictures.read` returns.
@@ -82,21 +82,21 @@ class Answers:
     return prepared, classes.top_classes(logits, self._top)
 
   def picture(self, image: np.ndarray) -> np.ndarray:
-    """Returns a prepared image in its colours, with its pixels as they are."""
+    """Return a prepared image in its colours, with its pixels as they are."""
     pixels = image * self.network.std + self.network.mean
     pixels = np.uint8(np.clip(np.rint(pixels), 0, 255))
     factor = -(-_SIDE // len(pixels))
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 
   def stages(self, image: np.ndarray) -> list[np.ndarray]:
-    """Returns the five maps as pictures: the mean size of the channels."""
+    """Return the five maps as pictures: the mean size of the channels."""
     with self._lock:
       maps = self.network.features(image[None])
     kind = Image.Resampling.NEAREST
     return [heat(np.abs(x[0]).mean(axis=-1), _SIDE, kind) for x in maps]
 
   def where(self, image: np.ndarray, label: int, method: str) -> np.ndarray:
-    """Returns the picture with what speaks for a class in colours.
+    """Return the picture with what speaks for a class in colours.
 
     Args:
       image: as `see` returns it.
@@ -122,7 +122,7 @@ class Answers:
 
 
 def heat(values: np.ndarray, side: int, kind: Image.Resampling) -> np.ndarray:
-  """Returns a map [h, w] in colours, from its least to its greatest value."""
+  """Return a map [h, w] in colours, from its least to its greatest value."""
   values = np.asarray(values, np.float32)
   values = values - values.min()
   values /= values.max() or 1
@@ -133,7 +133,7 @@ def heat(values: np.ndarray, side: int, kind: Image.Resampling) -> np.ndarray:
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-  """Returns names on one line each, with a number where two are the same."""
+  """Return names on one line each, with a number where two are the same."""
   names = [messages.printable(name) for name in names]
   counts = Counter(names)
   return [

@@ -59,6 +59,6 @@ class Attention:
 
 
 def best_stage(image_size: int) -> int:
-  """Returns the deepest of the five maps that still says where something is."""
+  """Return the deepest of the five maps that still says where something is."""
   sides = image_size // 2 ** np.arange(1, 6)
   return max((sides >= _SMALLEST_SIDE).sum() - 1, 0)

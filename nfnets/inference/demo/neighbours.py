@@ -21,15 +21,15 @@ class Index:
       np.linalg.norm(embeddings[i : i + _ROWS], axis=1)
       for i in range(0, len(embeddings), _ROWS)
     ]
-    # Where an embedding has no direction, the similarity is 0.
+    # An embedding of length 0 has similarity 0.
     self._lengths = np.maximum(np.concatenate(lengths), 1e-15)
 
   def nearest(self, embedding: np.ndarray, k: int) -> list[tuple[str, float]]:
-    """Returns paths and cosines of the k most similar images, best first.
+    """Return paths and cosines of the k most similar images, best first.
 
     Args:
       embedding: float32 [C].
-      k: how many; all, if there are fewer.
+      k: their number; all, if there are fewer.
     """
     length = max(float(np.linalg.norm(embedding)), 1e-15)
     similarity = self._embeddings @ embedding / (self._lengths * length)
@@ -38,7 +38,7 @@ class Index:
 
 
 def load(path: str, model: str) -> Index:
-  """Reads what `python -m nfnets.embed` has written.
+  """Read what `python -m nfnets.embed` has written.
 
   Args:
     path: an .npz, or a folder of some.

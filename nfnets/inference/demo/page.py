@@ -25,7 +25,7 @@ _TABLE = (
 
 
 def style() -> dict[str, Any]:
-  """Returns what `server.launch` takes as style. No font is fetched."""
+  """Return what `server.launch` takes as style. No font is fetched."""
   fonts = ['system-ui', 'sans-serif']
   css = pathlib.Path(__file__).with_name('page.css')
   return {
@@ -81,7 +81,7 @@ class Page:
       self._connect(events)
 
   def _make_inputs(self) -> list[tuple]:
-    """Makes what is on the left; returns events, their handlers and inputs."""
+    """Make what is on the left; return events, their handlers and inputs."""
     network = self._answers.network
     with gr.Tab('Files'):
       # gr.Image would take only what the browser knows as an image.
@@ -177,7 +177,7 @@ class Page:
         concurrency_id='network',
         concurrency_limit=1,
         show_progress='hidden',
-        # What was drawn or chosen meanwhile is answered, too.
+        # Also answer input that arrives while the network runs.
         trigger_mode='always_last',
         api_visibility='private',
       )
@@ -210,7 +210,7 @@ class Page:
   def _show(
     self, image: str | np.ndarray | None, method: str
   ) -> Iterator[dict]:
-    """Yields what changes on the page for a file or a digit, as it is known."""
+    """Yield what changes on the page for a file or a digit, as it is known."""
     answers = self._answers
     if image is None:
       yield self._cleared('Choose an image.')
@@ -253,7 +253,7 @@ class Page:
     return picture, caption
 
   def _list(self, paths: list[str]) -> Iterator[dict]:
-    """Yields a table that grows, with a row for each file."""
+    """Yield a table that grows, with a row for each file."""
     yield self._cleared(self._waiting())
     names, rows, failed = self._answers.names, '', 0
     count = min(len(paths), _MAX_FILES)
@@ -300,7 +300,7 @@ def _status(text: str, is_error: bool = False) -> str:
 
 
 def sentence(error: ImageError) -> str:
-  """Returns what the page says of a file without an answer."""
+  """Return what the page says of a file without an answer."""
   reason = str(error).rstrip('.')
   verb = '' if reason.startswith(('has ', 'cannot ')) else 'is '
   return f'This file {verb}{reason}.'

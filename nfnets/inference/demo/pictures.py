@@ -14,8 +14,8 @@ from nfnets.inference import images
 
 MAX_BYTES = 20_000_000  # The server refuses larger files.
 _MAX_PIXELS = 50_000_000
-# What cameras, screens and the web make. Pillow knows others, some of which
-# start other programs.
+# Formats of cameras, screens and the web. Some other formats of Pillow start
+# external programs.
 _FORMATS = ['JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'PPM']
 _FORMATS += ['HEIF'] if 'HEIF' in Image.OPEN else []
 _NAMES = 'JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC'
@@ -25,7 +25,7 @@ _BITMAP, _CELL = 32, 4
 
 
 def read(path: str) -> bytes | np.ndarray:
-  """Reads an image as `nfnets.inference.images.read` does, within bounds.
+  """Read an image as `nfnets.inference.images.read` does, within bounds.
 
   The header is read first, so that the memory for too many pixels is not taken.
 
@@ -50,7 +50,7 @@ def read(path: str) -> bytes | np.ndarray:
 
 
 def thumbnail(path: str) -> np.ndarray | None:
-  """Returns a small picture of a file; None if it cannot be read."""
+  """Return a small picture of a file; None if it cannot be read."""
   try:
     with open(path, 'rb') as file:
       picture = Image.fromarray(images.decode(file, keep_jpeg=False))
@@ -61,13 +61,13 @@ def thumbnail(path: str) -> np.ndarray | None:
 
 
 def is_for_digits(name: str, class_names: tuple[str, ...] | None) -> bool:
-  """Returns whether a network knows digits, as far as one can tell."""
+  """Return whether a network knows digits, as far as one can tell."""
   digits = tuple('0123456789')
   return name == 'nfnet_digits' and (class_names or digits) == digits
 
 
 def digit(drawing: np.ndarray) -> np.ndarray | None:
-  """Returns a drawing as the digits of the dataset are, uint8 [8, 8, 3].
+  """Return a drawing as the digits of the dataset are, uint8 [8, 8, 3].
 
   The ink's box is made 32 pixels high or wide and put in the middle of a
   bitmap, whose cells of 4x4 pixels are counted.
@@ -90,12 +90,12 @@ def digit(drawing: np.ndarray) -> np.ndarray | None:
 
 
 def examples(run: str, folder: str, most: int = 10) -> list[tuple[str, str]]:
-  """Copies test images of a run, of different classes where there are as many.
+  """Copy test images of a run, of different classes where there are as many.
 
   Args:
     run: the folder of the run, or a file in it.
-    folder: where to put them; it is made.
-    most: how many.
+    folder: output folder, which is created.
+    most: their number.
 
   Returns:
     The copies and the names of their classes; none if it is no run's folder.

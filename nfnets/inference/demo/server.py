@@ -21,7 +21,7 @@ _FREE_SPACE = 1_000_000_000  # Bytes on the disk that uploads leave.
 
 
 def is_loopback(host: str) -> bool:
-  """Returns whether an address can be reached from this machine alone."""
+  """Return whether an address can be reached from this machine alone."""
   try:
     return (
       host == 'localhost' or ipaddress.ip_address(host.strip('[]')).is_loopback
@@ -32,7 +32,7 @@ def is_loopback(host: str) -> bool:
 
 @contextlib.contextmanager
 def folder() -> Iterator[str]:
-  """Gives a folder for all files of the page, which is removed at the end.
+  """Give a folder for all files of the page, which is removed at the end.
 
   Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt meanwhile. It has to be
   there before Gradio is imported, which looks for its name.
@@ -98,7 +98,7 @@ class Guard:
 def launch(
   blocks: Any, path: str, host: str, port: int, share: bool, style: dict
 ) -> tuple[str, Callable[[], None]]:
-  """Serves a page.
+  """Serve a page.
 
   Args:
     blocks: the page, of Gradio.

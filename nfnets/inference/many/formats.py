@@ -53,18 +53,18 @@ class Table(NamedTuple):
 
 
 def label_columns(has_labels: bool) -> dict[str, str]:
-  """Returns the columns that tables begin with."""
+  """Return the columns that tables begin with."""
   labels = {'true_label': 'int32', 'true_name': 'string'}
   return {'image': 'string', **(labels if has_labels else {})}
 
 
 def encode(vector: np.ndarray) -> str:
-  """Returns a vector as text for a row: base64 of float32, little endian."""
+  """Return a vector as text for a row: base64 of float32, little endian."""
   return base64.b64encode(np.asarray(vector, '<f4').tobytes()).decode()
 
 
 def decode(row: Row) -> np.ndarray | None:
-  """Returns the embedding of a row, float32 [C]; None if it has none."""
+  """Return the embedding of a row, float32 [C]; None if it has none."""
   if 'embedding' not in row:
     return None
   return np.frombuffer(base64.b64decode(row['embedding']), '<f4')
@@ -73,7 +73,7 @@ def decode(row: Row) -> np.ndarray | None:
 def write(
   rows: Callable[[], Iterator[Row]], table: Table, path: pathlib.Path, kind: str
 ) -> None:
-  """Writes a file.
+  """Write a file.
 
   Args:
     rows: returns an iterator of all rows whenever it is called.
@@ -126,7 +126,7 @@ def _parquet(rows, table, path):
 
 
 def _npz(rows, table, path):
-  """Writes `embeddings`, `paths`, `model` and, where known, `labels`."""
+  """Write `embeddings`, `paths`, `model` and, where known, `labels`."""
   good = [
     (row['image'].removeprefix(table.folder), row.get('true_label'))
     for row in rows()
@@ -168,7 +168,7 @@ class Journal:
     self.lock = filelock.FileLock(self.folder / 'lock', blocking=False)
 
   def has_rows(self) -> bool:
-    """Returns whether a command was stopped before its output was complete."""
+    """Return whether a command was stopped before its output was complete."""
     if not self._rows.is_file():
       return False
     with open(self._rows, 'rb') as file:
@@ -177,7 +177,7 @@ class Journal:
   def resume(
     self, settings: dict[str, Any], items: Iterator[Item]
   ) -> Iterator[Row]:
-    """Locks the folder and yields its rows; drops what is damaged.
+    """Lock the folder and yield its rows; drop what is damaged.
 
     Args:
       settings: everything that results depend on, by its name for messages:
@@ -230,17 +230,17 @@ class Journal:
     os.truncate(self._rows, offset)
 
   def append(self, content: str) -> None:
-    """Adds lines; if that fails, those before it are whole."""
+    """Add lines; if that fails, those before it are whole."""
     with open(self._rows, 'a') as file:
       file.write(content)
 
   def rows(self) -> Iterator[Row]:
-    """Yields all rows."""
+    """Yield all rows."""
     with open(self._rows, 'rb') as file:
       yield from map(json.loads, itertools.islice(file, 1, None))
 
   def finish(self, table: Table) -> None:
-    """Writes the output and removes the folder, which stays if that fails."""
+    """Write the output and remove the folder, which stays if that fails."""
     whole = self.folder / 'output'  # In here, or something would be left over.
     kind = os.path.splitext(self.output)[1]
     write(self.rows, table, whole, kind)
@@ -248,7 +248,7 @@ class Journal:
     self.remove()
 
   def remove(self) -> None:
-    """Removes the folder."""
+    """Remove the folder."""
     self.lock.release()
     shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -262,7 +262,7 @@ def _folder(output: str) -> pathlib.Path:
 
 
 def open_journal(args: argparse.Namespace) -> Journal | None:
-  """Returns where a command keeps its results; None to print them.
+  """Return where a command keeps its results; None to print them.
 
   Raises:
     UserError: if the output cannot be written, or if an earlier command that
@@ -283,7 +283,7 @@ def open_journal(args: argparse.Namespace) -> Journal | None:
 
 
 def is_finished(args: argparse.Namespace, journal: Journal | None) -> bool:
-  """Returns whether the output of a command to resume exists; says so."""
+  """Return whether the output of a command to resume exists; says so."""
   if not args.resume or journal.has_rows() or not paths.is_file(args.output):
     return False
   print(

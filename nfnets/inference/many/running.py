@@ -29,13 +29,13 @@ _ERRORS_SHOWN = 10  # While it runs, if the output has them as well.
 
 
 def say(text: str, file: TextIO) -> None:
-  """Prints a line, above the bar if there is one."""
+  """Print a line, above the bar if there is one."""
   tqdm.tqdm.write(text, file=file)
   file.flush()
 
 
 def calls(network: networks.Network) -> int:
-  """Returns how many batches the network works on at the same time."""
+  """Return how many batches the network works on at the same time."""
   return 2 if network.runtime == 'openvino' else 1
 
 
@@ -48,7 +48,7 @@ def run_batches(
   calls: int = 1,
   check: bool = True,
 ) -> Iterator[list[formats.Row]]:
-  """Runs a network on images, in batches, and reads the next ones meanwhile.
+  """Run a network on images, in batches, and read the next ones meanwhile.
 
   Args:
     function: from preprocessed images [B, h, w, 3] to [B, ...]. B is always
@@ -57,7 +57,7 @@ def run_batches(
     make_row: from an output and a label to the row of an image.
     items: the images.
     batch_size: B, if there are as many images.
-    calls: how many calls of `function` run at the same time.
+    calls: number of concurrent calls of `function`.
     check: whether to look for damage that `preprocess` may miss.
 
   Yields:
@@ -71,7 +71,7 @@ def run_batches(
   size = None
 
   def load(item: Item) -> tuple[np.ndarray | str, int | None]:
-    """Returns a preprocessed image and its label, or what is wrong with it."""
+    """Return a preprocessed image and its label, or what is wrong with it."""
     try:
       image, label = item.read(check)
       return preprocess(image), label
@@ -79,7 +79,7 @@ def run_batches(
       return str(error), None
 
   def compute(batch: list[Item], loads: list[futures.Future]) -> list:
-    """Runs one batch, filled up to `size`, without the images with an error."""
+    """Run one batch, filled up to `size`, without the images with an error."""
     loaded = [load.result() for load in loads]
     good = [image for image, _ in loaded if not isinstance(image, str)]
     if good:
@@ -135,7 +135,7 @@ class _Tally:
         say(error, sys.stderr)
 
   def results(self) -> dict[str, Any]:
-    """Returns the counts; says how many have failed."""
+    """Return the counts; says how many have failed."""
     images, failed, labelled, correct = (
       self.counts[key] for key in ('images', 'failed', 'labelled', 'correct')
     )
@@ -161,19 +161,19 @@ def run(
   print_row: Callable[[formats.Row], None] = lambda row: None,
   **settings: Any,
 ) -> dict[str, Any]:
-  """Runs a network on all images that have no results yet, and writes them.
+  """Run a network on all images that have no results yet, and write them.
 
   Args:
-    args: of `sources.add_arguments`.
+    args: arguments of `sources.add_arguments`.
     network: the network.
     source: the images.
-    journal: where results are kept; None if they are printed.
-    function: of the network, for preprocessed images.
+    journal: stores the results; None if they are printed.
+    function: the network's function of preprocessed images.
     make_row: from an output and a label to the row of an image, with the
       embedding if it is one.
-    table: how rows become the columns of the output.
+    table: converts rows to the columns of the output.
     print_row: prints a row, without a journal.
-    **settings: what else the results depend on.
+    **settings: other settings that change the results.
 
   Returns:
     What the last line of standard output has.
@@ -253,7 +253,7 @@ def run(
 
 @contextlib.contextmanager
 def _bar(source: Source, start: int) -> Iterator[tqdm.tqdm]:
-  """Shows progress, and its end once the images are counted."""
+  """Show progress, and its end once the images are counted."""
   # None: unless standard error is a terminal.
   options = {'unit': ' images', 'dynamic_ncols': True, 'disable': None}
   with tqdm.tqdm(initial=start, **options) as bar:
@@ -272,7 +272,7 @@ def _bar(source: Source, start: int) -> Iterator[tqdm.tqdm]:
 
 @contextlib.contextmanager
 def _explained(journal: formats.Journal) -> Iterator[None]:
-  """Says how to continue after a failed write, Ctrl-C or SIGTERM."""
+  """Say how to continue after a failed write, Ctrl-C or SIGTERM."""
 
   def end(number: int, frame: Any) -> None:
     del frame

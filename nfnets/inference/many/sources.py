@@ -61,11 +61,11 @@ class Source(NamedTuple):
 def add_arguments(
   parser: argparse.ArgumentParser, suffixes: tuple[str, ...], has_output: bool
 ) -> None:
-  """Adds IMAGE and what replaces it, `--output` and `--resume`.
+  """Add IMAGE and what replaces it, `--output` and `--resume`.
 
   Args:
-    parser: of the command.
-    suffixes: of the files that it writes.
+    parser: the command's parser.
+    suffixes: suffixes of its output files.
     has_output: whether --output is required.
   """
   parser.add_argument(
@@ -109,7 +109,7 @@ def check_arguments(
   args: argparse.Namespace,
   suffixes: tuple[str, ...],
 ) -> None:
-  """Ends the program with a message if arguments do not go together."""
+  """End the program with a message if arguments do not go together."""
   has_paths = bool(args.paths) or args.list is not None
   output = args.output
   for is_wrong, message in (
@@ -141,7 +141,7 @@ def check_arguments(
 
 
 def may_be_many(args: argparse.Namespace) -> bool:
-  """Returns whether the images may fill more than one batch."""
+  """Return whether the images may fill more than one batch."""
   return (
     args.data is not None
     or args.list is not None
@@ -151,7 +151,7 @@ def may_be_many(args: argparse.Namespace) -> bool:
 
 
 def open_source(args: argparse.Namespace) -> Source:
-  """Returns the images that the arguments name.
+  """Return the images that the arguments name.
 
   Raises:
     UserError: if a list or a dataset cannot be read.
@@ -186,7 +186,7 @@ def open_source(args: argparse.Namespace) -> Source:
 
 
 def _open_data(args: argparse.Namespace) -> Source:
-  """Returns the images of a split of a dataset, in its order."""
+  """Return the images of a split of a dataset, in its order."""
   builder, split = command_line.open_data(args), args.split
   from nfnets.data import builders
   from nfnets.data.folders import Folder
@@ -220,7 +220,7 @@ def _read(path: str, check: bool, label: int | None = None) -> Any:
 
 
 def find(name: str, is_pattern: bool = True) -> Iterator[str]:
-  """Yields the images that a path stands for.
+  """Yield the images that a path stands for.
 
   In a folder these are the files, sorted, at any depth, whose suffix is that of
   an image. Links to folders are left out, and so are names that
@@ -277,7 +277,7 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def _matches(pattern: str) -> list[str]:
-  """Returns the images that a pattern stands for, sorted."""
+  """Return the images that a pattern stands for, sorted."""
   whole = pathlib.Path(pattern)
   root = pathlib.Path(whole.anchor)
   rest = whole.relative_to(root)
@@ -301,7 +301,7 @@ def _matches(pattern: str) -> list[str]:
 
 
 def read_list(name: str) -> Iterator[str]:
-  """Yields the paths in a list; those of standard input as they arrive.
+  """Yield the paths in a list; those of standard input as they arrive.
 
   Args:
     name: a file with a path on every line, or with a NUL after every path, as
@@ -320,7 +320,7 @@ def read_list(name: str) -> Iterator[str]:
 
 
 def _entries(file: IO[bytes]) -> Iterator[bytes]:
-  """Splits a list at NULs if there is one in the beginning, or at lines."""
+  """Split a list at NULs if there is one in the beginning, or at lines."""
   rest, end = b'', None
   while chunk := file.read(_CHUNK):
     if end is None:
