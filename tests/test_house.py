@@ -9,7 +9,7 @@ from tools import count_statements
 _ROOT = pathlib.Path(nfnets.__file__).parent
 # Statements that there were when this was last changed.
 _SOURCE_STATEMENTS = 13_400
-_TEST_STATEMENTS = 13_440
+_TEST_STATEMENTS = 13_430
 
 
 def imported(file: pathlib.Path) -> set[str]:
