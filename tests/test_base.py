@@ -77,10 +77,8 @@ def test_relu_without_gamma_is_relu():
 @pytest.mark.parametrize(
   ('args', 'kwargs'),
   [
-    ((6, 3), {'stride': 2}),
-    ((6, 1), {'stride': 2, 'with_bias': False}),
-    ((4, (1, 3)), {'padding': 'VALID', 'b_init': jnp.ones}),
-    ((4, 3), {'rate': 2, 'w_init': jnp.ones}),
+    ((6, 3), {'stride': 2, 'with_bias': False}),
+    ((4, (1, 3)), {'padding': 'VALID', 'b_init': jnp.ones, 'w_init': jnp.ones}),
     ((10, 3), {'feature_group_count': 5}),
   ],
 )
