@@ -84,9 +84,8 @@ def test_training_batches_have_the_documented_form(imagenet):
     {},
     {'augment_name': 'cutmix_mixup', 'batch_size': 9},
     MIXING | {'augmentation_multiplicity': COPIES},
-    {'balance_classes': True},
   ],
-  ids=['plain', 'mixing', 'copies', 'balanced'],
+  ids=['plain', 'mixing', 'copies'],
 )
 def test_neither_processes_nor_resuming_change_a_pixel(imagenet, settings):
   # 58 examples in batches of 12: steps 4, 9 and 14 straddle two epochs.
