@@ -83,9 +83,8 @@ def test_training_batches_have_the_documented_form(imagenet):
   [
     {},
     MIXING | {'augmentation_multiplicity': COPIES, 'batch_size': 9},
-    {'balance_classes': True},
   ],
-  ids=['plain', 'mixed copies', 'balanced'],
+  ids=['plain', 'mixed copies'],
 )
 def test_neither_processes_nor_resuming_change_a_pixel(imagenet, settings):
   # 58 examples in batches of 12: steps 4, 9 and 14 straddle two epochs.

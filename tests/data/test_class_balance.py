@@ -2,7 +2,7 @@
 
 import zlib
 
-from conftest import take
+from conftest import assert_same, take, take_in_parts
 import numpy as np
 import pytest
 from sklearn.utils import class_weight
@@ -62,6 +62,13 @@ def test_batches_have_each_class_equally_often(make_folder):
   # Three pictures of class a in twelve places, each cropped in its own way.
   images = np.concatenate([x['images'][x['labels'] == 0] for x in batches])
   assert len(np.unique(images, axis=0)) == 12
+
+
+def test_neither_processes_nor_resuming_change_a_pixel(imagenet):
+  settings = {'balance_classes': True, 'seed': 3}
+  whole = take(6, imagenet, 'train', **settings)
+  assert_same(whole, take_in_parts(6, imagenet, 'train', 3, **settings))
+  assert_same(whole[5:], take(1, imagenet, 'train', 5, **settings))
 
 
 def test_labels_are_those_of_the_examples(imagenet, monkeypatch):
