@@ -133,6 +133,17 @@ def num_examples(builder: Dataset, split: str) -> int:
   return found.stop - found.start
 
 
+def example_names(builder: Dataset, split: str) -> Callable[[int], str]:
+  """Returns what gives the name of an example of a split, by its number.
+
+  It is a path or, in a dataset of TFDS, NAME/SPLIT[NUMBER].
+  """
+  if not isinstance(builder, Folder):
+    return lambda i: f'{builder.name}/{split}[{i}]'
+  found = builder.paths(split)
+  return lambda i: os.path.join(builder.root, found[i])
+
+
 def find_split(builder: Dataset, split: str) -> Split:
   """Says which examples belong to a split.
 
@@ -285,17 +296,6 @@ class SplitReader:
   def where(self, index: int) -> str:
     """Says in words where an example is, for messages."""
     return self._files.where(self._start + index)
-
-
-def example_names(builder: Dataset, split: str) -> Callable[[int], str]:
-  """Returns what gives the name of an example of a split, by its number.
-
-  It is a path or, in a dataset of TFDS, NAME/SPLIT[NUMBER].
-  """
-  if not isinstance(builder, Folder):
-    return lambda i: f'{builder.name}/{split}[{i}]'
-  found = builder.paths(split)
-  return lambda i: os.path.join(builder.root, found[i])
 
 
 def class_counts(builder: Dataset, split: str) -> np.ndarray:
