@@ -19,7 +19,6 @@ from nfnets.errors import ImageError, UserError
 from nfnets.inference import images
 
 SPLITS = ('train', 'valid', 'train_and_valid', 'test')
-
 _EXAMPLES_PER_READ = 1024
 
 Dataset = tfds.core.DatasetBuilder | Folder
@@ -134,10 +133,7 @@ def num_examples(builder: Dataset, split: str) -> int:
 
 
 def example_names(builder: Dataset, split: str) -> Callable[[int], str]:
-  """Returns what gives the name of an example of a split, by its number.
-
-  It is a path or, in a dataset of TFDS, NAME/SPLIT[NUMBER].
-  """
+  """Returns what names an example: a path, or in TFDS NAME/SPLIT[NUMBER]."""
   if not isinstance(builder, Folder):
     return lambda i: f'{builder.name}/{split}[{i}]'
   found = builder.paths(split)
