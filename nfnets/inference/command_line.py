@@ -157,9 +157,8 @@ def add_tta(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--tta',
     choices=networks.TTA,
-    help='test-time augmentation: average over each image and its mirror image '
-    '(flip; twice the time), or over the centre and the corners of a larger '
-    'image and their mirror images (crops; ten times)',
+    help='average over each image and its mirror image (flip; twice the time), '
+    'or over crops of a larger one and their mirror images (crops; ten times)',
   )
 
 

@@ -176,24 +176,6 @@ def test_the_evaluations_of_training_are_a_table(pictures):
   assert 'Validation got worse long before the end' in Page(html).text
 
 
-def test_a_single_mistake_is_seen_beside_many_right_ones():
-  matrix = np.diag([1000] * 30)
-  matrix[3, 7], matrix[4, 8], matrix[5, 9] = 1, 400, 20
-  kind, _, content = drawing.draw_confusion(matrix, 16).partition(',')
-  assert kind == 'data:image/png;base64'
-  image = Image.open(io.BytesIO(base64.b64decode(content)))
-  assert image.size == (480, 480)
-  # Cells without the grid.
-  cells = np.asarray(image.convert('RGB'), float)[7::16, 7::16]
-  assert (cells[matrix == 0] == 255).all()
-  assert (np.ptp(cells[matrix > 0], axis=-1) > 40).all()
-  is_red = cells[..., 0] > cells[..., 2]
-  np.testing.assert_array_equal(is_red, (matrix > 0) & ~np.eye(30, dtype=bool))
-  one, many, some = (cells[i, i + 4].sum() for i in (3, 4, 5))
-  # The logarithm of 20 is half of that of 400.
-  assert many < some - 150 < one - 300
-
-
 def test_what_is_wrong_with_the_pictures_is_on_the_page(pictures, tmp_path):
   root = tmp_path / 'pictures'
   shutil.copytree(pictures.root, root, ignore=lambda *_: ['.cache'])
@@ -244,6 +226,24 @@ def test_many_classes_and_those_of_the_network_have_their_place(
   if kinds:
     heat = html.split('class="heat')[1].split('</div>')[0]
     assert heat.count('<li>') == (60 if num_classes == 30 else 0)
+
+
+def test_a_single_mistake_is_seen_beside_many_right_ones():
+  matrix = np.diag([1000] * 30)
+  matrix[3, 7], matrix[4, 8], matrix[5, 9] = 1, 400, 20
+  kind, _, content = drawing.draw_confusion(matrix, 16).partition(',')
+  assert kind == 'data:image/png;base64'
+  image = Image.open(io.BytesIO(base64.b64decode(content)))
+  assert image.size == (480, 480)
+  # Cells without the grid.
+  cells = np.asarray(image.convert('RGB'), float)[7::16, 7::16]
+  assert (cells[matrix == 0] == 255).all()
+  assert (np.ptp(cells[matrix > 0], axis=-1) > 40).all()
+  is_red = cells[..., 0] > cells[..., 2]
+  np.testing.assert_array_equal(is_red, (matrix > 0) & ~np.eye(30, dtype=bool))
+  one, many, some = (cells[i, i + 4].sum() for i in (3, 4, 5))
+  # The logarithm of 20 is half of that of 400.
+  assert many < some - 150 < one - 300
 
 
 def test_a_network_without_any_finite_output_has_no_report(
