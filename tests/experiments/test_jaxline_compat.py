@@ -152,7 +152,7 @@ def launch(tmp_path):
 
 def _finish(process):
   """Returns the last line of a process that should succeed."""
-  output, log = process.communicate(timeout=300)
+  output, log = process.communicate(timeout=900)
   assert process.returncode == 0, log
   return command_lib.read_json(output.splitlines()[-1])
 
