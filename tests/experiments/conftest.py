@@ -133,7 +133,7 @@ def run_process(start_command):
 
   def run(*args: str, devices: int = 1, **environment) -> Result:
     process = start_command(*args, devices=devices, **environment)
-    output, log = process.communicate(timeout=300)
+    output, log = process.communicate(timeout=900)
     return Result(process.returncode, output, log)
 
   return run

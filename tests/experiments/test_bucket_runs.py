@@ -66,7 +66,7 @@ def test_sigterm_ends_a_run_that_waits_for_the_store(
     time.sleep(2)
     before, step = step, checkpoints.latest_step(tmp_path / 'latest')
   process.send_signal(signal.SIGTERM)
-  output, log = process.communicate(timeout=20)
+  output, log = process.communicate(timeout=200)
   assert process.returncode == 0, log
   last = json.loads(output.splitlines()[-1])
   assert last['stopped_by_sigterm']
@@ -87,7 +87,7 @@ def test_a_run_of_two_that_was_killed_ends_as_one_on_a_disk(
       break
   two[1].send_signal(signal.SIGKILL)
   for process in two:
-    process.communicate(timeout=240)
+    process.communicate(timeout=900)
   resumed = run_process(
     *args, '--report', f'--checkpoint_dir={remote_folder}', devices=2
   )

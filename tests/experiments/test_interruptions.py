@@ -175,7 +175,7 @@ def _start_two(start_command, *args, devices=1):
 
 
 def _finish(processes, status=0):
-  results = [process.communicate(timeout=240) for process in processes]
+  results = [process.communicate(timeout=900) for process in processes]
   assert [p.returncode for p in processes] == [status] * len(processes), results
   # Gloo, which connects CPUs, writes to standard output as well.
   last = [output.splitlines()[-1] for output, _ in results]

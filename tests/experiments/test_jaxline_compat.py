@@ -149,7 +149,7 @@ def launch():
 
 def _finish(process):
   """Returns the last line of a process that should succeed."""
-  output, log = process.communicate(timeout=300)
+  output, log = process.communicate(timeout=900)
   assert process.returncode == 0, log
   return command_lib.read_json(output.splitlines()[-1])
 
