@@ -12,7 +12,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets import base, network
+from nfnets import base, network, residual
 
 
 def _bias(name: str, x: jax.Array) -> jax.Array:
@@ -82,7 +82,7 @@ class FixUp_ResNet(network.Network):
     return x + _bias('bias2', x)
 
 
-class ResBlock(network.ResidualBlock):
+class ResBlock(residual.ResidualBlock):
   """Post-activation bottleneck block: 1x1, 3x3, 1x1, with scalar biases."""
 
   def __init__(self, num_blocks: int, in_ch: int, out_ch: int, **kwargs: Any):

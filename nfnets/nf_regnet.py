@@ -9,7 +9,7 @@ from typing import Any
 import haiku as hk
 import jax.numpy as jnp
 
-from nfnets import base, network
+from nfnets import base, network, residual
 
 nf_regnet_params = base.nf_regnet_params
 
@@ -81,7 +81,7 @@ class NF_RegNet(network.Network):
     self.final_conv = base.WSConv2D(final_ch, 1, name='final_conv')
 
 
-class NFBlock(network.ResidualBlock):
+class NFBlock(residual.ResidualBlock):
   """Inverted bottleneck: 1x1, grouped 3x3, squeeze and excite, 1x1."""
 
   pools_shortcut = gate_inside = True

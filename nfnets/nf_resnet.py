@@ -10,7 +10,7 @@ from typing import Any
 import haiku as hk
 import jax.numpy as jnp
 
-from nfnets import base, network
+from nfnets import base, network, residual
 
 
 class NF_ResNet(network.Network):
@@ -77,7 +77,7 @@ class NF_ResNet(network.Network):
     )
 
 
-class NFResBlock(network.ResidualBlock):
+class NFResBlock(residual.ResidualBlock):
   """Pre-activation bottleneck block: 1x1, 3x3, 1x1."""
 
   def __init__(

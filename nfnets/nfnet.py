@@ -3,7 +3,7 @@
 These are SE-ResNeXt-D-like networks without normalization. Scaled activations
 and weight-standardized convolutions keep the variance of the signal. Adaptive
 gradient clipping (`nfnets.optim`) allows training with large batches.
-`network.ResidualBlock` computes the blocks.
+`residual.ResidualBlock` computes the blocks.
 """
 
 import functools
@@ -11,7 +11,7 @@ from typing import Any
 
 import haiku as hk
 
-from nfnets import base, network
+from nfnets import base, network, residual
 
 nfnet_params = base.nfnet_params
 
@@ -97,7 +97,7 @@ class NFNet(network.Network):
     self.final_conv = base.WSConv2D(final_conv_ch, 1, name='final_conv')
 
 
-class NFBlock(network.ResidualBlock):
+class NFBlock(residual.ResidualBlock):
   """Residual block: 1x1, two grouped 3x3, 1x1, squeeze and excite."""
 
   pools_shortcut = True

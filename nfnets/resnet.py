@@ -13,7 +13,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets import base, network
+from nfnets import base, network, residual
 
 # Haiku's normalizations, and the arguments without defaults.
 _NORMS: dict[str, dict[str, Any]] = {
@@ -135,7 +135,7 @@ def _normalize(norm: hk.Module, x: jax.Array, is_training: bool) -> jax.Array:
   return norm(x.astype(dtype), *args).astype(x.dtype)
 
 
-class ResBlockV2(network.ResidualBlock):
+class ResBlockV2(residual.ResidualBlock):
   """Pre-activation bottleneck block: 1x1, 3x3, 1x1."""
 
   def __init__(

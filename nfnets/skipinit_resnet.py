@@ -11,7 +11,7 @@ from typing import Any
 import haiku as hk
 import jax.numpy as jnp
 
-from nfnets import base, network
+from nfnets import base, network, residual
 
 
 class SkipInit_ResNet(network.Network):
@@ -65,7 +65,7 @@ class SkipInit_ResNet(network.Network):
     )
 
 
-class NFResBlock(network.ResidualBlock):
+class NFResBlock(residual.ResidualBlock):
   """Pre-activation bottleneck block: 1x1, 3x3, 1x1, and a scalar gain."""
 
   def __init__(self, in_ch: int, out_ch: int, **kwargs: Any):

@@ -16,7 +16,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets import activations, base, network, variants
+from nfnets import activations, base, network, residual, variants
 
 _ALPHA = 0.2  # Scale of the residual branches.
 _ACTIVATIONS = {
@@ -149,7 +149,7 @@ class NormFreeNet(network.Network):
       self.final_conv = WSConv2D(row['final_ch'], 1, gamma, name='final_conv')
 
 
-class NFBlock(network.ResidualBlock):
+class NFBlock(residual.ResidualBlock):
   """Residual block: 1x1, one or two grouped 3x3, 1x1, and a gate."""
 
   pools_shortcut = True

@@ -23,6 +23,7 @@ from nfnets import (
   nf_regnet,
   nf_resnet,
   nfnet,
+  residual,
   resnet,
   timm_nets,
   zoo,
@@ -230,9 +231,9 @@ def _activation_name(model: zoo.Model) -> str:
 def _expect(
   named: Named,
   model: zoo.Model,
-  stages: list[list[network.ResidualBlock]],
+  stages: list[list[residual.ResidualBlock]],
   params: hk.Params,
-) -> Iterator[tuple[network.ResidualBlock, int, tuple[Any, Any]]]:
+) -> Iterator[tuple[residual.ResidualBlock, int, tuple[Any, Any]]]:
   """Yield each block, its stage, and its expected output and branch variances.
 
   The analysis assumes independent weights, normally distributed pixels and

@@ -255,7 +255,7 @@ def test_parts_draw_anew():
   'settings, message',
   [
     ({'clip_per_example': 'layer'}, "is 'layer'; it must be 'unit', 'norm'"),
-    ({'sam_rho': 0.05}, 'sam_rho is 0.05, and the point'),
+    ({'sam_rho': 0.05}, 'sam_rho is 0.05'),
     ({'per_example.chunk': 3}, 'chunk is 3; it must divide the 8 examples'),
     ({'per_example.chunk': -1}, 'chunk is -1'),
     ({'per_example.clipping': 0.0}, 'clipping is 0.0 and'),
@@ -274,7 +274,7 @@ def test_settings_that_do_not_go_together(settings, message):
 def test_batchnorm_has_no_gradient_of_an_example():
   config = small_network.config(clip_per_example='unit', model='resnet50')
   state = {'batch_norm/~/mean_ema': {'average': np.zeros(3)}}
-  with pytest.raises(ValueError, match='resnet50 has BatchNorm, with which'):
+  with pytest.raises(ValueError, match='resnet50 has BatchNorm, so the loss'):
     gradients.check(config, state, num_devices=1)
 
 
