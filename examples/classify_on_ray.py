@@ -62,10 +62,10 @@ class Worker:
 def main(argv=None):
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('paths', nargs='*', help='pictures and folders')
-  parser.add_argument('--list', help='a file with one of these on each line')
+  parser.add_argument('--list', help='a file with a path per line')
   parser.add_argument('--weights', required=True, help='a file or a name')
-  parser.add_argument('--output', required=True, help='a folder; it is made')
-  parser.add_argument('--embed', action='store_true', help='instead of classes')
+  parser.add_argument('--output', required=True, help='the output folder')
+  parser.add_argument('--embed', action='store_true', help='write embeddings')
   parser.add_argument('--runtime', default='openvino', choices=runtimes.TITLES)
   numbers = [('workers', 1), ('cores', 1), ('gpus', 0), ('batch', 32)]
   for name, value in [*numbers, ('part', 1000), ('top', 5)]:

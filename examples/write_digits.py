@@ -21,15 +21,15 @@ def main() -> None:
   """Write digits of the dataset that `--config=digits` trains and tests on."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--folder', type=pathlib.Path, required=True)
-  parser.add_argument('--count', type=int, default=10, help='how many')
+  parser.add_argument('--count', type=int, default=10, help='pictures (10)')
   parser.add_argument('--classes', help='the digits to write, such as 56789')
   parser.add_argument(
-    '--per_class', type=int, help='training images of each class; else all'
+    '--per_class', type=int, help='training images per class (all)'
   )
   args = parser.parse_args()
   args.folder.mkdir(parents=True, exist_ok=True)
   builder = dataset.load_builder('digits')
-  if not args.classes:
+  if not args.classes and args.per_class is None:
     test = builder.as_dataset(split=f'test[:{args.count}]')
     for i, example in enumerate(tfds.as_numpy(test)):
       name = f'digit_{example["label"]}_{i}.png'
@@ -40,7 +40,7 @@ def main() -> None:
     examples = tfds.as_numpy(builder.as_dataset(split=split))
     for i, example in enumerate(examples):
       label = str(example['label'])
-      if label not in args.classes or (
+      if label not in (args.classes or label) or (
         split == 'train' and written[label] == args.per_class
       ):
         continue

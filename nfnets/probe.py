@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     '--seed',
     type=command_line.whole_number(0),
     default=0,
-    help='seed of the draws (0)',
+    help='random seed (0)',
   )
   command_line.add_batch_size(parser, 32)
   parser.add_argument(
@@ -54,8 +54,9 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument(
     '--suspects',
     metavar='FILE',
-    help='.csv to write: images whose label another class contradicts, the '
-    'most confidently first; training images by cross-validation',
+    help='.csv to write: images with a higher probability for another class '
+    'than for their label, the largest margin first; training images by '
+    'cross-validation',
   )
   args = parser.parse_args(argv)
   command_line.check_images_can_be_read()

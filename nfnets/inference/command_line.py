@@ -106,20 +106,20 @@ def make_parser(
     metavar='WEIGHTS',
     help='a file (.npz, .safetensors, a pickle of Haiku, or a file of timm), '
     'the folder of a run, or a name: nfnet_f0 to nfnet_f6 for the released '
-    'weights, which are fetched once; timm/NAME or hf://org/repo[@revision] '
-    'for those of the Hugging Face Hub',
+    'weights, which are downloaded once; timm/NAME or '
+    'hf://org/repo[@revision] for weights from the Hugging Face Hub',
   )
   parser.add_argument(
     '--model',
     type=model_name,
     metavar='NAME',
-    help='whose weights they are (recognized from the file)',
+    help='model of the weights (recognized from the file)',
   )
   parser.add_argument(
     '--image_size',
     type=positive,
     metavar='N',
-    help="side of the images in pixels (the model's test size)",
+    help="image size in pixels (the model's test size)",
   )
   return parser
 
@@ -130,25 +130,23 @@ def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
     '--runtime',
     choices=runtimes.RUNTIMES,
     default='auto',
-    help='what computes the network: JAX, ONNX Runtime or OpenVINO, or the '
-    'fastest that is installed for this device (auto)',
+    help='JAX, ONNX Runtime, OpenVINO, or the fastest installed one for this '
+    'device (auto)',
   )
   parser.add_argument(
     '--precision',
     choices=runtimes.PRECISIONS,
     default='float32',
-    help='what is computed in (float32). bfloat16 is about twice as fast in '
-    'OpenVINO where the CPU has instructions for it, those of AVX-512, and '
-    'more so with AMX; logits change by up to 4%% of the largest, and the most '
-    'probable class of 0 to 6%% of pictures (random weights; docs/runtimes.md '
-    'has a table)',
+    help='precision of the network (float32). bfloat16 is about twice as fast '
+    'in OpenVINO on a CPU with AVX-512 bfloat16, and faster with AMX. Logits '
+    'change by up to 4%% of the largest, and the most probable class of 0 to '
+    '6%% of the images (random weights; see the table in docs/runtimes.md)',
   )
   parser.add_argument(
     '--threads',
     type=positive,
     metavar='N',
-    help='how many threads compute, for ONNX Runtime and OpenVINO (one per '
-    'core)',
+    help='number of threads of ONNX Runtime or OpenVINO (one per core)',
   )
 
 
@@ -157,8 +155,8 @@ def add_tta(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--tta',
     choices=networks.TTA,
-    help='average over each image and its mirror image (flip; twice the time), '
-    'or over crops of a larger one and their mirror images (crops; ten times)',
+    help='test-time augmentation: average over the image and its mirror image '
+    '(flip, twice the time), or over ten crops (crops, ten times)',
   )
 
 
@@ -170,13 +168,13 @@ def add_data_arguments(
     '--data',
     required=required,
     metavar='DATA',
-    help='a folder of images, one folder inside per class, or the name of a '
-    'prepared dataset of TFDS',
+    help='a folder of images with a subfolder per class, or the name of a '
+    'prepared TFDS dataset',
   )
   parser.add_argument(
     '--data_dir',
     metavar='DIR',
-    help="where TFDS's datasets are (TFDS's own default)",
+    help="the TFDS data directory (TFDS's default)",
   )
 
 
@@ -187,7 +185,7 @@ def add_batch_size(parser: argparse.ArgumentParser, default: int) -> None:
     type=positive,
     default=default,
     metavar='N',
-    help=f'how many images go through the network together ({default})',
+    help=f'images per batch ({default})',
   )
 
 

@@ -179,7 +179,12 @@ def _source(file: str) -> str:
 def _fetch(name: str, source: str, path: pathlib.Path) -> None:
   """Download a file and check its model."""
   partial = path.with_name(f'{path.name}.partial')
-  downloading.download(source, partial)
+  try:
+    downloading.download(source, partial)
+  except OSError as error:
+    if error.errno is not None:  # The disk, not the source.
+      raise
+    raise OSError(f'{error}. You can also put the file at {path}') from error
   try:
     _check(name, partial, path, source)
   except ValueError as error:

@@ -314,12 +314,13 @@ def test_files_and_folders_come_before_names(tmp_path, monkeypatch, content):
   assert found == [file, file, tmp_path / 'nfnet_f0']
 
 
-def test_commands_say_in_one_line_what_is_wrong(server, capsys):
+def test_commands_say_in_one_line_what_is_wrong(server, cache, capsys):
   server.misbehave = answering(b'', 404)
   assert classify.main([f'--weights={NAME}', 'x.png']) == 1
   assert capsys.readouterr().err.splitlines() == [
     f'Fetching {server.url}/{FILE}',
-    f'error: {NAME}: {server.url}/{FILE}: the server answers 404 (Not Found)',
+    f'error: {NAME}: {server.url}/{FILE}: the server answers 404 (Not Found). '
+    f'You can also put the file at {cache / FILE}',
   ]
 
 

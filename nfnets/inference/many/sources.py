@@ -79,8 +79,8 @@ def add_arguments(
   parser.add_argument(
     '--list',
     metavar='FILE',
-    help='a file with more files and folders, a path per line or ended by '
-    'NULs; - for standard input',
+    help='a file with more paths, separated by newlines or NULs; - for '
+    'standard input',
   )
   command_line.add_data_arguments(parser)
   parser.add_argument(
@@ -95,12 +95,12 @@ def add_arguments(
     required=has_output,
     metavar='FILE',
     help=f'the file to write: {", ".join(suffixes[:-1])} or {suffixes[-1]}. '
-    'It replaces an existing one when all is computed',
+    'It replaces an existing file at the end',
   )
   parser.add_argument(
     '--resume',
     action='store_true',
-    help='continue an output whose command was stopped; start if there is none',
+    help='continue the output of a command that was stopped, if there is one',
   )
 
 
