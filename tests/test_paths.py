@@ -23,6 +23,7 @@ def test_tilde_is_the_users_folder(monkeypatch):
   assert paths.path('~/runs') == pathlib.Path('/home/somebody/runs')
 
 
+@pytest.mark.slow
 def test_without_a_home_folder_there_is_a_temporary_one(tmp_path):
   # HOME is not set, and /etc/passwd does not have the user.
   code = """
