@@ -8,8 +8,8 @@ from tools import count_statements
 
 _ROOT = pathlib.Path(nfnets.__file__).parent
 # Statements that there were when this was last changed.
-_SOURCE_STATEMENTS = 13_255
-_TEST_STATEMENTS = 13_540
+_SOURCE_STATEMENTS = 13_550
+_TEST_STATEMENTS = 13_850
 
 
 def imported(file: pathlib.Path) -> set[str]:
