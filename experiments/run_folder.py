@@ -159,16 +159,20 @@ class RunFolder:
       self.kept()
 
   def end(self, results: dict[str, Any]) -> None:
-    """Add what came out.
+    """Record the results, and write the card.
 
     Raises:
       UserError: if it cannot be written.
     """
+    self.record(results)
+    if self.is_writer and self.kept():
+      self._write_card()
+
+  def record(self, results: dict[str, Any]) -> None:
+    """Write the results into `run.json`."""
     self._info['results'] = results
     if self.is_writer:
       self._write_info()
-      if self.kept():
-        self._write_card()
 
   def keep(self, kept: weights.Weights, step: int, **facts: Any) -> None:
     """Write weights, in place of those before.

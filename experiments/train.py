@@ -87,9 +87,10 @@ def train_and_evaluate(
   if begun:
     folder.go_on(begun, step, is_training)
     if is_training and _has_ended(begun, config, step):
-      report = paths.path(config.checkpoint_dir) / 'report.html'
-      if config.report and paths.is_file(report):
-        where['report'] = str(report)
+      files = ('report', 'report.html'), ('suspects', 'suspects.csv')
+      for name, file in files if config.report else ():
+        path = paths.path(config.checkpoint_dir) / file
+        where |= {name: str(path)} if paths.is_file(path) else {}
       return {**begun['results'], **where, 'had_ended': True}
   logging.info(
     '%d steps of %d images (%d for training) on %s; results in %s',
@@ -122,7 +123,10 @@ def train_and_evaluate(
     if not last['stopped_by_sigterm']:
       folder.end(last)
       if config.report and built.builder and not jax.process_index():
-        where.update(_report(config.checkpoint_dir))
+        found = _report(config.checkpoint_dir)
+        where |= {k: found.pop(k) for k in ('report', 'suspects') if k in found}
+        last |= found
+        folder.record(last)
     elif notice.is_interrupt:
       last |= {'stopped_by_sigterm': False, 'interrupted': True}
   return {**last, **where}
