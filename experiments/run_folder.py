@@ -69,7 +69,7 @@ class RunFolder:
     if isinstance(built.builder, folders.Folder):
       settings['which_dataset'] = built.builder.root  # From any folder.
     of_run = command_line.leaves(config)
-    # Of all updates: the choice of the best weights uses later ones, too.
+    # For all updates, because the choice of the best weights uses all.
     self._privacy = {}
     if built.privacy:
       self._privacy['privacy'] = built.privacy.facts(config.training_steps)

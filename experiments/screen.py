@@ -228,7 +228,7 @@ class _AboveBars:
   """Standard error for log lines, which go above the bars that there are."""
 
   def __init__(self):
-    self._stream = sys.stderr  # Which may be redirected for a while.
+    self._stream = sys.stderr  # It may be redirected for a while.
 
   def write(self, text: str) -> None:
     tqdm.tqdm.write(text, file=self._stream, end='')

@@ -170,7 +170,7 @@ def make_loss(
       'train_loss': loss,
       **_topk_correct(logits, batch['labels']),
     }
-    if 'mask' in batch:  # Of a Poisson sample.
+    if 'mask' in batch:  # A Poisson sample.
       values = {k: batch['mask'] * v for k, v in values.items()}
       values['share'] = batch['mask']
     metrics = jax.tree.map(jnp.mean, values)

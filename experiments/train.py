@@ -219,7 +219,7 @@ def _train_and_test(make, config, built, reporter, folder) -> dict[str, Any]:
       tested = module.test(weights)
     except hosts.StoppedError:
       return {**last, 'stopped_by_sigterm': True}
-    if not validates:  # Whose points make a curve already.
+    if not validates:  # Validation has written its own points.
       prefix = 'eval_ema_' if built.config.use_ema else 'eval_'
       named = {k.replace('test_', prefix): v for k, v in tested.items()}
       writer = screen.Writer(config, 'eval')

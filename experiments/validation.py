@@ -13,22 +13,22 @@ from nfnets import weights
 from nfnets.errors import UserError
 from nfnets.inference import curves
 
-# As wide as the rows below; with the time of the log it fits 80 columns.
+# The columns match the rows; with the time of the log they fit 80 columns.
 _HEADER = (
   f'{"epoch":>6}{"step":>7}{"train loss":>12}{"valid loss":>12}'
   f'{"accuracy":>10}{"lr":>9}{"time left":>11}{"":3}'
 )
-# Beside the best weights: when their value of the metric was first reached,
-# while the weights are those of the last step that reached it.
+# Metadata of the best weights: the step that first reached their value of the
+# metric. The weights are those of the last step that reached it.
 _IMPROVED = 'improved_step'
 
 
 class Validation:
   """Evaluates training at equal intervals, and keeps the best weights.
 
-  When depends on the step alone, and whether training should end on the step
-  and on what is kept, so that a run that is stopped and goes on keeps the same
-  and ends at the same step.
+  The steps to evaluate depend only on the step number, and early stopping on
+  the step number and the kept weights. So a run that is resumed keeps the same
+  weights and ends at the same step.
 
   Attributes:
     stopped_early: whether the last `config.patience` evaluations were no better
@@ -97,7 +97,7 @@ class Validation:
     best = known.get(self._metric)
     # Without any that were better than nothing, it is step 0.
     improved = known.get(_IMPROVED, known.get('step', 0))
-    # Of equal ones the later, which was trained for longer.
+    # Equal values: the later weights, which were trained longer.
     is_best = best is None or self._sign * value >= self._sign * best
     is_best = is_best and math.isfinite(value)
     self._log(curves.Row.of(step, metrics, is_best))

@@ -105,7 +105,7 @@ class Poisson(NamedTuple):
 
 
 class PoissonOrder:
-  """Which examples are in each batch, where each is drawn by itself."""
+  """The examples of each batch, each drawn independently."""
 
   def __init__(self, num_examples: int, batch_size: int, poisson: Poisson):
     self._num_examples, self._batch_size = num_examples, batch_size
