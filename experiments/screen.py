@@ -293,8 +293,8 @@ def describe_end(
     lines = [f'Trained to step {step} in {took}{speed}.']
   if results.get('stopped_early'):
     lines.append(
-      f'Stopped early: the last {config.patience} evaluations were no better '
-      f'than one before. The best weights are those of step '
+      f'Stopped early: no improvement in the last {config.patience} '
+      f'evaluation(s). The best weights are those of step '
       f'{results.get("best_step", step)}.'
     )
   accuracies = []

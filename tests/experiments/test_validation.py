@@ -258,7 +258,7 @@ def test_a_run_that_stopped_early_has_ended(run_command, tmp_path):
   result = straight.json
   assert (result['step'], result['best_step']) == (6, 2), straight.log
   assert result['stopped_early'] and not result['stopped_by_sigterm']
-  assert 'Stopped early: the last 2 evaluations were no better' in straight.log
+  assert 'Stopped early: no improvement in the last 2 eval' in straight.log
 
   # As SIGKILL leaves it: no results, and the last checkpoints missing.
   killed = tmp_path / 'killed'
