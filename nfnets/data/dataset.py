@@ -221,7 +221,7 @@ def train_batches(
     seeds = [place.seed(copy, _AUGMENTING) for place in places]
     if augment_each:
       images = [*map(augment, images, seeds)]
-    first = places[0]  # Which decides.
+    first = places[0]  # The first of a pair decides.
     if options.poisson:
       mask = tf.cast(first.position >= 0, tf.float32)
       return {'images': images[0], 'labels': labels[0], 'mask': mask}

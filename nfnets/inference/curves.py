@@ -40,19 +40,19 @@ def read_run(folder: pathlib.Path) -> dict[str, Scalars]:
 
 
 class Row(NamedTuple):
-  """An evaluation during training, of the weights that are kept.
+  """One evaluation during training (of the averaged weights, if there are any).
 
   Both losses are means over examples, without augmentation, label smoothing,
   dropout and stochastic depth.
 
   Attributes:
-    epoch: Of training, with a fraction.
-    step: The number of updates.
-    train_loss: Of a fixed sample of the training images.
-    valid_loss: Of the images that evaluation counts.
-    accuracy: Top-1, of the same images.
-    learning_rate: Of the last update.
-    is_best: Whether no other row is better, or none so far.
+    epoch: Epochs of training, a fraction.
+    step: Number of updates.
+    train_loss: Mean loss in nats on a fixed sample of the training images.
+    valid_loss: Mean loss in nats on the evaluated split.
+    accuracy: Top-1 accuracy on the evaluated split, in [0, 1].
+    learning_rate: Learning rate of the last update.
+    is_best: Whether no other row is better; during training, none so far.
   """
 
   epoch: float
@@ -65,7 +65,7 @@ class Row(NamedTuple):
 
   @classmethod
   def of(cls, step: int, metrics: Mapping[str, float], is_best: bool) -> 'Row':
-    """Selects from the metrics that training writes at a step."""
+    """Select the fields from the metrics of a step."""
     # The averaged weights are kept, where there is an average.
     prefix = 'eval_ema_' if 'eval_ema_loss' in metrics else 'eval_'
     return cls(
@@ -80,7 +80,7 @@ class Row(NamedTuple):
 
 
 def rows(scalars: Scalars, best_step: int | None = None) -> list[Row]:
-  """Return the evaluations during training, of the curves of evaluation."""
+  """Return the evaluations during training from the curves in `eval/`."""
   points = collections.defaultdict(dict)
   for name, curve in scalars.items():
     for step, value in zip(*curve, strict=True):

@@ -17,7 +17,7 @@ from nfnets.errors import UserError
 from nfnets.inference import classes, networks
 
 _THUMBNAIL = 160  # Pixels.
-_Z_95 = 1.959963984540054  # Of a normal distribution, 95 % are within.
+_Z_95 = 1.959963984540054  # 97.5 % quantile of the normal distribution.
 _log = logging.getLogger(__name__)
 
 
@@ -158,7 +158,7 @@ class Evaluation:
 
   def worst_classes(self) -> list[dict[str, Any]]:
     """Return the classes, the least accurate first, the untested last."""
-    # Of equal shares, the one with more images first.
+    # Ties in recall: the class with more images comes first.
     return sorted(
       self.classes,
       key=lambda row: (not row['total'], row['share'], row['high']),

@@ -22,7 +22,7 @@ from typing import Any
 
 from nfnets import paths
 
-_MAX_BYTES = 8 * 2**30  # Of all graphs; F0 takes 0.29 GB, F6 1.8 GB.
+_MAX_BYTES = 8 * 2**30  # All graphs; F0 takes 0.29 GB, F6 1.8 GB.
 _log = logging.getLogger(__name__)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from nfnets.errors import UserError
 
-_ROWS = 10_000  # Whose lengths are computed together.
+_ROWS = 10_000  # Rows per computation of lengths.
 
 
 class Index:

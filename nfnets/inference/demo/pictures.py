@@ -42,7 +42,7 @@ def read(path: str) -> bytes | np.ndarray:
     raise ImageError(what if content else 'empty') from error
   except Image.DecompressionBombError as error:
     raise ImageError(f'too large: {limit}') from error
-  except Exception as error:  # As many kinds as in `images.decode`.
+  except Exception as error:  # Many kinds; see `images.decode`.
     raise ImageError('damaged at its beginning') from error
   if width * height > _MAX_PIXELS:
     raise ImageError(f'has {width:,} × {height:,} pixels; {limit}')

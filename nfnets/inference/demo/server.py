@@ -91,7 +91,7 @@ class Guard:
       and shutil.disk_usage(self._folder).free < _FREE_SPACE
     ):
       reason = {'detail': 'There is no space left; wait a few minutes.'}
-      app = responses.JSONResponse(reason, 507)  # As Gradio's page shows it.
+      app = responses.JSONResponse(reason, 507)  # Gradio's page shows this.
     await app(scope, receive, send)
 
 

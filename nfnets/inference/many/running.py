@@ -24,7 +24,7 @@ from nfnets.inference.many.sources import Item, Source
 from nfnets.weights import fetching
 
 _MAX_THREADS = 8  # Each holds an image in full.
-_NAMES_SHOWN = 5  # Of images that cannot be read, at the end.
+_NAMES_SHOWN = 5  # Unreadable images that the summary names.
 _ERRORS_SHOWN = 10  # While it runs, if the output has them as well.
 
 
